@@ -18,6 +18,7 @@ from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem
 from ..core import Features, choose
 
@@ -41,7 +42,6 @@ class ViT(VisionTransformer):
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_layer=embed_layer,
                          pos_embed='none' if positions == 'none' else 'learn', **kw)
         if positions == 'sincos':
-            from vit_ssl_lab.components.positions import sincos_2d
             prefix = 0 if self.no_embed_class else self.num_prefix_tokens
             self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
 
