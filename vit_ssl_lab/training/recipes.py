@@ -85,6 +85,12 @@ class Plan(NamedTuple):
     warmup: float  # steps of warm-up
     per_epoch: int # steps of one pass over the data
     batch: int     # images in one step
+    n: int         # images in the data set
+
+    def seen(self, step: int) -> int:
+        "Images after `step` steps; an epoch's last batch may be smaller."
+        epochs, i = divmod(step, self.per_epoch)
+        return epochs * min(self.n, self.per_epoch * self.batch) + min(self.n, i * self.batch)
 
 def plan(
     recipe: Recipe, # the run
@@ -98,7 +104,7 @@ def plan(
     unit = total if recipe.warmup < 1 else 1 if recipe.steps else per_epoch
     warmup = recipe.warmup * unit
     if warmup > total: raise ValueError(f"A warm-up of {warmup:.0f} steps is longer than the run of {total}: make warmup={recipe.warmup} smaller.")
-    return Plan(total, warmup, per_epoch, batch)
+    return Plan(total, warmup, per_epoch, batch, n)
 
 # %% ../../nbs/training/01_recipes.ipynb #165f5672
 SCALES = ('laptop', 'slow', 'gpu', 'paper')
