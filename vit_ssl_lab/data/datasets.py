@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module, util
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
@@ -503,9 +503,15 @@ class FolderDataset:
         device: str | torch.device | None = None,  # where the batch goes; None: the CPU
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # (B, 3, size, size) uint8, (B,) labels, (B,) index into the set
         "One pass over the set. A picture that can't be decoded is replaced by another of the same batch, and counted in `skipped`."
-        order = list(batch_indices(len(self), batch_size, generator, shuffle, drop_last))
+        order = batch_indices(len(self), batch_size, generator, shuffle, drop_last)
         places = torch.rand(len(self), 2, generator=generator) if self.crop == 'random' else torch.full((len(self), 2), .5)
-        items = [[(i, *places[i].tolist()) for i in index.tolist()] for index in order]
+        yield from self.stream([[(i, *places[i].tolist()) for i in index.tolist()] for index in order], device)
+
+    def stream(self,
+        items: Iterable[list[tuple]],              # one list a batch, of (index, x, y): a picture and the place of its crop, 0..1
+        device: str | torch.device | None = None,  # where the batch goes; None: the CPU
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # as `batches`
+        "Batches in an order that the caller chooses, which may start anywhere and never end."
         workers = min(8, os.cpu_count() or 1) if self.workers is None and len(self) >= 256 else self.workers or 0
         loader = torch.utils.data.DataLoader(_Decode(self.files, self.size, self.margin), batch_sampler=items, num_workers=workers, collate_fn=list,
                                              pin_memory=False, **(dict(prefetch_factor=4) if workers else {}))
@@ -514,7 +520,7 @@ class FolderDataset:
             good = [b for b in batch if b[1] is not None]
             lost = [self.files[i] for i, image in batch if image is None]
             bad += len(lost); self.skipped += [f for f in lost if f not in self.skipped]
-            if not good: continue
+            if not good: raise DataError(f"None of the {len(batch)} pictures of a batch of {self.name} could be decoded, the first is {Path(lost[0]).name}: remove or replace these files.")
             good = (good * -(-len(batch) // len(good)))[:len(batch)] # the same size for every batch: many processes must stay in step
             index = torch.tensor([i for i, _ in good])
             images = torch.stack([image for _, image in good])
