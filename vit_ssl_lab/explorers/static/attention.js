@@ -1,0 +1,127 @@
+// AttentionExplorer: the pointer asks, the browser answers from one layer's attention; the kernel is asked only for another layer or picture.
+function render({model, el}) {
+  const ui = shell(model, el, 'Attention explorer');
+  const [rows, cols] = model.get('grid'), [, height, width] = model.get('shape'), prefix = model.get('prefix');
+  const n = rows * cols, tokens = prefix + n, CLS = -1;
+  const pictures = gallery(model);
+  let hover = null, data = null, peaks = null, heads = 1, values = new Float32Array(n), top = 1;
+
+  // Each row of attention came as bytes scaled by its own largest value.
+  const at = (head, from, to) => data[(head * tokens + from) * tokens + to] * peaks[head * tokens + from] / 255;
+  const token = q => q === CLS ? 0 : prefix + q;
+  const lookup = (head, from, to) => {
+    if (head >= 0) return at(head, from, to);
+    let sum = 0;
+    for (let i = 0; i < heads; i++) sum += at(i, from, to);
+    return sum / heads;
+  };
+  const mapOf = (head, query) => {
+    const t = token(query), to = model.get('direction') === 'to', out = new Float32Array(n);
+    for (let i = 0; i < n; i++) out[i] = to ? lookup(head, prefix + i, t) : lookup(head, t, prefix + i);
+    return out;
+  };
+  const query = () => hover ?? model.get('query');
+  const head = () => Math.min(model.get('head'), heads - 1);
+  const nameOf = q => q === CLS ? 'CLS' : where(q, cols);
+
+  const pin = q => { hover = null; ui.send({query: q}, {busy: false}); look(); };
+  const on = {
+    hover(cell) { hover = cell < 0 ? null : cell; look(); },
+    press(cell) { pin(cell); },
+    move(cell) { pin(cell); },
+    key(cell) { pin(cell); },
+    focus() { if (model.get('query') >= 0) seats.forEach(p => p.cursor(model.get('query'))); },
+  };
+  const mark = (g, w, t) => outline(g, w, t, rows, cols, query(), '#e69f00');
+  const common = {rows, cols, ratio: height / width, on, label: 'picture: point at a patch, or move with the arrow keys, to see its attention'};
+  const picture = () => pictures[model.get('picture')];
+  const seats = [
+    pane(ui, {...common, caption: 'point at a patch', cls: 'vsl-query', draw(g, w, t) { g.drawImage(picture(), 0, 0, w, t); mark(g, w, t); }}),
+    pane(ui, {...common, caption: 'lit by its attention', draw(g, w, t) {
+      g.drawImage(picture(), 0, 0, w, t);
+      for (let i = 0; i < n; i++) {
+        g.fillStyle = `rgba(0,0,0,${.9 * (1 - values[i] / top)})`;
+        g.fillRect(Math.floor((i % cols) * w / cols), Math.floor(Math.floor(i / cols) * t / rows), Math.ceil(w / cols), Math.ceil(t / rows));
+      }
+      mark(g, w, t);
+    }}),
+    pane(ui, {...common, caption: 'attention', cls: 'vsl-map', draw(g, w, t) { g.drawImage(heat(values, rows, cols, VIRIDIS, v => v / top), 0, 0, w, t); mark(g, w, t); }}),
+  ];
+  const scale = legend(VIRIDIS);
+  seats[2].el.append(scale.el);
+
+  // One small map for each head, and the mean: buttons of a radio group.
+  const strip = h('div', {class: 'vsl-heads', role: 'radiogroup', 'aria-label': 'head'});
+  let tiles = [];
+  const buildHeads = () => {
+    strip.replaceChildren();
+    const entropy = model.get('entropy'), distance = model.get('distance');
+    tiles = (heads > 1 ? [-1, ...Array(heads).keys()] : [0]).map(i => {
+      const canvas = h('canvas', {width: cols * 8, height: rows * 8, 'aria-hidden': 'true'});
+      const name = heads === 1 ? (model.get('rollout') ? 'rollout' : 'head 1') : i < 0 ? 'mean' : `head ${i + 1}`;
+      const mean = list => list.reduce((a, b) => a + b, 0) / (list.length || 1);
+      const e = i < 0 ? mean(entropy) : entropy[i], d = i < 0 ? mean(distance) : distance[i];
+      const facts = e === undefined ? '' : `${e.toFixed(1)} bit, ${d.toFixed(0)} px`;
+      const button = h('button', {type: 'button', role: 'radio', 'data-head': i, 'aria-label': `${name}: entropy ${facts.replace(',', ', distance')}`,
+        title: 'entropy of the attention, and how far it reaches on average', onclick: () => choose(i)}, canvas, name, h('br'), facts);
+      button.addEventListener('keydown', e => {
+        const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[e.key];
+        if (!step) return;
+        e.preventDefault(); e.stopPropagation();
+        const k = (tiles.findIndex(t => t.i === i) + step + tiles.length) % tiles.length;
+        choose(tiles[k].i); tiles[k].button.focus();
+      });
+      strip.append(button);
+      return {i, canvas, button};
+    });
+  };
+  const choose = i => { ui.send({head: i}, {busy: false}); look(); };
+
+  const look = () => {
+    if (!data) return;
+    values = mapOf(head(), query());
+    top = Math.max(...values) || 1;
+    seats.forEach(p => p.redraw());
+    for (const {i, canvas, button} of tiles) {
+      const v = i === head() ? values : mapOf(i, query()), most = Math.max(...v) || 1;
+      const g = canvas.getContext('2d');
+      g.imageSmoothingEnabled = false; g.drawImage(heat(v, rows, cols, VIRIDIS, x => x / most), 0, 0, canvas.width, canvas.height);
+      button.setAttribute('aria-checked', i === head()); button.tabIndex = i === head() ? 0 : -1;
+    }
+    const to = model.get('direction') === 'to', q = query(), t = token(q);
+    const who = model.get('rollout') ? 'rollout' : `layer ${model.get('layer') + 1}, ${head() < 0 ? `mean of ${heads} heads` : `head ${head() + 1}`}`;
+    const parts = [`attention ${to ? 'to' : 'from'} ${nameOf(q)} (${who})`, `brightest patch ${percent(top)}`];
+    if (prefix && !to) parts.push(`CLS gets ${percent(lookup(head(), t, 0))}`);
+    if (prefix && to && q !== CLS) parts.push(`CLS gives ${percent(lookup(head(), 0, t))}`);
+    ui.say(parts.join(' · '));
+    scale.set('0', percent(top));
+    ui.root.dataset.query = q;
+    ui.root.dataset.top = top.toFixed(5);
+    cls?.setAttribute('aria-pressed', q === CLS);
+  };
+  const load = () => {
+    const same = heads;
+    data = bytes(model, 'attention'); peaks = floats(model, 'peaks'); heads = peaks.length / tokens;
+    const fresh = data.length === heads * tokens * tokens && heads >= 1;
+    if (!fresh) { data = null; return; }
+    if (same !== heads || ui.root.dataset.heads !== String(model.get('answered'))) buildHeads();
+    ui.root.dataset.heads = model.get('answered');
+    look();
+  };
+
+  const layers = model.get('layers');
+  const cls = prefix ? h('button', {type: 'button', class: 'vsl-cls', 'aria-pressed': 'false', title: 'the attention of the CLS token', onclick: () => pin(CLS)}, 'CLS') : null;
+  const bar = h('div', {class: 'vsl-bar'},
+    slider(ui, 'layer', {label: 'layer', min: 0, max: layers - 1, step: 1, format: v => `${v + 1} of ${layers}`, changes: layer => ({layer, rollout: false})}),
+    radio(ui, 'rollout', {label: 'show', options: [[false, 'layer'], [true, 'rollout']]}),
+    radio(ui, 'direction', {label: 'direction', options: [['from', 'from'], ['to', 'to']], busy: false}),
+    cls ? h('span', {class: 'vsl-field'}, h('span', {class: 'vsl-name'}, 'token'), cls) : null);
+  const thumbs = chooser(ui, pictures);
+  ui.body.append(bar, thumbs ? h('div', {class: 'vsl-bar'}, thumbs) : '', h('div', {class: 'vsl-panes'}, seats.map(p => p.el)), strip,
+    h('p', {class: 'vsl-note'}, 'Attention from a token sums to 1 over all tokens. Colours go from 0 to the brightest patch of each map; CLS is left out of the map.'));
+  ui.on('attention peaks answered', load);
+  ui.on('direction query head', look);
+  load();
+  return () => ui.close();
+}
+export default { render };
