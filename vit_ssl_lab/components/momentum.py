@@ -10,13 +10,14 @@ import copy, math
 import torch
 from torch import nn
 
-# %% ../../nbs/components/09_momentum.ipynb #2f993c69
+# %% ../../nbs/components/09_momentum.ipynb #052adee4
 def momentum_copy(
     module: nn.Module, # the network that learns
 ) -> nn.Module:        # an equal one whose parameters get no gradient
     "The slow network at its start: an equal copy that no gradient reaches."
     return copy.deepcopy(module).requires_grad_(False)
 
+# %% ../../nbs/components/09_momentum.ipynb #e3f19a75
 @torch.no_grad()
 def momentum_update(
     target: nn.Module, # the slow copy, changed in place
@@ -32,6 +33,7 @@ def momentum_update(
     torch._foreach_lerp_([old[k] for k in floats], [new[k].to(old[k].dtype) for k in floats], 1 - momentum)
     for k in old.keys() - set(floats): old[k].copy_(new[k])
 
+# %% ../../nbs/components/09_momentum.ipynb #a4fe3e12
 def cosine_momentum(
     base: float,     # momentum at the start, 0.996 in BYOL
     progress: float, # 0 at the start of training, 1 at its end
