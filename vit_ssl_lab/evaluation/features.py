@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from ..core import Features, choose
+from ..data.datasets import normalise
 
 # %% ../../nbs/evaluation/01_features.ipynb #d2b31008
 @dataclass(frozen=True)
@@ -43,21 +44,22 @@ def extract(
     features: str = 'pooled',   # "pooled", "mean" (of the patches) or "both" (twice as wide)
     batch_size: int = 512,      # images at a time
     device=None,                # None: where the encoder is
+    views: nn.Module | None = None, # pictures uint8 -> (B, C, H, W) normalised, augmented; None: only normalised
 ) -> tuple[Tensor, Tensor]:     # X (n, D) float32 and y (n,) int64, both on the CPU, in the order of the data
-    "Encode a whole data set, un-augmented, without gradient, in eval mode; the encoder is left as it was."
+    "Encode a whole data set without gradient, in eval mode; the encoder is left as it was."
+    if not len(data): raise ValueError(f"The data set {data.name!r} has no images to encode: it needs one or more.")
     pick = FEATURES[choose(features, FEATURES, 'kind of features')]
     home = next(encoder.parameters(), torch.zeros(())).device
     device, was_training = torch.device(device or home), encoder.training
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
     X, y = [], []
     encoder.to(device).eval()
     try:
         for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
-            images = (images.to(device).float() / 255 - mean) / std
-            X.append(pick(encoder(images)).float().cpu()); y.append(labels.cpu())
+            images = images.to(device)
+            x = normalise(images, data.mean, data.std) if views is None else views(images)
+            X.append(pick(encoder(x)).float().cpu()); y.append(labels.cpu())
     finally:
         encoder.to(home).train(was_training)
-    if not X: raise ValueError(f"The data set {data.name!r} has no images to encode: it needs one or more.")
     X = torch.cat(X)
     if not X.isfinite().all(): raise ValueError(f"{int((~X.isfinite()).any(1).sum())} of {len(X)} feature vectors are not finite: the encoder's weights may be broken; load its last good checkpoint.")
     return X, torch.cat(y)
