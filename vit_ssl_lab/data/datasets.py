@@ -342,8 +342,8 @@ class Atlas:
                 w, h = (max(size, round(side * size / (room * share))) for side in image.size)
                 small = image.resize((w, h), Image.Resampling.BICUBIC)
                 if blur: small = small.filter(ImageFilter.GaussianBlur(blur * size))
-                a = np.asarray(small).astype(np.int32)
-                pixels.append(torch.from_numpy(a[..., 0] | a[..., 1] << 8 | a[..., 2] << 16).flatten()) # three bytes in one number: a pixel is one index
+                four = np.array(small.convert('RGBA')).reshape(-1, 4)
+                pixels.append(torch.from_numpy(four).view(torch.int32).flatten()) # four bytes in one number: a pixel is one index
                 table.append((start, h, w)); start += h * w
         self.pixels = torch.cat(pixels).to(device)
         self.table = torch.tensor(table, device=device).view(len(self.photographs), levels, 3)
@@ -359,8 +359,7 @@ class Atlas:
         left, top = ((w - self.size) * x).long(), ((h - self.size) * y).long()
         side = torch.arange(self.size, device=which.device)
         index = (start + top * w + left)[:, None, None] + side[:, None] * w[:, None, None] + side
-        packed = self.pixels[index]
-        return torch.stack([(packed >> s) & 255 for s in (0, 8, 16)], 1).to(torch.uint8)
+        return self.pixels[index].view(torch.uint8).view(*index.shape, 4)[..., :3].permute(0, 3, 1, 2)
 
 # %% ../../nbs/data/01_datasets.ipynb #19a56bb0
 @lru_cache(maxsize=16)
