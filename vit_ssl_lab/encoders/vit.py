@@ -22,7 +22,7 @@ from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem
 from ..core import Features, choose
 
-# %% ../../nbs/encoders/01_vit.ipynb #14e2da9d
+# %% ../../nbs/encoders/01_vit.ipynb #62cc386b
 STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
 
 class ViT(VisionTransformer):
@@ -35,7 +35,7 @@ class ViT(VisionTransformer):
         stem: str | Callable = 'patchify', # "patchify", "conv", or a class with timm's `embed_layer` interface
         positions: str = 'learn',      # "learn", "sincos" (MAE's table, frozen) or "none"
         num_classes: int = 0,          # outputs of timm's head; 0: no head
-        **kw,                          # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
+        **kw,                          # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, global_pool, ...
     ):
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
         embed_layer = STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem
@@ -46,13 +46,13 @@ class ViT(VisionTransformer):
             self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
 
     @property
-    def width(self) -> int: return self.embed_dim
+    def width(self) -> int: return self.embed_dim # D
     @property
-    def grid(self) -> tuple: return tuple(self.patch_embed.grid_size)
+    def grid(self) -> tuple: return tuple(self.patch_embed.grid_size) # (rows, columns)
     @property
-    def patch_size(self) -> tuple: return tuple(self.patch_embed.patch_size)
+    def patch_size(self) -> tuple: return tuple(self.patch_embed.patch_size) # (ph, pw) pixels
     @property
-    def img_size(self) -> tuple: return tuple(self.patch_embed.img_size)
+    def img_size(self) -> tuple: return tuple(self.patch_embed.img_size) # (H, W) pixels
 
     def forward(
         self,
@@ -75,24 +75,29 @@ class ViT(VisionTransformer):
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return self.norm(x)
 
-# %% ../../nbs/encoders/01_vit.ipynb #b45cd095
+# %% ../../nbs/encoders/01_vit.ipynb #3674b653
 @patch
 def embed(
     self: ViT,
-    images: Tensor, # (B, C, H, W)
-    keep: Tensor,   # (B, K) int64
+    images: Tensor, # (B, C, H, W) float
+    keep: Tensor,   # (B, K) int64 indices of the visible patches
 ) -> Tensor:        # (B, P + K, D)
-    "Prefix tokens and visible patches with their positions: what enters the first block. (MAE, section 3)"
+    "Prefix tokens and visible patches with their positions. (MAE, section 3)"
     x, prefix = self.patch_embed.visible(images, keep), [t for t in (self.cls_token, self.reg_token) if t is not None]
     prefix = torch.cat(prefix, 1) if prefix else x.new_zeros(1, 0, self.width)
     if self.pos_embed is not None:
         table = self.pos_embed[0]
         if not self.no_embed_class: prefix, table = prefix + table[:self.num_prefix_tokens], table[self.num_prefix_tokens:]
         x = x + F.embedding(keep, table)
-    return torch.cat([prefix.expand(len(x), -1, -1), x], 1)
+    return torch.cat([prefix.expand(len(x), -1, -1).to(x.dtype), x], 1)
 
+# %% ../../nbs/encoders/01_vit.ipynb #8a0b8798
 @patch
-def check(self: ViT, images: Tensor, keep: Tensor | None = None) -> None:
+def check(
+    self: ViT,
+    images: Tensor,             # what should be (B, C, H, W) float
+    keep: Tensor | None = None, # what should be (B, K) int64
+) -> None:
     "One sentence for pictures or indices that this encoder can't take."
     size = self.img_size
     if images.ndim != 4 or images.shape[1] != self.in_chans or (images.shape[-2:] != size and not self.dynamic_img_size) or not images.is_floating_point():
@@ -101,60 +106,20 @@ def check(self: ViT, images: Tensor, keep: Tensor | None = None) -> None:
     if keep is None: return
     n = self.grid[0] * self.grid[1]
     if self.dynamic_img_size: raise ValueError("An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: build it without, or call set_input_size.")
+    if not hasattr(self.patch_embed, 'visible'): raise ValueError(f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: use stem='patchify' or 'conv', or a class with `visible(images, keep)`.")
     if keep.ndim != 2 or len(keep) != len(images) or not 0 < keep.shape[1] <= n or keep.dtype != torch.int64:
         raise ValueError(f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}.")
-    # Reading values stops a GPU's queue and torch.compile's graph; there the lookup itself fails on a bad index
+    # Reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails on a bad index
     if keep.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= keep.min() and keep.max() < n):
         raise ValueError(f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}.")
 
-@patch
-def init_mae(self: ViT) -> ViT:
-    "Initialise as MAE does: Xavier-uniform on every linear layer and on the flattened patch kernel, class token normal 0.02. (MAE, appendix A)"
-    for m in self.modules():
-        if isinstance(m, nn.Linear):
-            nn.init.xavier_uniform_(m.weight)
-            if m.bias is not None: nn.init.zeros_(m.bias)
-    if isinstance(self.patch_embed, PatchEmbed): nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
-    if self.cls_token is not None: nn.init.normal_(self.cls_token, std=.02)
-    return self
-
-@patch
-def init_pycls(self: ViT) -> ViT:
-    "Initialise as Early Convolutions does. (pycls, vit.py)"
-    for name, m in self.named_modules():
-        if not isinstance(m, nn.Linear): continue
-        nn.init.zeros_(m.bias)
-        if 'mlp' in name: nn.init.xavier_uniform_(m.weight); nn.init.normal_(m.bias, std=1e-6)
-        elif name.endswith('qkv'): nn.init.xavier_uniform_(m.weight)
-        elif name == 'head': nn.init.zeros_(m.weight)
-        else: nn.init.kaiming_uniform_(m.weight, a=5 ** .5)  # torch.nn.MultiheadAttention leaves the output projection at the default of Linear
-    if isinstance(self.patch_embed, PatchEmbed):
-        proj = self.patch_embed.proj
-        nn.init.trunc_normal_(proj.weight, std=(proj.in_channels * proj.kernel_size[0] * proj.kernel_size[1]) ** -.5); nn.init.zeros_(proj.bias)
-    nn.init.zeros_(self.cls_token); nn.init.normal_(self.pos_embed, std=.02)
-    return self
-
-@patch(cls_method=True)
-def from_timm(
-    cls: ViT,
-    model: VisionTransformer | str,  # a timm Vision Transformer or its name
-    **kw,                            # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
-) -> ViT:                            # the same weights (copied); `num_classes=0` unless asked for
-    "Turn a timm Vision Transformer into a `ViT`, whatever its variant: registers, layer scale, pre-norm."
-    if isinstance(model, str): model = timm.create_model(model, **{'num_classes': 0, **kw})
-    else: model = copy.deepcopy(model)
-    if not isinstance(model, VisionTransformer): raise ValueError(f"Only timm's VisionTransformer can become a ViT, got {type(model).__name__}: choose a timm name that starts with vit_ or deit_.")
-    model.__class__ = cls  # a ViT holds no state of its own, so the class is all that differs
-    if type(model.patch_embed) is PatchEmbed: model.patch_embed.__class__ = PatchifyStem
-    return model
-
-# %% ../../nbs/encoders/01_vit.ipynb #62cc386b
+# %% ../../nbs/encoders/01_vit.ipynb #aff81900
 def _vit(size: dict, **kw) -> ViT: return ViT(**{**size, **kw})
 
 def vit_nano(
-    img_size: int | tuple = 48, # pixels
+    img_size: int | tuple = 48,  # pixels
     patch_size: int | tuple = 4, # pixels
-    **kw,                       # in_chans, stem, positions and all of `ViT`; also overrides embed_dim, depth, num_heads
+    **kw,                        # in_chans, stem, positions and all of `ViT`; embed_dim, depth, num_heads to override
 ) -> ViT:
     "The workbook's own size for small pictures on a laptop: width 96, depth 4, 3 heads."
     return _vit(dict(embed_dim=96, depth=4, num_heads=3), img_size=img_size, patch_size=patch_size, **kw)
@@ -164,7 +129,7 @@ def vit_tiny(
     patch_size: int | tuple = 16, # pixels
     **kw,                         # as for `ViT`
 ) -> ViT:
-    "ViT-Ti: width 192, depth 12, 3 heads, 5.5 M parameters. (vision_transformer, models.py)"
+    "ViT-Ti: width 192, depth 12, 3 heads, 5.5 M parameters. (vision_transformer, configs/models.py)"
     return _vit(dict(embed_dim=192, depth=12, num_heads=3), img_size=img_size, patch_size=patch_size, **kw)
 
 def vit_small(
@@ -172,9 +137,10 @@ def vit_small(
     patch_size: int | tuple = 16, # pixels
     **kw,                         # as for `ViT`
 ) -> ViT:
-    "ViT-S: width 384, depth 12, 6 heads, 22 M parameters. (vision_transformer, models.py)"
+    "ViT-S: width 384, depth 12, 6 heads, 22 M parameters. (vision_transformer, configs/models.py)"
     return _vit(dict(embed_dim=384, depth=12, num_heads=6), img_size=img_size, patch_size=patch_size, **kw)
 
+# %% ../../nbs/encoders/01_vit.ipynb #d8141be9
 def vit_base(
     img_size: int | tuple = 224,  # pixels
     patch_size: int | tuple = 16, # pixels
@@ -199,8 +165,8 @@ def vit_huge(
     "ViT-H: width 1280, depth 32, 16 heads, 631 M parameters. (ViT, table 1)"
     return _vit(dict(embed_dim=1280, depth=32, num_heads=16), img_size=img_size, patch_size=patch_size, **kw)
 
-# %% ../../nbs/encoders/01_vit.ipynb #3674b653
-def _early(width: int, heads: int, depth: int, mlp_ratio: float, stem: str = 'patchify', img_size: int | tuple = 224, patch_size: int | tuple = 16, **kw) -> ViT:
+# %% ../../nbs/encoders/01_vit.ipynb #bf2536a0
+def _early(width: int, heads: int, depth: int, mlp_ratio: float, stem: str, img_size: int | tuple = 224, patch_size: int | tuple = 16, **kw) -> ViT:
     size = dict(embed_dim=width, depth=depth - (stem == 'conv'), num_heads=heads, mlp_ratio=mlp_ratio, norm_layer=partial(nn.LayerNorm, eps=1e-5))
     return _vit(size, img_size=img_size, patch_size=patch_size, stem=stem, **kw).init_pycls()
 
@@ -241,3 +207,47 @@ def encoder(
 ) -> ViT:
     "An encoder by name; an unknown name gets the nearest match."
     return ENCODERS[choose(name, ENCODERS, 'encoder')](**kw)
+
+# %% ../../nbs/encoders/01_vit.ipynb #3fce03dc
+@patch
+def init_mae(self: ViT) -> ViT: # itself
+    "Xavier-uniform on every linear layer and on the flattened patch kernel, class token normal 0.02. (MAE, appendix A.1)"
+    for m in self.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            if m.bias is not None: nn.init.zeros_(m.bias)
+    if isinstance(self.patch_embed, PatchEmbed): nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
+    if self.cls_token is not None: nn.init.normal_(self.cls_token, std=.02)
+    return self
+
+@patch
+def init_pycls(self: ViT) -> ViT: # itself
+    "Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel, zero class token and head. (pycls, vit.py)"
+    for name, m in self.named_modules():
+        if not isinstance(m, nn.Linear): continue
+        if m.bias is not None: nn.init.zeros_(m.bias)
+        if 'mlp' in name: nn.init.xavier_uniform_(m.weight); nn.init.normal_(m.bias, std=1e-6)
+        elif name.endswith('qkv'): nn.init.xavier_uniform_(m.weight)
+        elif name == 'head': nn.init.zeros_(m.weight)
+        else: nn.init.kaiming_uniform_(m.weight, a=5 ** .5)  # MultiheadAttention leaves its output projection at Linear's default
+    if isinstance(self.patch_embed, PatchEmbed):
+        proj = self.patch_embed.proj
+        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -.5); nn.init.zeros_(proj.bias)
+    if self.cls_token is not None: nn.init.zeros_(self.cls_token)
+    if self.pos_embed is not None and self.pos_embed.requires_grad: nn.init.normal_(self.pos_embed, std=.02)
+    return self
+
+# %% ../../nbs/encoders/01_vit.ipynb #d192ca94
+@patch(cls_method=True)
+def from_timm(
+    cls: ViT,
+    model: VisionTransformer | str, # a timm Vision Transformer, or its name
+    **kw,                           # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
+) -> ViT:                           # with the same weights; a model is copied
+    "Turn a timm Vision Transformer of any variant into a `ViT`."
+    model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_.")
+    model.__class__ = cls
+    if type(model.patch_embed) is PatchEmbed: model.patch_embed.__class__ = PatchifyStem
+    return model
