@@ -39,7 +39,7 @@ def show_reconstruction(
     r: Reconstruction,          # from `method.reconstruct`
     alt: str = "",              # what it shows; made from the ratio if empty
     n: int = 6,                 # pictures
-    suptitle: str | None = None,
+    suptitle: str | None = None, # a line above all
 ) -> None:
     "Rows of panes, one column a picture. Pasted: visible patches are the input's."
     rows = {'input': r.input, 'masked': r.masked, 'prediction': r.prediction, 'pasted': r.pasted, '|error|': r.error}

@@ -1,0 +1,28 @@
+# Every target is a line of scripts/bootstrap.py or of the environment it makes, so that the same works without make (see README).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help lab tour test notebooks bench env clean
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+lab: env         ## set everything up and open JupyterLab at the tour
+	$(PYTHON) scripts/bootstrap.py data
+	$(BIN)/jupyter lab index.ipynb
+tour: env        ## the tour without a browser: runs index.ipynb, writes _out/tour.html, prints the scores
+	$(PYTHON) scripts/bootstrap.py data
+	$(BIN)/python scripts/tour.py
+test: env        ## everything the tests need, then all tests
+	$(PYTHON) scripts/bootstrap.py data browser
+	$(BIN)/python -m pytest -n 2 --durations=40 tests
+notebooks: env   ## after editing notebooks: export the package, clean, regenerate README.md, check
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python scripts/readme.py
+	$(BIN)/python -m pytest -q tests/test_linter.py
+bench: env       ## speed against the peers, stored under results/ and printed as tables
+	$(PYTHON) scripts/bootstrap.py data
+	$(BIN)/python -m benchmarks
+env:             ## the environment in .venv (quick when nothing changed)
+	@$(PYTHON) scripts/bootstrap.py env
+clean:           ## remove the environment and what targets wrote
+	rm -rf .venv _out _docs build dist *.egg-info
