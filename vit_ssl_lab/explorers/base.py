@@ -85,7 +85,7 @@ class Explorer(anywidget.AnyWidget):
     _css = static('explorers.css')
     error = T.Unicode('', help="One sentence, shown in the widget; empty when all is well").tag(sync=True)
     live = T.Bool(True, help="False in a page without a kernel").tag(sync=True)
-    note = T.Unicode("This page has no Python behind it: what needs the model is switched off and shows the stored state.").tag(sync=True)
+    note = T.Unicode("This page has no Python behind it; all of it works.", help="Said in an exported page").tag(sync=True)
     answered = T.Int(0, help="Counts the kernel's answers").tag(sync=True)
     milliseconds = T.Float(0., help="Time of the last answer").tag(sync=True)
 

@@ -27,6 +27,7 @@ class MaskExplorer(Explorer):
     "Which patches a masking hides; or paint your own."
     _esm = script('mask.js')
     _offline = ['picture', 'hidden']
+    note = T.Unicode("This page has no Python behind it: painting works; ratio, kind and seed need a kernel.").tag(sync=True)
     predicts = T.Bool(False).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -129,6 +130,7 @@ MaskExplorer.mask, MaskExplorer.paint, MaskExplorer.figure = property(current_ma
 class ReconstructionExplorer(MaskExplorer):
     "What a method that reconstructs makes of a masked picture."
     _offline = []
+    note = T.Unicode("This page has no Python behind it: the mask is the stored one, pictures and pixels can be changed.").tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('honest', help="honest or leaky").tag(sync=True)
     results = T.Bytes(help="prediction (H, W, 3), pasted (H, W, 3), error (H, W), all uint8").tag(sync=True)
@@ -156,7 +158,9 @@ class ReconstructionExplorer(MaskExplorer):
         choose(pixels, ['honest', 'leaky'], "way to undo the normalisation")
         with looking(self.method) as device:
             image = self.pixels_in[picture:picture + 1].to(device)
-            return self.method.reconstruct(image, mask=current_mask(self).to(device), generator=Generator(device).manual_seed(self.seed), pixels=pixels)
+            r = self.method.reconstruct(image, mask=current_mask(self).to(device), generator=Generator(device).manual_seed(self.seed), pixels=pixels)
+        if r.input.shape[-2:] != image.shape[-2:]: raise ValueError(f"This method works on pictures of {r.input.shape[-2]} x {r.input.shape[-1]} pixels, these have {image.shape[-2]} x {image.shape[-1]}: resize them.")
+        return r
 
     def _follow(self) -> None:
         for name, value in self._traits_of(self.picture, self.pixels).items(): self.set_trait(name, value)
@@ -184,11 +188,13 @@ class ReconstructionExplorer(MaskExplorer):
 
 # %% ../../nbs/explorers/02_mask.ipynb #38c44422
 def patch_of(
-    method: nn.Module, # its encoder has a grid
+    method: nn.Module, # its encoder says its grid, or shows it in its Features
     pictures: Tensor,  # (n, C, H, W)
 ) -> tuple[int, int]:  # pixels, (height, width)
     "The patch size that divides these pictures as the method does."
-    rows, cols = method.encoder.grid
-    h, w = pictures.shape[-2:]
-    if h % rows or w % cols: raise ValueError(f"Pictures of {h} x {w} pixels don't fit this method's {rows} x {cols} patches: resize them, to {getattr(method.encoder, 'img_size', 'its size')} for one.")
+    grid = getattr(method.encoder, 'grid', None)
+    if grid is None:
+        with looking(method.encoder) as device: grid = method.encoder(pictures[:1].to(device).float() / 255).grid
+    (rows, cols), (h, w) = grid, pictures.shape[-2:]
+    if h % rows or w % cols: raise ValueError(f"Pictures of {h} x {w} pixels don't divide into this method's {rows} x {cols} patches: resize them.")
     return h // rows, w // cols

@@ -23,7 +23,7 @@ function floats(model, name) { const b = bytes(model, name); return new Float32A
 // It keeps count of what it listens to, because a model outlives its views.
 function shell(model, el, title) {
   const heard = [], timers = {};
-  const error = h('p', {class: 'vsl-error', role: 'alert'});
+  const error = h('p', {class: 'vsl-alert', role: 'alert'});
   const status = h('p', {class: 'vsl-status', role: 'status', 'aria-live': 'polite'});
   const live = model.get('live');
   const note = live ? null : h('p', {class: 'vsl-note'}, model.get('note'));

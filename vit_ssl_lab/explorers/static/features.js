@@ -111,7 +111,7 @@ function render({model, el}) {
   const [a, b] = model.get('explained');
   ui.body.append(
     h('div', {class: 'vsl-panes'},
-      h('figure', {style: 'width: 320px'}, h('figcaption', {}, `pooled features: two main axes, ${percent(a + b)} of the variance`), map, key, h('div', {style: 'margin-top: 6px'}, dots)),
+      h('figure', {style: 'width: 320px'}, h('figcaption', {}, `two main axes, ${percent(a + b)} of the variance`), map, key, h('div', {style: 'margin-top: 6px'}, dots)),
       h('div', {style: 'flex: 1; min-width: 300px'}, h('div', {class: 'vsl-panes'}, big.el, pca.el), h('p', {class: 'vsl-note', style: 'margin: 8px 0 3px'}, 'nearest by cosine (green: same class)'), row)),
     h('p', {class: 'vsl-note', style: 'margin: 10px 0 3px'}, 'Patch similarity within and between pictures: cosine from -1 (blue) through 0 (white) to 1 (red). The chosen picture, then its nearest.'),
     strip, h('div', {style: 'max-width: 168px'}, scale.el), match);

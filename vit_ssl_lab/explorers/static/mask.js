@@ -47,7 +47,7 @@ function render({model, el}) {
   const panes = [input, masked];
   const scale = legend(VIRIDIS);
   if (predicts) {
-    const names = [['prediction', 'prediction (everywhere)'], ['pasted', 'visible patches pasted'], ['error', 'error']];
+    const names = [['prediction', 'prediction (everywhere)'], ['pasted', 'visible patches pasted'], ['error', 'absolute error']];
     names.forEach(([key, caption], i) => {
       const p = pane(ui, {...common, caption, draw: image(() => results[i]), on: {hover: over, move(cell) { hover = cell; redraw(); }}, cls: `vsl-${key}`});
       if (key === 'error') p.el.append(scale.el);

@@ -11,8 +11,8 @@ function render({model, el}) {
     boxes.forEach(([top, left, h2, w2], i) => {
       if (hover >= 0 && i !== hover) return;
       const x = left * w / width, y = top * t / height, bw = w2 * w / width, bh = h2 * t / height;
-      g.lineWidth = 6; g.strokeStyle = 'rgba(0,0,0,.7)'; g.strokeRect(x + 3, y + 3, bw - 6, bh - 6);
-      g.lineWidth = 3; g.strokeStyle = COLOURS[Math.floor(i / rolls) % 4]; g.strokeRect(x + 3, y + 3, bw - 6, bh - 6);
+      g.lineWidth = 9; g.strokeStyle = 'rgba(0,0,0,.6)'; g.strokeRect(x + 4, y + 4, bw - 8, bh - 8);
+      g.lineWidth = 5; g.strokeStyle = COLOURS[Math.floor(i / rolls) % 4]; g.strokeRect(x + 4, y + 4, bw - 8, bh - 8);
     });
   }});
   const sheet = h('div', {class: 'vsl-sheet'});
