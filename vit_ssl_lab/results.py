@@ -66,7 +66,7 @@ def compare(
 def verdict(
     claim: str,   # the claim in one sentence
     outcome: dict, # from `compare`
-    unit: str = 'points',
+    unit: str = 'points', # of the difference
 ) -> str:         # a sentence with the figures
     "Say in one sentence whether a claim holds here."
     word = 'holds here' if outcome['holds'] else 'does not hold here'

@@ -86,7 +86,7 @@ def show_rows(
     alt: str,                # one sentence
     size: float = 1.2,       # inches of one picture
     cmap: str = 'viridis',   # for maps (B, H, W)
-    suptitle: str | None = None,
+    suptitle: str | None = None, # a line above all
 ) -> None:
     "Show labelled rows of pictures under each other: inputs, masks, predictions, error maps."
     n = max(len(v) for v in rows.values())
@@ -109,8 +109,8 @@ def show_curves(
     alt: str,                           # one sentence
     xlabel: str = 'step',               # with its unit
     ylabel: str = 'loss',               # with its unit
-    title: str = '',
-    logx: bool = False, logy: bool = False,
+    title: str = '',                    # above the axis
+    logx: bool = False, logy: bool = False, # logarithmic axes
 ) -> None:
     "Draw labelled curves in one axis."
     fig, ax = plt.subplots(figsize=(5, 2.6), layout='constrained')
@@ -125,7 +125,7 @@ def show_bars(
     values: dict[str, float | Sequence[float]], # label -> one value, or the values of several seeds
     alt: str,                                   # one sentence
     xlabel: str = 'accuracy (%)',               # with its unit
-    title: str = '',
+    title: str = '',                            # above the axis
 ) -> None:
     "Draw horizontal bars: the mean over seeds, with every seed as a dot."
     fig, ax = plt.subplots(figsize=(5, .4 * len(values) + .8), layout='constrained')
