@@ -1,0 +1,278 @@
+"""The explorers without a browser: what they compute, their state, their errors, their pictures and their pages. The model is a fake that keeps the contracts and nothing else."""
+import base64, json, re
+from typing import NamedTuple
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from vit_ssl_lab.components.masking import random_masking
+from vit_ssl_lab.components.patches import mask_to_pixels
+from vit_ssl_lab.components.positions import position_similarity, sincos_2d
+from vit_ssl_lab.core import Features
+from vit_ssl_lab.encoders.vit import vit_nano
+from vit_ssl_lab.explorers import AttentionExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, ViewsExplorer
+from vit_ssl_lab.explorers.base import Explorer, static
+
+class Encoder(nn.Module):
+    "Patch means: the Encoder contract and nothing else (no `grid`, no weights, no positions)."
+    width = 3
+    def forward(self, images, keep=None):
+        patches = nn.functional.avg_pool2d(images, 8).flatten(2).mT
+        if keep is not None: patches = patches.gather(1, keep[..., None].expand(-1, -1, 3))
+        return Features(patches.mean(1), patches, (images.shape[2] // 8, images.shape[3] // 8))
+
+class Reconstruction(NamedTuple):
+    input: Tensor; masked: Tensor; prediction: Tensor; pasted: Tensor; error: Tensor; mask: Tensor
+
+class Method(nn.Module):
+    "Paints hidden patches in the mean of the visible ones; 'leaky' knows them."
+    def __init__(self): super().__init__(); self.encoder, self.calls, self.broken = Encoder(), 0, False
+    def reconstruct(self, images, mask=None, generator=None, pixels='honest'):
+        self.calls += 1
+        assert not self.training and mask is not None and generator is not None
+        if self.broken: raise RuntimeError("out of memory")
+        x = images.float() / 255
+        hidden = mask_to_pixels(mask.mask, 8, (x.shape[2] // 8, x.shape[3] // 8))
+        mean = (x * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
+        guess = x.clone() if pixels == 'leaky' else mean.expand_as(x)
+        pasted = x * (1 - hidden) + guess * hidden
+        return Reconstruction(x, x * (1 - hidden), guess, pasted, (pasted - x).abs().mean(1), mask.mask)
+
+PICTURES = torch.randint(256, (4, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) # not square: rows and columns must not be mixed up
+def vit(): torch.manual_seed(0); return vit_nano(img_size=(32, 48), patch_size=8)
+def mask_explorer(): return MaskExplorer(PICTURES, 8)
+def reconstruction(): return ReconstructionExplorer(Method(), PICTURES)
+def attention(): return AttentionExplorer(vit(), PICTURES)
+def positions(): return PositionExplorer({'a': sincos_2d((4, 6), 16), 'b': torch.randn(1, 25, 16, generator=torch.Generator().manual_seed(0))}, grid=(4, 6))
+def views(): return ViewsExplorer(PICTURES, preset='byol', size=32)
+def features(): return FeatureExplorer(Encoder(), PICTURES)
+ALL = [mask_explorer, reconstruction, attention, positions, views, features]
+names = lambda f: f.__name__
+
+def state_of(text: str) -> dict: return json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>', text, re.S).group(1))
+def raw(value: dict) -> bytes: return base64.b64decode(value['base64'])
+
+# --- every explorer
+
+@pytest.mark.parametrize('make', ALL, ids=names)
+def test_page_is_one_file(make, tmp_path):
+    explorer = make()
+    text = explorer.to_html(tmp_path / 'page.html')
+    assert (tmp_path / 'page.html').read_text('utf-8') == text
+    assert text.startswith('<!DOCTYPE html>') and "default-src 'none'" in text
+    assert not re.search(r'https?:|src=|<link|@import|\bimport\b[^a-z]*[\'"(]|fetch\(', text), "the page asks for something"
+    assert '{{' not in text and 'export default' not in text and text.count('const widget = { render };') == 1
+    state = state_of(text)
+    assert state['traits']['live'] is False and set(state['keys']) <= set(state['traits']['offline'])
+    if state['answers']: assert json.dumps([state['traits'][k] for k in state['keys']], separators=(',', ':')) in state['answers'], "the stored state is one of the answers"
+
+@pytest.mark.parametrize('make', ALL, ids=names)
+def test_state_is_all_that_travels(make):
+    explorer = make()
+    sizes = {k: len(v) if isinstance(v, bytes) else len(json.dumps(v)) for k, v in explorer.state().items()}
+    assert not explorer.error and {'error', 'answered', 'live'} <= set(sizes) and 'layout' not in sizes
+    assert all(size < 20_000 for k, size in sizes.items() if not isinstance(explorer.state()[k], bytes)), "tensors travel as bytes"
+
+@pytest.mark.parametrize('make', ALL, ids=names)
+def test_figure_draws_the_state(make):
+    figure = make().figure()
+    assert isinstance(figure, Figure) and len(figure.axes) + sum(len(s.axes) for s in figure.subfigs) >= 2
+
+@pytest.mark.parametrize('name', ['mask', 'attention', 'positions', 'views', 'features'])
+def test_script_is_one_module(name):
+    text = static('base.js') + static(f'{name}.js')
+    assert text.count('export default { render };') == 1 and not re.search(r'^\s*import\b', text, re.M)
+    assert re.search(r"return \(\) => ui\.close\(\)", text), "a view stops listening when it is closed"
+
+def test_class_names_cannot_end_the_script():
+    class Shouting(Explorer):
+        _esm = 'function render() {}\nexport default { render };'
+    explorer = Shouting(note='</script><script>alert(1)</script>')
+    assert '</script><script>alert' not in explorer.to_html()
+    assert state_of(explorer.to_html())['traits']['note'] == explorer.note
+
+def test_unexpected_errors_are_shown_and_survived():
+    explorer = reconstruction()
+    explorer.method.broken = True; explorer.seed = 1
+    assert explorer.error == 'RuntimeError: out of memory'
+    explorer.method.broken = False; explorer.seed = 2
+    assert explorer.error == ''
+
+@pytest.mark.parametrize('bad, says', [(torch.rand(2, 5, 8, 8), 'C = 1 or 3'), (torch.rand(0, 3, 8, 8), 'n at least 1'), (torch.randn(2, 3, 8, 8), 'undo the normalisation'), (torch.rand(8, 8), 'takes \\(n, C, H, W\\)')])
+def test_wrong_pictures(bad, says):
+    with pytest.raises(ValueError, match=says): MaskExplorer(bad, 8)
+
+def test_one_grey_picture_will_do():
+    explorer = MaskExplorer(torch.rand(1, 16, 16), 4)
+    assert explorer.shape == [1, 16, 16] and len(explorer.images) == 16 * 16 * 3
+
+# --- masks and reconstruction
+
+def test_mask_is_the_library_s():
+    explorer = MaskExplorer(PICTURES, 8, ratio=.5, seed=7)
+    same = random_masking(1, (4, 6), .5, generator=torch.Generator().manual_seed(7))
+    assert explorer.grid == [4, 6] and torch.equal(explorer.mask.mask, same.mask)
+    assert set(explorer.mask.keep[0].tolist()) == set(same.keep[0].tolist())
+
+def test_painting_and_back():
+    explorer = mask_explorer()
+    explorer.paint(torch.eye(4, 6))
+    assert explorer.kind == 'by hand' and explorer.ratio == round(4 / 24, 4) and sum(explorer.hidden) == 4
+    explorer.set_state({'kind': 'block', 'ratio': .5}) # as the browser does: two traits, one message
+    assert sum(explorer.hidden) == 12 and explorer.error == ''
+
+@pytest.mark.parametrize('change, says', [({'ratio': 1.}, '0 <= ratio < 1'), ({'ratio': -.1}, '0 <= ratio < 1'), ({'kind': 'blok'}, "Did you mean 'block'"), ({'picture': 9}, 'no picture 9')])
+def test_mask_errors_are_sentences_and_pass(change, says):
+    explorer, before = mask_explorer(), mask_explorer().hidden
+    explorer.set_state(change)
+    assert re.search(says, explorer.error) and explorer.hidden == before
+    explorer.set_state({'ratio': .75, 'kind': 'random', 'picture': 0})
+    assert explorer.error == ''
+
+def test_all_hidden_is_refused():
+    explorer = reconstruction()
+    explorer.set_state({'hidden': bytes([1] * 24), 'kind': 'by hand'})
+    assert 'leave at least one visible' in explorer.error
+    explorer.set_state({'hidden': bytes([1] * 23 + [0])})
+    assert explorer.error == '' and explorer.ratio == round(23 / 24, 4)
+
+def test_a_message_costs_one_reconstruction():
+    explorer = reconstruction()
+    explorer.method.calls = 0
+    explorer.set_state({'kind': 'block', 'ratio': .5, 'seed': 4, 'picture': 2}); assert explorer.method.calls == 1
+    explorer.set_state({'hidden': bytes([1, 0] * 12), 'kind': 'by hand'}); assert explorer.method.calls == 1 + 1
+    explorer.set_state({'pixels': 'leaky'}); assert explorer.method.calls == 3
+
+def test_results_are_the_method_s():
+    explorer = reconstruction()
+    r, size = explorer.reconstruction(0, 'honest'), 32 * 48
+    data = torch.tensor(list(explorer.results))
+    prediction = data[:3 * size].view(32, 48, 3).permute(2, 0, 1) / 255
+    assert (prediction - r.prediction[0]).abs().max() <= .5 / 255 + 1e-6
+    assert (data[6 * size:].view(32, 48) / 255 * explorer.error_top - r.error[0]).abs().max() <= .5 / 255 + 1e-6
+    hidden = r.mask[0].view(4, 6).repeat_interleave(8, 0).repeat_interleave(8, 1).bool()
+    assert explorer.mse == pytest.approx(float((r.prediction - r.input)[0][:, hidden].square().mean()), rel=1e-5)
+    explorer.pixels = 'leaky'; assert explorer.mse == 0
+
+def test_stored_answers_of_a_reconstruction():
+    explorer = reconstruction()
+    state = state_of(explorer.to_html())
+    assert state['keys'] == ['picture', 'pixels'] and len(state['answers']) == 4 * 2
+    assert raw(state['answers']['[0,"honest"]']['results']) == explorer.results
+    assert explorer.picture == 0 and explorer.pixels == 'honest'
+
+def test_the_method_keeps_its_mode():
+    explorer = reconstruction(); explorer.method.train(); explorer.seed = 5
+    assert explorer.method.training and explorer.error == ''
+
+def test_not_every_method_reconstructs():
+    with pytest.raises(ValueError, match='has no reconstruct'): ReconstructionExplorer(nn.Linear(2, 2), PICTURES)
+    with pytest.raises(ValueError, match="don't divide"): ReconstructionExplorer(Method(), PICTURES[..., :30, :])
+
+# --- attention
+
+def browser_row(explorer, head, query):
+    "The row of attention as the browser computes it from bytes."
+    tokens = explorer.prefix + 24
+    data = np.frombuffer(explorer.attention, np.uint8).reshape(-1, tokens, tokens); peaks = np.frombuffer(explorer.peaks, np.float32).reshape(-1, tokens)
+    return data[head, query].astype(np.float32) * peaks[head, query] / 255
+
+def test_attention_is_the_model_s():
+    explorer = attention()
+    maps = explorer.maps(0)
+    assert explorer.prefix == 1 and explorer.layers == len(maps) and explorer.layer == len(maps) - 1
+    for head in range(maps.shape[1]):
+        for query in (0, 1, 20):
+            error = np.abs(browser_row(explorer, head, query) - maps[-1, head, query].numpy()).max()
+            assert error <= maps[-1, head, query].max() / 500
+    assert all(0 < e <= np.log2(25) + 1e-4 for e in explorer.entropy) and all(0 < d < 58 for d in explorer.distance)
+
+def test_layers_and_rollout():
+    explorer = attention()
+    explorer.layer = 0
+    assert np.abs(browser_row(explorer, 1, 3) - explorer.maps(0)[0, 1, 3].numpy()).max() < 2e-3
+    explorer.rollout = True
+    assert len(explorer.peaks) == 25 * 4 and len(explorer.entropy) == 1
+    assert browser_row(explorer, 0, 5).sum() == pytest.approx(1, abs=.03)
+
+def test_attention_of_another_picture_is_its_own():
+    explorer = attention(); before = explorer.attention
+    explorer.picture = 2
+    assert explorer.attention != before and list(explorer._maps) == [2], "only the last picture's maps are kept"
+
+def test_attention_page_answers_layers():
+    explorer = attention()
+    state = state_of(explorer.to_html())
+    assert {'query', 'head', 'direction', 'stretch', 'layer', 'rollout', 'picture'} <= set(state['traits']['offline'])
+    explorer.layer = 1; explorer.picture = 2
+    answer = state['answers'][json.dumps([{'layer': 1, 'rollout': False, 'picture': 2}[k] for k in state['keys']], separators=(',', ':'))]
+    assert raw(answer['attention']) == explorer.attention and answer['entropy'] == explorer.entropy
+
+def test_attention_errors():
+    explorer = attention(); explorer.layer = 99
+    assert explorer.error == f'There is no layer 99; there are 0 to {explorer.layers - 1}.'
+    with pytest.raises(ValueError, match='takes a Vision Transformer'): AttentionExplorer(Encoder(), PICTURES)
+
+# --- positions
+
+def test_positions_are_cosines():
+    explorer = positions()
+    seen = np.frombuffer(explorer.similarity, np.uint8).reshape(2, 24, 24) / 127.5 - 1
+    assert np.abs(seen[0] - position_similarity(sincos_2d((4, 6), 16), (4, 6)).numpy()).max() <= .004
+    assert explorer.tables == ['a', 'b'] and explorer.grid == [4, 6], "the prefix row of the second table was left out"
+
+def test_positions_of_an_encoder_and_errors():
+    assert PositionExplorer(vit()).grid == [4, 6]
+    with pytest.raises(ValueError, match='give grid='): PositionExplorer(torch.zeros(1, 24, 8))
+    with pytest.raises(ValueError, match='has no table of positions'): PositionExplorer(Encoder())
+    with pytest.raises(ValueError, match='have one grid'): PositionExplorer({'a': vit(), 'b': vit_nano(img_size=32, patch_size=8)})
+
+# --- views
+
+def test_views_fit_their_boxes():
+    explorer = views()
+    assert len(explorer.boxes) == len(explorer.words) == 2 * 6 and sum(h * w for h, w in explorer.sizes) * 6 * 3 == len(explorer.views)
+    assert all(top >= 0 and left >= 0 and top + h <= 32 and left + w <= 48 for top, left, h, w in explorer.boxes)
+
+def test_strength_zero_is_off():
+    explorer = ViewsExplorer(PICTURES, preset='byol', colour=0, grey=0, blur=0, solarize=0, crop=0)
+    assert all(re.fullmatch(r'crop \d+ x \d+ px(, mirrored)?', w) for w in explorer.words)
+
+def test_views_keep_the_dice():
+    explorer = views(); before = explorer.boxes, explorer.views
+    explorer.blur = 0.; assert explorer.boxes == before[0] and explorer.views != before[1], "a strength changes no other draw"
+    explorer.blur = 1.; assert explorer.views == before[1]
+    explorer.seed = 1; assert explorer.boxes != before[0]
+
+def test_views_of_grey_pictures_and_many_crops():
+    explorer = ViewsExplorer(torch.rand(2, 1, 32, 32), preset='dino')
+    assert len(explorer.sizes) == 4 and explorer.sizes[0] != explorer.sizes[-1] and explorer.error == ''
+
+def test_views_errors():
+    explorer = views(); explorer.preset = 'bjol'
+    assert "Did you mean 'byol'" in explorer.error
+    with pytest.raises(ValueError, match='There is no preset'): ViewsExplorer(PICTURES, preset='nothing like it')
+
+# --- features
+
+def test_features_are_the_encoder_s():
+    explorer = features()
+    assert explorer.grid == [4, 6] and explorer.shown[0] == 0 and len(explorer.gram) == (4 * 24) ** 2
+    cosines = np.frombuffer(explorer.gram, np.uint8).reshape(96, 96) / 127.5 - 1
+    P = nn.functional.normalize(explorer.features.patches[explorer.shown].flatten(0, 1), dim=-1)
+    assert np.abs(cosines - (P @ P.T).numpy()).max() <= .005
+    points = np.frombuffer(explorer.points, np.float32).reshape(4, 2)
+    assert points.min() == 0 and points.max() == 1 and sum(explorer.explained) <= 1.0001
+
+def test_choosing_a_picture_compares_its_patches():
+    explorer = features(); explorer.picture = 3
+    assert explorer.shown == [3, *explorer.near[3, :3].tolist()] and 3 not in explorer.near[3]
+    explorer.picture = 12
+    assert 'There is no picture 12' in explorer.error
+
+def test_alike_features_are_neighbours():
+    pictures = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
+    for i, colour in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]): pictures[i, colour[0]] = 200 + 20 * colour[1]
+    explorer = FeatureExplorer(Encoder(), pictures, k=1, mean=(0.,), std=(1.,))
+    assert explorer.near.flatten().tolist() == [1, 0, 3, 2, 5, 4]

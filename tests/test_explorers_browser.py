@@ -1,0 +1,278 @@
+"""The explorers in a real Chromium: exported pages with the network off, and one JupyterLab in which the kernel answers. Everything is asserted on the DOM, never on pixels."""
+import re, textwrap
+import pytest
+import torch
+from browser import NEEDS_CHROMIUM, chromium, jupyter_lab, run_all
+from test_explorers import PICTURES, attention, features, mask_explorer, positions, reconstruction, views
+
+pytestmark = NEEDS_CHROMIUM
+
+@pytest.fixture(scope='module')
+def browser():
+    with chromium() as b: yield b
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    "Open the exported page of an explorer with the network off; afterwards nothing was asked for and nothing went wrong."
+    context = browser.new_context(viewport=dict(width=1000, height=800), offline=True, reduced_motion='reduce')
+    page, asked, wrong = context.new_page(), [], []
+    page.set_default_timeout(15_000)
+    page.on('request', lambda r: asked.append(r.url)); page.on('pageerror', lambda e: wrong.append(str(e)))
+    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+    def open_it(explorer):
+        explorer.to_html(tmp_path / 'page.html')
+        page.goto((tmp_path / 'page.html').as_uri())
+        page.wait_for_selector('.vsl')
+        return page
+    yield open_it
+    context.close()
+    assert not wrong and all(url.startswith('file:') for url in asked) and len(asked) <= 1
+
+def cell(canvas, rows: int, cols: int, row: int, col: int) -> dict:
+    "Where a cell of a pane is, for the mouse."
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    return dict(x=box['x'] + (col + .5) * box['width'] / cols, y=box['y'] + (row + .5) * box['height'] / rows)
+
+def hover(page, canvas, rows, cols, row, col):
+    at = cell(canvas, rows, cols, row, col); page.mouse.move(at['x'], at['y'], steps=2)
+
+def status(page): return page.locator('.vsl-status').inner_text()
+
+# --- pages without a kernel
+
+def test_mask_is_painted(open_page):
+    page = open_page(mask_explorer())
+    canvas = page.locator('canvas.vsl-mask')
+    assert canvas.get_attribute('data-hidden') == '18' and page.locator('[data-trait=ratio]').is_disabled()
+    visible = mask_explorer().mask.keep[0].sort().values
+    row, col = divmod(int(visible[0]), 6)
+    hover(page, canvas, 4, 6, row, col)
+    assert canvas.get_attribute('data-hover') == str(row * 6 + col)
+    page.mouse.down(); page.mouse.up()
+    assert canvas.get_attribute('data-hidden') == '19' and '19 of 24 patches hidden' in status(page)
+    hover(page, canvas, 4, 6, 0, 0); page.mouse.down() # a stroke over all columns paints what its first cell began with
+    hidden_first = mask_explorer().hidden[0] or (row, col) == (0, 0)
+    for c in range(1, 6): hover(page, canvas, 4, 6, 0, c)
+    page.mouse.up()
+    row_now = 0 if hidden_first else 6
+    below = sum(mask_explorer().hidden[6:]) + (row > 0)
+    assert int(canvas.get_attribute('data-hidden')) == row_now + below
+    assert page.locator('[data-trait=kind] [aria-checked=true]').get_attribute('data-value') == 'by hand'
+
+def test_mask_by_keyboard(open_page):
+    page = open_page(mask_explorer())
+    canvas = page.locator('canvas.vsl-mask'); canvas.focus()
+    assert canvas.evaluate("c => getComputedStyle(c).outlineStyle") in ('solid', 'auto'), "the focus is seen"
+    before = int(canvas.get_attribute('data-hidden'))
+    page.keyboard.press('ArrowDown'); page.keyboard.press('ArrowRight')
+    assert canvas.get_attribute('data-cursor') == '7' and 'row 2, column 2' in status(page)
+    page.keyboard.press('Space')
+    assert abs(int(canvas.get_attribute('data-hidden')) - before) == 1
+    for key in ('ArrowLeft', 'ArrowLeft', 'ArrowUp', 'ArrowUp'): page.keyboard.press(key)
+    assert canvas.get_attribute('data-cursor') == '0', "the cursor stays inside"
+
+def test_reconstruction_keeps_its_stored_state(open_page):
+    explorer = reconstruction(); page = open_page(explorer)
+    assert page.locator('[data-trait=kind] button').first.is_disabled() and 'no Python' in page.locator('.vsl-note').last.inner_text()
+    assert page.locator('canvas.vsl-live').count() == 5 and f'{explorer.mse:.4f} (honest' in status(page)
+    page.locator('[data-trait=pixels] [data-value=leaky]').click()
+    page.wait_for_function("document.querySelector('.vsl').dataset.answered > 0")
+    assert '0.0000 (leaky' in status(page)
+    page.locator('[data-trait=picture] button').nth(2).click()
+    page.wait_for_function("document.querySelector('.vsl-status').textContent.includes('0.0000')")
+    canvas = page.locator('canvas.vsl-mask'); before = canvas.get_attribute('data-hidden')
+    hover(page, canvas, 4, 6, 1, 1); page.mouse.down(); page.mouse.up()
+    assert canvas.get_attribute('data-hidden') == before, "a mask that nobody can answer is not painted"
+
+def test_errors_are_announced(open_page):
+    explorer = mask_explorer(); explorer.ratio = 1.
+    alert = open_page(explorer).get_by_role('alert')
+    assert alert.is_visible() and '0 <= ratio < 1' in alert.inner_text()
+
+def test_attention_answers_the_pointer(open_page):
+    explorer = attention(); page = open_page(explorer)
+    root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-query')
+    for row, col in [(0, 0), (2, 5), (3, 1)]:
+        hover(page, canvas, 4, 6, row, col)
+        explorer.query = row * 6 + col
+        want = float(explorer.current().mean(0)[1 + explorer.query, 1:].max())
+        assert root.get_attribute('data-query') == str(explorer.query) and float(root.get_attribute('data-top')) == pytest.approx(want, rel=.01)
+        assert f'row {row + 1}, column {col + 1}' in status(page)
+    assert root.get_attribute('data-answered') == '0', "no kernel was asked"
+    page.locator('[data-trait=direction] [data-value=to]').click(); hover(page, canvas, 4, 6, 2, 2)
+    assert float(root.get_attribute('data-top')) == pytest.approx(float(explorer.current().mean(0)[1:, 1 + 14].max()), rel=.01)
+    page.locator('.vsl-cls').click()
+    assert root.get_attribute('data-query') == '-1' and 'CLS' in status(page)
+
+def test_attention_by_keyboard_and_head(open_page):
+    explorer = attention(); page = open_page(explorer)
+    root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-query'); canvas.focus()
+    start = explorer.query
+    page.keyboard.press('ArrowRight'); assert root.get_attribute('data-query') == str(start + 1)
+    page.keyboard.press('ArrowUp'); assert root.get_attribute('data-query') == str(start + 1 - 6)
+    page.locator('.vsl-heads [data-head="-1"]').focus(); page.keyboard.press('ArrowRight')
+    assert page.locator('.vsl-heads [aria-checked=true]').get_attribute('data-head') == '0' and 'head 1' in status(page)
+    explorer.query = start + 1 - 6
+    assert float(root.get_attribute('data-top')) == pytest.approx(float(explorer.current()[0, 1 + explorer.query, 1:].max()), rel=.01)
+
+def test_attention_layers_are_stored(open_page):
+    explorer = attention(); page = open_page(explorer); root = page.locator('.vsl')
+    layer = page.locator('[data-trait=layer]'); layer.focus(); page.keyboard.press('Home')
+    page.wait_for_function("document.querySelector('.vsl').dataset.answered > 0")
+    explorer.layer = 0
+    assert 'layer 1' in status(page) and float(root.get_attribute('data-top')) == pytest.approx(float(explorer.current().mean(0)[1 + explorer.query, 1:].max()), rel=.01)
+    page.locator('[data-trait=rollout] [data-value=true]').click()
+    page.wait_for_function("document.querySelector('.vsl-status').textContent.includes('rollout')")
+    assert page.locator('.vsl-heads button').count() == 1
+
+def test_positions(open_page):
+    explorer = positions(); page = open_page(explorer)
+    root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-map')
+    hover(page, canvas, 4, 6, 1, 1)
+    values = explorer.cosines[0, 7].clone(); values[7] = -2
+    assert root.get_attribute('data-query') == '7' and float(values[int(root.get_attribute('data-best'))]) == pytest.approx(float(values.max()), abs=.01)
+    page.locator('[data-trait=table] [data-value="1"]').click()
+    canvas.focus(); page.keyboard.press('ArrowDown')
+    q = int(root.get_attribute('data-query')); values = explorer.cosines[1, q].clone(); values[q] = -2
+    assert int(root.get_attribute('data-best')) == int(values.argmax()) and '· b' in status(page)
+
+def test_views(open_page):
+    explorer = views(); page = open_page(explorer); root = page.locator('.vsl')
+    assert root.get_attribute('data-views') == '12' and page.locator('[data-trait=blur]').is_disabled()
+    canvas = page.locator('.vsl-sheet canvas'); hover(page, canvas, 2, 6, 1, 3)
+    assert root.get_attribute('data-view') == '9' and explorer.words[9] in status(page)
+    canvas.focus(); page.keyboard.press('ArrowRight')
+    assert explorer.words[int(root.get_attribute('data-view'))] in status(page)
+    page.locator('[data-trait=picture] button').nth(1).click()
+    page.wait_for_function("document.querySelector('.vsl').dataset.answered > 0")
+    explorer.picture = 1
+    hover(page, canvas, 2, 6, 0, 1); assert explorer.words[1] in status(page)
+
+def test_features(open_page):
+    explorer = features(); page = open_page(explorer); root = page.locator('.vsl')
+    canvas = page.locator('canvas.vsl-scatter'); canvas.scroll_into_view_if_needed(); box = canvas.bounding_box()
+    points = torch.frombuffer(bytearray(explorer.points), dtype=torch.float32).view(4, 2)
+    for i, (x, y) in enumerate(points.tolist()):
+        pad = 26 / 640
+        page.mouse.move(box['x'] + box['width'] * (pad + x * (1 - 2 * pad)), box['y'] + box['height'] * (pad + (1 - y) * (1 - 2 * pad)))
+        assert root.get_attribute('data-picture') == str(i)
+        assert [f.get_attribute('data-picture') for f in page.locator('.vsl-mates figure').all()] == [str(j) for j in explorer.near[i].tolist()]
+    canvas.focus(); seen = set()
+    for key in ('ArrowRight', 'ArrowLeft', 'ArrowUp', 'ArrowDown') * 2:
+        page.keyboard.press(key); page.mouse.move(1, 1); seen.add(root.get_attribute('data-picture'))
+    assert len(seen) > 1, "arrow keys move over the map"
+    board = page.locator('canvas.vsl-patches').nth(1); hover(page, board, 4, 6, 2, 3)
+    q = 24 + 15; values = explorer.patch_cosines(explorer.shown)[q].clone(); values[24:48] = -2
+    assert root.get_attribute('data-patch') == str(q) and float(values[int(root.get_attribute('data-match'))]) == pytest.approx(float(values.max()), abs=.02)
+
+@pytest.mark.parametrize('make', [mask_explorer, attention, views], ids=lambda f: f.__name__)
+def test_everything_has_a_name(open_page, make):
+    "What can be focused can be heard: a role and a label."
+    page = open_page(make())
+    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, select, [tabindex]')]
+        .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)""")
+    assert nameless == []
+    assert page.locator('[role=radiogroup]:not([aria-label])').count() == 0 and page.locator('.vsl[aria-label]').count() == 1
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_readable_in_light_and_dark(browser, tmp_path, scheme):
+    positions().to_html(tmp_path / 'page.html')
+    page = browser.new_page(color_scheme=scheme); page.goto((tmp_path / 'page.html').as_uri())
+    contrast = page.evaluate("""() => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+        const light = colour => { c.fillStyle = colour; c.fillRect(0, 0, 1, 1); const v = [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map(x => (x /= 255, x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)); return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+        const root = getComputedStyle(document.querySelector('.vsl')), note = getComputedStyle(document.querySelector('.vsl-note')), back = light(root.backgroundColor);
+        return [root.color, note.color].map(x => { const a = light(x), [hi, lo] = a > back ? [a, back] : [back, a]; return (hi + .05) / (lo + .05); }); }""")
+    page.close()
+    assert min(contrast) >= 4.5, "WCAG AA"
+
+# --- a kernel behind them
+
+NOTEBOOK = '''
+import torch; torch.set_num_threads(1); torch.manual_seed(0)
+from vit_ssl_lab.encoders.vit import vit_nano
+from vit_ssl_lab.explorers import AttentionExplorer, ReconstructionExplorer
+from vit_ssl_lab.methods.mae import MAE
+method = MAE(vit_nano(img_size=48, patch_size=8, depth=2), decoder_width=32, decoder_depth=1, decoder_heads=2)
+pictures = torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8)
+---
+ReconstructionExplorer(method, pictures, ratio=.5)
+---
+AttentionExplorer(method.encoder, pictures)
+---
+print('ALL' + 'DONE')
+'''
+
+@pytest.fixture(scope='module')
+def lab_page(browser, tmp_path_factory):
+    import nbformat
+    root = tmp_path_factory.mktemp('lab')
+    cells = [nbformat.v4.new_markdown_cell('# Widgets')] + [nbformat.v4.new_code_cell(c.strip()) for c in NOTEBOOK.split('---')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': dict(display_name='Python 3', language='python', name='python3')}), root / 'widgets.ipynb')
+    with jupyter_lab(root, OMP_NUM_THREADS='1') as (address, token):
+        page = browser.new_page(viewport=dict(width=1400, height=1200), reduced_motion='reduce')
+        page.set_default_timeout(30_000)
+        wrong = []; page.on('pageerror', lambda e: wrong.append(str(e)))
+        run_all(page, address, token, 'widgets.ipynb', 'ALLDONE')
+        page.locator('.vsl').nth(1).wait_for()
+        yield page
+        assert not wrong
+        page.close()
+
+def explorer_in(lab_page, label: str):
+    root = lab_page.locator(f'.vsl[aria-label="{label}"]'); root.scroll_into_view_if_needed()
+    return root
+
+def answered(root) -> int: return int(root.get_attribute('data-answered'))
+def wait_answer(root, before: int):
+    from playwright.sync_api import expect
+    expect(root).to_have_attribute('data-busy', 'false'); expect(root).not_to_have_attribute('data-answered', str(before))
+
+def test_lab_slider_asks_the_kernel(lab_page):
+    root = explorer_in(lab_page, 'Reconstruction explorer'); canvas = root.locator('canvas.vsl-mask')
+    assert canvas.get_attribute('data-hidden') == '18'
+    before, said = answered(root), root.locator('.vsl-status').inner_text()
+    slider = root.locator('[data-trait=ratio]'); slider.focus(); lab_page.keyboard.press('ArrowRight')
+    wait_answer(root, before)
+    assert canvas.get_attribute('data-hidden') == str(36 - int(36 * (1 - .55))) and root.locator('.vsl-status').inner_text() != said
+    box = slider.bounding_box(); before = answered(root)
+    lab_page.mouse.move(box['x'] + box['width'] * .5, box['y'] + box['height'] / 2); lab_page.mouse.down()
+    lab_page.mouse.move(box['x'] + box['width'] * .8, box['y'] + box['height'] / 2, steps=8)
+    assert answered(root) == before, "a drag asks nothing"
+    lab_page.mouse.up(); wait_answer(root, before)
+    assert answered(root) == before + 1 and int(canvas.get_attribute('data-hidden')) > 22
+
+def test_lab_paint_error_and_recovery(lab_page):
+    root = explorer_in(lab_page, 'Reconstruction explorer'); canvas = root.locator('canvas.vsl-mask')
+    root.locator('[data-trait=kind] [data-value=grid]').click()
+    lab_page.wait_for_timeout(300)
+    before = answered(root)
+    first = next(i for i in range(36) if not painted(canvas, i, lab_page))
+    hover(lab_page, canvas, 6, 6, *divmod(first, 6)); lab_page.mouse.down()
+    for i in range(36): at = cell(canvas, 6, 6, *divmod(i, 6)); lab_page.mouse.move(at['x'], at['y'])
+    lab_page.mouse.up(); wait_answer(root, before)
+    assert 'All 36 patches are hidden' in root.get_by_role('alert').inner_text()
+    before = answered(root); canvas.focus(); lab_page.keyboard.press('Space'); wait_answer(root, before) # reveals the cell under the cursor
+    assert root.get_by_role('alert').inner_text() == '' and canvas.get_attribute('data-hidden') == '35'
+    before = answered(root); lab_page.keyboard.press('ArrowRight'); lab_page.keyboard.press('Enter'); wait_answer(root, before)
+    assert canvas.get_attribute('data-hidden') == '34'
+    assert lab_page.locator('.jp-Notebook.jp-mod-editMode').count() == 0, "the keys stayed in the widget"
+
+def painted(canvas, i: int, page) -> bool:
+    "Whether a cell is hidden, as the widget tells it to a screen reader."
+    canvas.focus()
+    while int(canvas.get_attribute('data-cursor')) > i: page.keyboard.press('ArrowLeft' if int(canvas.get_attribute('data-cursor')) % 6 else 'ArrowUp')
+    page.keyboard.press('ArrowRight' if i else 'ArrowLeft')
+    return 'hidden' in canvas.locator('xpath=ancestor::section').locator('.vsl-status').inner_text()
+
+def test_lab_hover_stays_in_the_browser(lab_page):
+    root = explorer_in(lab_page, 'Attention explorer'); canvas = root.locator('canvas.vsl-query')
+    before, tops = answered(root), set()
+    for row, col in [(0, 0), (3, 4), (5, 5)]:
+        hover(lab_page, canvas, 6, 6, row, col)
+        assert root.get_attribute('data-query') == str(row * 6 + col); tops.add(root.get_attribute('data-top'))
+    assert answered(root) == before and len(tops) > 1
+    root.locator('[data-trait=layer]').focus(); lab_page.keyboard.press('Home'); wait_answer(root, before)
+    assert 'layer 1' in root.locator('.vsl-status').inner_text() and answered(root) == before + 1
+    root.locator('[data-trait=picture] button').nth(1).click(); wait_answer(root, before + 1)
+    assert answered(root) == before + 2

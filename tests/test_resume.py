@@ -1,0 +1,80 @@
+"A run that is killed at any moment goes on to bitwise the same weights."
+import json, multiprocessing, os, random, signal, sys, time
+from pathlib import Path
+import pytest, torch
+from small_run import child, small, whole
+from vit_ssl_lab.training import checkpoints as ckpt
+
+pytestmark = pytest.mark.skipif(os.name != 'posix', reason="SIGKILL and fork servers are POSIX")
+RUN = dict(steps=24, batch_size=200, drop_last=False, ema=.9, accumulate=2, clip_grad=1.)
+
+@pytest.fixture(scope='module')
+def context():
+    "Child processes that have imported everything already: each is a real process, and starts at once."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['small_run'])
+    return context
+
+@pytest.fixture(scope='module')
+def uninterrupted(context, tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole') / 'run'
+    p = context.Process(target=child, args=(out, RUN)); p.start(); p.join()
+    assert p.exitcode == 0
+    return out
+
+def same(a: Path, b: Path):
+    "All tensors of the last checkpoint bit for bit, and every row of the log except its times."
+    steps = ckpt.checkpoints(a)
+    assert steps[-1] == ckpt.checkpoints(b)[-1] == RUN['steps']
+    for name in ('method', 'optimizer', 'ema'):
+        x, y = (ckpt.load_checkpoint(o)[0][name] for o in (a, b))
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), name
+    rows = [[{k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second')} for line in (o / 'log.jsonl').read_text().splitlines()] for o in (a, b)]
+    assert rows[0] == rows[1] and [r['step'] for r in rows[0]] == list(range(1, RUN['steps'] + 1))
+
+def test_killed_at_random_moments(context, uninterrupted, tmp_path):
+    "The parent kills the child when the log has grown by a random number of rows, and a random part of a step later."
+    chance, out, kills = random.Random(0), tmp_path / 'run', 0
+    log = out / 'log.jsonl'
+    lines = lambda: log.read_bytes().count(b'\n') if log.exists() else 0
+    for _ in range(8):
+        p = context.Process(target=child, args=(out, RUN)); p.start()
+        rows, until, last = None, None, time.monotonic() + 120
+        while p.is_alive() and time.monotonic() < last:
+            if until is None and lines(): until = lines() + chance.randint(2, 7)
+            if until is not None and lines() >= until and kills < 4:
+                time.sleep(chance.uniform(0, .03)); os.kill(p.pid, signal.SIGKILL)
+                break
+            time.sleep(.001)
+        p.join()
+        kills += p.exitcode == -signal.SIGKILL
+        if p.exitcode == 0: break
+    assert p.exitcode == 0 and kills >= 2
+    same(uninterrupted, out)
+
+@pytest.mark.parametrize('write', [1, 4, 9])
+def test_killed_while_a_checkpoint_is_written(context, uninterrupted, tmp_path, write):
+    "Half a file on the disk, then SIGKILL: of run.json, of the first checkpoint, of a later one."
+    out = tmp_path / 'run'
+    p = context.Process(target=child, args=(out, RUN, write)); p.start(); p.join()
+    assert p.exitcode == -signal.SIGKILL
+    for step in ckpt.checkpoints(out): ckpt.load_checkpoint(out, step)   # what looks whole is whole
+    p = context.Process(target=child, args=(out, RUN)); p.start(); p.join()
+    assert p.exitcode == 0
+    same(uninterrupted, out)
+    assert not [f for f in out.rglob('.*')], "a killed run's half-written files are cleared away"
+
+def test_finished_run_is_read_back(uninterrupted):
+    method, history = whole(uninterrupted, **RUN)
+    stored = ckpt.load_checkpoint(uninterrupted)[0]['method']
+    assert history.finished and len(history.rows) == RUN['steps']
+    assert all(torch.equal(v, stored[k]) for k, v in method.state_dict().items())
+
+def test_chance_outside_does_not_matter(tmp_path):
+    "Random numbers that the caller, or a probe, takes from torch's global generator change nothing, and the run gives the generator back as it was."
+    torch.manual_seed(5); before = torch.get_rng_state()
+    a, _ = whole(steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(17)
+    b, _ = whole(steps=3)
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
