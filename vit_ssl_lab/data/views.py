@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
 from ..core import choose
-from .operations import (KERNELS, TRIES, center_box, color_jitter, gaussian_blur, normalise, rand, random_orders, random_resized_crop_params,
+from .operations import (BORDERS, DIALECTS, KERNELS, TRIES, center_box, check_range, color_jitter, gaussian_blur, normalise, rand, random_orders, random_resized_crop_params,
                                          resized_crop, solarize, to_float, to_grey)
 
 _all_ = ['random_resized_crop_params']
@@ -46,7 +46,9 @@ class Policy:
             if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is a probability, 0 to 1: got {getattr(self, name)}.")
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > .5:
             raise ValueError(f"jitter has four strengths, brightness, contrast, saturation >= 0 and hue in 0..0.5: got {self.jitter}.")
-        if not 0 < self.sigma[0] <= self.sigma[1]: raise ValueError(f"sigma is a range of pixels above 0, the smaller one first: got {self.sigma}.")
+        check_range('sigma', self.sigma)
+        check_range('scale', self.scale, 1.); check_range('ratio', self.ratio)
+        choose(self.dialect, DIALECTS, "dialect of colour jitter"); choose(self.border, BORDERS, "border")
         choose(self.crop, (*TRIES, 'center'), "way to draw a crop"); choose(self.mode, KERNELS, "interpolation")
 
 # %% ../../nbs/data/04_views.ipynb #dd72284b
@@ -154,7 +156,7 @@ class Views(nn.Module):
         return (x * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)).clamp(0, 1)
 
 # %% ../../nbs/data/04_views.ipynb #d6bdb48a
-CACHE = 2 ** 19 # floats of one part of a batch on a CPU; measured, flat from 2**18 to 2**20
+CACHE = 2 ** 19 # floats of one part of a batch on a CPU: 2 MB, about what a core's cache holds
 
 @patch
 def draw(self: Views,
@@ -179,6 +181,7 @@ def pixels(self: Views,
     parts = [self.part(images[i:i + part], [d.take(slice(i, i + part)) for d in draws]) for i in range(0, len(images), part)]
     return parts[0] if len(parts) == 1 else [torch.cat(v) for v in zip(*parts)]
 
+# %% ../../nbs/data/04_views.ipynb #c23d28d7
 @patch
 def part(self: Views,
     images: Tensor,        # (B, C, h, w)
@@ -200,6 +203,7 @@ def part(self: Views,
         out.update(zip(members, v.unflatten(0, (len(members), -1))))
     return [out[i] for i in range(len(self.policies))]
 
+# %% ../../nbs/data/04_views.ipynb #284bf214
 @patch
 @torch.no_grad()
 def forward(self: Views,
