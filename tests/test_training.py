@@ -224,7 +224,7 @@ def test_damaged_checkpoints(tmp_path):
 def test_checkpoint_of_another_shape(tmp_path):
     r, data = small(steps=3), load('digits')
     pretrain(build(r, data), data, r, out=tmp_path, quiet=True, device='cpu')
-    wide = build(small(steps=3, encoder_options=dict(embed_dim=32)), data)
+    wide = build(small(steps=3, encoder_options=dict(embed_dim=32, depth=1, num_heads=2)), data)
     with pytest.raises(ValueError, match=r"The checkpoint of step 3 in .* is of another model: encoder.* is \(.*24\) there and \(.*32\) here"): pretrain(wide, data, r, out=tmp_path, quiet=True, device='cpu')
 
 def test_unknown_names(tmp_path):

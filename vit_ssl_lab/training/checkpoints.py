@@ -185,6 +185,7 @@ def claim(
     with disk_guard('the run', out):
         (out / 'checkpoints').mkdir(parents=True, exist_ok=True)
         for rest in (out / 'checkpoints').glob('.step-*'): shutil.rmtree(rest, ignore_errors=True) # what a killed run had half written
+        for rest in [*out.glob('.run.json.*.tmp'), *out.glob('.log.*.tmp')]: rest.unlink(missing_ok=True)
         if not resume:
             for step in checkpoints(out): drop(folder_of(out, step))
             for name in ('log.jsonl', 'log.csv'): (out / name).unlink(missing_ok=True)

@@ -119,7 +119,7 @@ RECIPES = {
     ('mae', 'laptop'): Recipe('mae', 'laptop', **_mae_small, batch_size=128, steps=400, base_lr=1e-3),
     ('mae', 'slow'): Recipe('mae', 'slow', **_mae_small, batch_size=128, steps=4000, base_lr=1e-3, checkpoint_every=500),
     ('mae', 'gpu'): Recipe('mae', 'gpu', **_mae_small, batch_size=1024, steps=20_000, base_lr=1e-3, checkpoint_every=1000, log_every=50),
-    ('mae', 'paper'): Recipe('mae', 'paper', data='folder:imagenet/train', encoder='vit_large', encoder_options=dict(positions='sincos'),
+    ('mae', 'paper'): Recipe('mae', 'paper', data='folder:imagenet', encoder='vit_large', encoder_options=dict(positions='sincos'),
         method_options=dict(decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=.75, norm_pix=True), img_size=224, patch_size=16,
         batch_size=4096, epochs=800, base_lr=1.5e-4, lr_scale='batch/256', warmup=40, checkpoint_every=3120, log_every=50,
         note="arXiv 2111.06377, table 8 and section 4: ViT-L/16, 800 epochs (1600 for the final models), AdamW (0.9, 0.95), weight decay 0.05, "
