@@ -348,6 +348,11 @@ class Atlas:
         self.pixels = torch.cat(pixels).to(device)
         self.table = torch.tensor(table, device=device).view(len(self.photographs), levels, 3)
 
+    def corners(self, which: Tensor, level: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]: # each (B,) int64: first pixel, row length, left, top
+        "Where the crops lie in their pictures; arguments as for `crops`."
+        start, h, w = self.table[which, (level * self.levels).long().clamp(max=self.levels - 1)].unbind(1)
+        return start, w, ((w - self.size) * x).round().long(), ((h - self.size) * y).round().long()
+
     def crops(self,
         which: Tensor, # (B,) int64: the photograph
         level: Tensor, # (B,) in [0, 1): how far out
@@ -355,8 +360,7 @@ class Atlas:
         y: Tensor,     # (B,) in [0, 1]: place from top to bottom
     ) -> Tensor:       # (B, 3, size, size) uint8
         "One crop each."
-        start, h, w = self.table[which, (level * self.levels).long().clamp(max=self.levels - 1)].unbind(1)
-        left, top = ((w - self.size) * x).long(), ((h - self.size) * y).long()
+        start, w, left, top = self.corners(which, level, x, y)
         side = torch.arange(self.size, device=which.device)
         index = (start + top * w + left)[:, None, None] + side[:, None] * w[:, None, None] + side
         return self.pixels[index].view(torch.uint8).view(*index.shape, 4)[..., :3].permute(0, 3, 1, 2)
@@ -376,7 +380,8 @@ def photos(
 ) -> Dataset:
     "Random crops of the photographs inside scikit-image and scikit-learn. The label is the photograph; test crops come from other regions."
     check_split('photos', split)
-    n = n or {'train': 10_000, 'test': 2_000}[split]
+    n = {'train': 10_000, 'test': 2_000}[split] if n is None else n
+    if n < 1 or size < 8: raise ValueError(f"'photos' needs n of 1 or more and size of 8 or more pixels, not n={n!r}, size={size!r}.")
     make = lambda split, n: _photo_crops(split, n, size, seed)
     images, labels = make(split, n)
     return Dataset('photos', split, images, labels, [p.word for p in photographs()], *statistics(make('train', 1000)[0]))

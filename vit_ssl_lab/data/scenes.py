@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'DIFFICULTIES', 'TINTS', 'spread', 'enclosed', 'cut_out', 'garments', 'Difficulty', 'Plan', 'Scene', 'Pair',
-           'Clip', 'Scenes', 'boxes_of', 'scenes']
+           'Clip', 'Scenes', 'boxes_of', 'bounce', 'scenes']
 
 # %% ../../nbs/data/02_scenes.ipynb #f2731560
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from fastcore.basics import patch
 from ..core import choose
 from .datasets import Dataset, DataError, FASHION, atlas, check_split, digits, fashion_mnist, photographs, statistics, uniform
 
@@ -21,11 +22,13 @@ from .datasets import Dataset, DataError, FASHION, atlas, check_split, digits, f
 OPEN = {'sandal', 'bag'} # through these one can see: straps, a handle
 
 def spread(
-    x: Tensor, # (n, H, W) uint8
-) -> Tensor:   # (n, H, W) uint8
+    x: Tensor,        # (n, H, W) uint8
+    outside: int = 0, # the value beyond the picture's edge
+) -> Tensor:          # (n, H, W) uint8
     "The largest of each 3 by 3 neighbourhood (bytes, shifted and compared: ten times quicker on a CPU than max-pooling floats)."
-    x = torch.maximum(x, torch.maximum(F.pad(x, (1, 0))[..., :-1], F.pad(x, (0, 1))[..., 1:]))
-    return torch.maximum(x, torch.maximum(F.pad(x, (0, 0, 1, 0))[:, :-1], F.pad(x, (0, 0, 0, 1))[:, 1:]))
+    pad = lambda x, sides: F.pad(x, sides, value=outside)
+    x = torch.maximum(x, torch.maximum(pad(x, (1, 0))[..., :-1], pad(x, (0, 1))[..., 1:]))
+    return torch.maximum(x, torch.maximum(pad(x, (0, 0, 1, 0))[:, :-1], pad(x, (0, 0, 0, 1))[:, 1:]))
 
 def enclosed(
     solid: Tensor, # (n, H, W) uint8, 0 or 255
@@ -43,9 +46,9 @@ def cut_out(
     see_through: Tensor, # (n,) bool: keep the holes open
 ) -> Tensor:             # (n, 2, 28, 28) uint8: opacity, and light times opacity
     "The opacity of a garment from its own pixels: soft at the edge, solid inside even where the cloth is black."
-    grey, shrink = pictures[:, 0], lambda x: 255 - spread(255 - x)
+    grey, shrink = pictures[:, 0], lambda x: 255 - spread(255 - x, outside=255)
     solid = (grey > 12) * torch.tensor(255, dtype=torch.uint8, device=grey.device)
-    whole = shrink(spread(solid))                                # pinholes and seams closed
+    whole = solid | shrink(spread(solid))                        # pinholes and seams closed
     whole = torch.where(see_through[:, None, None], whole, whole | enclosed(solid)) # and black cloth inside the outline
     inner = shrink(whole) > 0                                    # one pixel in from the edge, which stays soft
     opacity = torch.where(inner, 255., (grey * (255 / 64)).clamp(max=255)) # at the edge a quarter of full light is opaque
@@ -121,7 +124,8 @@ class Clip(NamedTuple):
     images: Tensor  # (B, T, 3, S, S) uint8
     masks: Tensor   # (B, T, G, S, S) uint8
     boxes: Tensor   # (B, T, G, 4) int64
-    motion: Tensor  # (B, T - 1, G, 2) pixels that each garment moves from frame to frame, x and y
+    motion: Tensor  # (B, T - 1, G, 2) float: pixels that each garment moves from frame to frame, x and y
+    camera: Tensor  # (B, T - 1, 2) int64: pixels that the background moves from frame to frame, x and y
 
 # %% ../../nbs/data/02_scenes.ipynb #740d7776
 class Scenes:
@@ -210,22 +214,20 @@ class Scenes:
         "The scenes at `index`."
         return self.render(self.plan(index))
 
-    def captions(self, plan: Plan) -> list[str]:
+    def captions(self, plan: Plan) -> list[str]: # B sentences
         'One sentence a scene: "a green pullover on brick".'
-        def phrase(label, tint):
-            noun = self.classes[label]
-            return f"{self.tints[tint]} {noun if noun == 'trouser' else noun}"
-        out = []
-        for labels, tints, b in zip(plan.label.tolist(), plan.tint.tolist(), plan.background.tolist()):
-            things = [f"a {self.tints[t]} {self.classes[c]}" if self.tints[t][0] not in 'aeiou' else f"an {self.tints[t]} {self.classes[c]}" for c, t in zip(labels, tints)]
-            out.append(f"{' and '.join(things)} on {self.backgrounds[b]}")
-        return out
+        def thing(label, tint):
+            words = f"{self.tints[tint]} {self.classes[label]}"
+            return words + 's' if words.endswith('trouser') else f"an {words}" if words[0] in 'aeiou' else f"a {words}"
+        rows = zip(plan.label.tolist(), plan.tint.tolist(), plan.background.tolist())
+        return [f"{' and '.join(map(thing, labels, tints))} on {self.backgrounds[b]}" for labels, tints, b in rows]
 
     def dataset(self,
         n: int | None = None, # scenes 0 to n - 1; None: 20,000 train, 5,000 test
     ) -> Dataset:
-        "The first `n` scenes with their truths, as a data set."
-        n = n or {'train': 20_000, 'test': 5_000}[self.split]
+        "The first `n` scenes with their truths (mask, box, label, tint, background, caption), as a data set. The label is that of the garment in front."
+        n = {'train': 20_000, 'test': 5_000}[self.split] if n is None else n
+        if n < 1: raise ValueError(f"A data set of scenes has 1 or more pictures, not n={n!r}.")
         parts = [self.batch(i) for i in torch.arange(n, device=self.device).split(200 if self.device.type == 'cpu' else 4000)]
         plan = Plan(*map(torch.cat, zip(*(p.plan for p in parts))))
         truths = dict(mask=torch.cat([p.masks for p in parts]), box=torch.cat([p.boxes for p in parts]), label=plan.label, tint=plan.tint, background=plan.background, caption=self.captions(plan))
@@ -236,6 +238,8 @@ class Scenes:
         train = self if self.split == 'train' else Scenes('train', self.size, self.difficulty, self.seed, self.objects, self.root, self.device)
         return statistics(train.batch(torch.arange(1000)).images)
 
+
+# %% ../../nbs/data/02_scenes.ipynb #82f3e69b
 def boxes_of(
     masks: Tensor, # (..., H, W) bool
 ) -> Tensor:       # (..., 4) int64 x0, y0, x1, y1, ends excluded; zeros for an empty mask
@@ -246,6 +250,66 @@ def boxes_of(
     (x0, x1), (y0, y1) = ends(masks.any(-2)), ends(masks.any(-1))
     return torch.stack([x0, y0, x1, y1], -1) * masks.any(-1).any(-1)[..., None]
 
+# %% ../../nbs/data/02_scenes.ipynb #130c6e4a
+@patch
+def pair(
+    self: Scenes,
+    index: Tensor,             # (B,) int64: which scenes
+    zoom: tuple = (.6, .9),    # side of a view as a share of the scene, smallest and largest
+    turn: float = 15.,         # degrees to either side
+) -> Pair:
+    "Two views of each scene, with the warp between them."
+    index, size = torch.as_tensor(index, device=self.device).long(), self.size
+    wide = self.render(self.plan(index), 2 * size)
+    layers = torch.cat([wide.images, wide.masks], 1).float()
+    def frame(view): # (B, 3, 3): from the view's coordinates, -1..1, to the scene's
+        u = lambda what: uniform(index, self.seed, f'{self.split} {view} {what}')
+        s, a = zoom[0] + (zoom[1] - zoom[0]) * u('zoom'), (2 * u('turn') - 1) * turn * torch.pi / 180
+        x, y = ((2 * u(k) - 1) * (1 - s) for k in 'xy')
+        zero = torch.zeros_like(s)
+        return torch.stack([s * a.cos(), -s * a.sin(), x, s * a.sin(), s * a.cos(), y, zero, zero, zero + 1], 1).view(-1, 3, 3)
+    to_scene = [frame(view) for view in ('first view', 'second view')]
+    shape = (len(index), layers.shape[1], size, size)
+    views = [F.grid_sample(layers, F.affine_grid(m[:, :2], shape, align_corners=False), padding_mode='reflection', align_corners=False).to(torch.uint8) for m in to_scene]
+    flow = F.affine_grid((torch.linalg.inv(to_scene[1]) @ to_scene[0])[:, :2], shape, align_corners=False) # -1..1 in the second view
+    pixels = (flow + 1) * (size / 2) - .5
+    return Pair(views[0][:, :3], views[1][:, :3], pixels, (flow.abs() < 1).all(-1), views[0][:, 3:], views[1][:, 3:])
+
+# %% ../../nbs/data/02_scenes.ipynb #4f7254b9
+def bounce(
+    x: Tensor,  # any shape
+    low: Tensor, high: Tensor, # where the walls are, of a shape that broadcasts
+) -> Tensor:    # within low..high
+    "A coordinate that goes on and on, folded back at two walls."
+    room = (high - low).clamp(min=1e-6)
+    t = ((x - low) / room) % 2
+    return low + room * torch.where(t > 1, 2 - t, t)
+
+@patch
+def clip(
+    self: Scenes,
+    index: Tensor,        # (B,) int64: which scenes
+    frames: int = 8,      # T
+    speed: float = .04,   # of a garment, at most: share of the picture's side in one frame, along x and along y
+    pan: float = .01,     # of the camera, at most: share of the photograph's room in one frame
+) -> Clip:
+    "Short clips: frame 0 is near the still scene of the same index."
+    plan, index = self.plan(index), torch.as_tensor(index, device=self.device).long()
+    b, g = plan.garment.shape
+    u = lambda what: 2 * uniform(index, self.seed, f'{self.split} {what}') - 1
+    t = torch.arange(frames, device=self.device).view(1, -1, 1, 1)
+    way = torch.stack([torch.stack([u(f'speed {k} {c}') for c in 'xy'], -1) for k in range(g)], 1)      # (B, G, 2)
+    half = (.5 - plan.height / 2).clamp(min=.2)[:, None, :, None]                                       # large garments may leave the picture in part
+    centre = bounce(plan.centre[:, None] + t * speed * way[:, None], .5 - half, .5 + half)              # (B, T, G, 2)
+    drift = torch.stack([u('pan x'), u('pan y')], -1)[:, None]
+    corner = bounce(plan.corner[:, None] + t[..., 0] * pan * drift, torch.zeros(1, device=self.device), torch.ones(1, device=self.device)) # (B, T, 2)
+    film = Plan(*(v.repeat_interleave(frames, 0) for v in plan))._replace(centre=centre.flatten(0, 1), corner=corner.flatten(0, 1))
+    made = self.render(film)
+    place = atlas(self.split, self.size, blur=self.difficulty.blur, device=str(self.device)).corners(film.background, film.zoom, *film.corner.unbind(1))[2:]
+    per = lambda v: v.view(b, frames, *v.shape[1:])
+    return Clip(per(made.images), per(made.masks), per(made.boxes), centre.diff(dim=1) * self.size, -per(torch.stack(place, -1)).diff(dim=1))
+
+# %% ../../nbs/data/02_scenes.ipynb #10ae2fab
 @lru_cache(maxsize=6)
 def _made(split: str, n: int | None, size: int, difficulty: str | Difficulty, seed: int, objects: int, root: str | None) -> Dataset:
     return Scenes(split, size, difficulty, seed, objects, root).dataset(n)
