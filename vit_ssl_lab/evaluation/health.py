@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/evaluation/05_health.ipynb #cf296750
-def check_rows(z: Tensor) -> Tensor:
+def check_rows(
+    z: Tensor, # (n, D) features
+) -> Tensor:   # the same, detached, in float64
     "Refuse what has no spread to speak of."
     if z.ndim != 2 or len(z) < 2: raise ValueError(f"Health needs a matrix of two or more feature vectors (n, D), got shape {tuple(z.shape)}.")
     if not z.isfinite().all(): raise ValueError(f"{int((~z.isfinite()).any(1).sum())} of {len(z)} feature vectors are not finite: look at the loss and the learning rate.")
