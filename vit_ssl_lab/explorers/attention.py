@@ -40,7 +40,8 @@ def attention_from(
 class AttentionExplorer(Explorer):
     "Where a patch looks, and who looks at it."
     _esm = script('attention.js')
-    _offline = ['query', 'head', 'direction']
+    _asks = ['picture', 'layer', 'rollout']
+    _offline = ['query', 'head', 'direction', 'stretch']
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
@@ -52,6 +53,7 @@ class AttentionExplorer(Explorer):
     rollout = T.Bool(False, help="all layers instead of one").tag(sync=True)
     head = T.Int(-1, help="-1: the mean of all heads").tag(sync=True)
     direction = T.Unicode('from', help="from the chosen patch, or to it").tag(sync=True)
+    stretch = T.Bool(False, help="colours start at the faintest patch instead of 0").tag(sync=True)
     query = T.Int(0, help="the chosen patch; -1: CLS").tag(sync=True)
     attention = T.Bytes(help="(H, T, T) uint8, each row scaled by its peak").tag(sync=True)
     peaks = T.Bytes(help="(H, T) float32").tag(sync=True)
@@ -77,9 +79,7 @@ class AttentionExplorer(Explorer):
         layers, tokens = len(self.maps(0)), self.maps(0).shape[-1]
         super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], names=names_of(images, n), grid=list(grid), prefix=tokens - grid[0] * grid[1], layers=layers,
             layer=layers - 1 if layer is None else layer, head=head, direction=direction, rollout=rollout, query=grid[0] // 2 * grid[1] + grid[1] // 2 if query is None else query)
-        self._seen = None
-        self._work()
-        self.observe(lambda change: self._answer(self._work), ['picture', 'layer', 'rollout'])
+        self._begin()
 
     def maps(self,
         picture: int, # which
@@ -109,10 +109,7 @@ class AttentionExplorer(Explorer):
         return dict(attention=data, peaks=peaks, entropy=(attention_entropy(one).flatten() / np.log(2)).tolist(), distance=attention_distance(one, tuple(self.grid), patch, self.prefix).flatten().tolist())
 
     def _work(self) -> None:
-        key = (self.picture, self.layer, self.rollout)
-        if key == self._seen: return
-        for name, value in self._traits_of(*key).items(): self.set_trait(name, value)
-        self._seen = key
+        for name, value in self._traits_of(self.picture, self.layer, self.rollout).items(): self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the layer, and the picture too where all of them fit into 4 MB."
@@ -134,7 +131,7 @@ def query_map(
     return line[self.prefix:].view(*self.grid).numpy()
 
 def attention_figure(self: AttentionExplorer) -> Figure:
-    "The picture with the chosen patch, the mean of the heads, and each head; each map from 0 to its own largest value."
+    "The picture with the chosen patch, the mean of the heads, and each head; each map with its own scale, which its title says."
     maps, (rows, cols) = self.current(), self.grid
     heads = [-1, *range(min(len(maps), 7))] if len(maps) > 1 else [0]
     fig, axes = plt.subplots(1, len(heads) + 1, figsize=(1.9 * (len(heads) + 1), 2.5), layout='constrained')
@@ -144,9 +141,9 @@ def attention_figure(self: AttentionExplorer) -> Figure:
     axes[0].set_title('CLS' if self.query < 0 else f'row {self.query // cols + 1}, column {self.query % cols + 1}', fontsize=9)
     for ax, head in zip(axes[1:], heads):
         shown = query_map(self, maps, head)
-        ax.imshow(shown, vmin=0); name = 'rollout' if self.rollout else 'mean' if head < 0 else f'head {head + 1}'
+        ax.imshow(shown, vmin=None if self.stretch else 0); name = 'rollout' if self.rollout else 'mean' if head < 0 else f'head {head + 1}'
         facts = '' if head < 0 or self.rollout else f'\n{self.entropy[head]:.1f} bit, {self.distance[head]:.0f} px'
-        ax.set_title(f'{name}: 0 to {shown.max():.1%}{facts}', fontsize=9)
+        ax.set_title(f'{name}: {shown.min() if self.stretch else 0:.2g} to {shown.max():.2g}{facts}', fontsize=9)
     for ax in axes: ax.set(xticks=[], yticks=[]); ax.grid(False)
     fig.suptitle('all layers, rolled out' if self.rollout else f'attention {self.direction} the chosen token, layer {self.layer + 1} of {self.layers}')
     return fig

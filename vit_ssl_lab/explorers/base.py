@@ -61,7 +61,8 @@ def normaliser(
     std: tuple | None = None,   # of 0..1 pixels, one a channel; None: the data set's, or 0.5
 ) -> Callable[[Tensor], Tensor]: # (B, C, H, W) uint8 -> normalised float
     "How pictures become an encoder's input."
-    mean, std = (given if given is not None else getattr(images, name, (.5,)) for name, given in (('mean', mean), ('std', std)))
+    own = hasattr(images, 'images') # a tensor has `mean` and `std` too, as methods
+    mean, std = (given if given is not None else getattr(images, name) if own else (.5,) for name, given in (('mean', mean), ('std', std)))
     mean, std = (torch.as_tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1) for v in (mean, std))
     return lambda pictures: (pictures.float() / 255 - mean.to(pictures.device)) / std.to(pictures.device)
 
@@ -89,11 +90,23 @@ class Explorer(anywidget.AnyWidget):
     answered = T.Int(0, help="Counts the kernel's answers").tag(sync=True)
     milliseconds = T.Float(0., help="Time of the last answer").tag(sync=True)
 
-    def _answer(self, work: Callable[[], Any]) -> None:
-        "Run `work`; its time and its error become part of the state, and the browser gets one message."
-        start = time.perf_counter()
+    _asks = [] # traits whose change is a question to the kernel
+
+    def _key(self) -> tuple: return tuple(getattr(self, name) for name in self._asks)
+    def _work(self) -> None: "What the kernel does for the present state."
+
+    def _begin(self) -> None:
+        "The first answer, whose errors are raised; from then on changes are answered, and their errors shown."
+        self._seen = self._key()
+        self._work()
+        self.observe(self._answer, self._asks)
+
+    def _answer(self, change: dict) -> None:
+        "Do the work; its time and its error become part of the state. One message may change several traits, and the work may change some itself: that is still one answer."
+        if self._key() == self._seen: return
+        self._seen, start = self._key(), time.perf_counter()
         with self.hold_sync():
-            try: work(); self.error = ''
+            try: self._work(); self.error = ''
             except ValueError as e: self.error = str(e)
             except Exception as e: self.error = f'{type(e).__name__}: {e}'
             self.milliseconds = (time.perf_counter() - start) * 1000

@@ -57,7 +57,8 @@ def neighbours(
 class FeatureExplorer(Explorer):
     "What an encoder finds alike, picture by picture and patch by patch."
     _esm = script('features.js')
-    _offline = ['picture', 'patch']
+    _offline, _asks = ['picture', 'patch'], ['picture']
+    note = T.Unicode("This page has no Python behind it: patches are compared within the stored four pictures.").tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     grid = T.List(T.Int(), help="rows, columns of the patches").tag(sync=True)
@@ -94,9 +95,8 @@ class FeatureExplorer(Explorer):
             labels=[int(i) for i in getattr(data, 'labels', [])[:n]], classes=list(getattr(data, 'classes', [])), points=Y.numpy().tobytes(),
             explained=[*share.tolist(), 0.][:2], neighbours=self.near.to(torch.int32).numpy().tobytes(), closeness=closeness.numpy().tobytes(),
             rgb=pca_rgb(self.features.patches).numpy().tobytes(), picture=picture)
-        self._work()
+        self._begin()
         self.patch = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
-        self.observe(lambda change: self._answer(self._work), ['picture'])
 
     def _work(self) -> None:
         "All pairs of patches of the chosen picture and its three nearest."

@@ -26,7 +26,7 @@ BY_HAND = 'by hand'
 class MaskExplorer(Explorer):
     "Which patches a masking hides; or paint your own."
     _esm = script('mask.js')
-    _offline = ['picture', 'hidden']
+    _offline, _asks = ['picture', 'hidden'], ['picture', 'kind', 'ratio', 'seed', 'hidden']
     note = T.Unicode("This page has no Python behind it: painting works; ratio, kind and seed need a kernel.").tag(sync=True)
     predicts = T.Bool(False).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
@@ -37,7 +37,7 @@ class MaskExplorer(Explorer):
     kind = T.Unicode('random', help="random, block, grid or by hand").tag(sync=True)
     ratio = T.Float(.75, help="share of hidden patches, 0 <= ratio < 1").tag(sync=True)
     seed = T.Int(0, min=0).tag(sync=True)
-    hidden = T.Bytes(help="(rows * columns,) uint8, 1 = hidden").tag(sync=True)
+    hidden = T.CBytes(help="(rows * columns,) uint8, 1 = hidden; the browser sends a memoryview").tag(sync=True)
 
     def __init__(self,
         images: Any,                # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
@@ -51,21 +51,17 @@ class MaskExplorer(Explorer):
         n, _, *size = self.pixels_in.shape
         super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], grid=list(grid_of(tuple(size), patch_size)), names=names_of(images, n),
                          kind=kind, ratio=ratio, seed=seed, **traits)
-        self._seen = None
-        self._work() # whatever is wrong at the start is raised here, not shown
-        self.observe(lambda change: self._answer(self._work), ['picture', 'kind', 'ratio', 'seed', 'hidden'])
+        self._begin()
 
     def _key(self) -> tuple: return self.picture, self.kind, self.hidden if self.kind == BY_HAND else (self.ratio, self.seed)
 
     def _work(self) -> None:
-        "Make the mask of this state; nothing if it is made already (one message from the browser may change several traits)."
-        if self._key() == self._seen: return
+        "Make the mask of this state."
         choose(self.kind, [*KINDS, BY_HAND], "kind of mask")
         if not 0 <= self.picture < self.shape[0]: raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
         if self.kind != BY_HAND: self.hidden = mask_of(self.kind, 1, tuple(self.grid), self.ratio, generator=Generator().manual_seed(self.seed)).mask[0].to(torch.uint8).numpy().tobytes()
         self._follow()
         if self.kind == BY_HAND: self.ratio = round(sum(self.hidden) / len(self.hidden), 4)
-        self._seen = self._key()
 
     def _follow(self) -> None: current_mask(self) # a mask that breaks the contract says so here
 
@@ -129,7 +125,7 @@ MaskExplorer.mask, MaskExplorer.paint, MaskExplorer.figure = property(current_ma
 # %% ../../nbs/explorers/02_mask.ipynb #e8f1d10d
 class ReconstructionExplorer(MaskExplorer):
     "What a method that reconstructs makes of a masked picture."
-    _offline = []
+    _offline, _asks = [], [*MaskExplorer._asks, 'pixels']
     note = T.Unicode("This page has no Python behind it: the mask is the stored one, pictures and pixels can be changed.").tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('honest', help="honest or leaky").tag(sync=True)
@@ -146,10 +142,9 @@ class ReconstructionExplorer(MaskExplorer):
         pixels: str = 'honest',   # or "leaky"
     ):
         if not hasattr(method, 'reconstruct'): raise ValueError(f"{type(method).__name__} has no reconstruct(images, mask): this explorer shows methods that reconstruct pictures, MAE for one.")
-        self.method, self._cache = method, {}
+        self.method = method
         pictures = pictures_of(images)
         super().__init__(images, patch_of(method, pictures), kind, ratio, seed, pixels=pixels)
-        self.observe(lambda change: self._answer(self._work), ['pixels'])
 
     def _key(self) -> tuple: return *super()._key(), self.pixels
 

@@ -54,9 +54,13 @@ def draw_words(
     return ', '.join(words)
 
 # %% ../../nbs/explorers/05_views.ipynb #982a9623
+STRENGTHS = ('crop', 'colour', 'grey', 'blur', 'solarize')
+COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#cc79a7']
+
 class ViewsExplorer(Explorer):
     "What the views of a preset look like, and where they were cut out."
     _esm = script('views.js')
+    _asks = ['picture', 'preset', 'seed', *STRENGTHS]
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
@@ -82,9 +86,7 @@ class ViewsExplorer(Explorer):
         n, channels, *shape = self.pixels_in.shape
         self.size, self.stats = size or shape[0], ((.5,) * channels, (.5,) * channels) # unused: views are shown before they are normalised
         super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *shape], names=names_of(images, n), presets=list(PRESETS), preset=preset, seed=seed, **strengths)
-        self._seen = None
-        self._work()
-        self.observe(lambda change: self._answer(self._work), ['picture', 'preset', 'seed', *STRENGTHS])
+        self._begin()
 
     def module(self) -> Views:
         "The preset at the present strengths. Where it has many small views, two of them are shown."
@@ -100,14 +102,11 @@ class ViewsExplorer(Explorer):
         return module.pixels(batch, draws), draws, module
 
     def _work(self) -> None:
-        key = (self.picture, self.preset, self.seed, *(getattr(self, name) for name in STRENGTHS))
-        if key == self._seen: return
         pictures, draws, module = self.make()
         self.views = b''.join(map(rgb_bytes, pictures))
         self.sizes = [list(p.shape[-2:]) for p in pictures]
         self.boxes = [box for d in draws for box in d.box.tolist()]
         self.words = [draw_words(d, i, p.add) for d, p in zip(draws, module.policies) for i in range(self.rolls)]
-        self._seen = key
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
@@ -129,6 +128,3 @@ class ViewsExplorer(Explorer):
         turned = [f'{name} × {getattr(self, name):g}' for name in STRENGTHS if getattr(self, name) != 1]
         fig.suptitle(', '.join([f'{self.preset}, seed {self.seed}', *turned]))
         return fig
-
-STRENGTHS = ('crop', 'colour', 'grey', 'blur', 'solarize')
-COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#cc79a7']

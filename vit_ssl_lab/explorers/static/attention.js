@@ -4,7 +4,10 @@ function render({model, el}) {
   const [rows, cols] = model.get('grid'), [, height, width] = model.get('shape'), prefix = model.get('prefix');
   const n = rows * cols, tokens = prefix + n, CLS = -1;
   const pictures = gallery(model);
-  let hover = null, data = null, peaks = null, heads = 1, values = new Float32Array(n), top = 1;
+  let hover = null, data = null, peaks = null, heads = 1, values = new Float32Array(n);
+  // Colours start at 0, or at the faintest patch: young networks attend to everything nearly alike.
+  const tones = list => { const low = model.get('stretch') ? Math.min(...list) : 0, high = Math.max(...list); return {low, high, of: v => (v - low) / (high - low || 1)}; };
+  let tone = tones([0, 1]);
 
   // Each row of attention came as bytes scaled by its own largest value.
   const at = (head, from, to) => data[(head * tokens + from) * tokens + to] * peaks[head * tokens + from] / 255;
@@ -40,12 +43,12 @@ function render({model, el}) {
     pane(ui, {...common, caption: 'lit by its attention', draw(g, w, t) {
       g.drawImage(picture(), 0, 0, w, t);
       for (let i = 0; i < n; i++) {
-        g.fillStyle = `rgba(0,0,0,${.9 * (1 - values[i] / top)})`;
+        g.fillStyle = `rgba(0,0,0,${.9 * (1 - tone.of(values[i]))})`;
         g.fillRect(Math.floor((i % cols) * w / cols), Math.floor(Math.floor(i / cols) * t / rows), Math.ceil(w / cols), Math.ceil(t / rows));
       }
       mark(g, w, t);
     }}),
-    pane(ui, {...common, caption: 'attention', cls: 'vsl-map', draw(g, w, t) { g.drawImage(heat(values, rows, cols, VIRIDIS, v => v / top), 0, 0, w, t); mark(g, w, t); }}),
+    pane(ui, {...common, caption: 'attention', cls: 'vsl-map', draw(g, w, t) { g.drawImage(heat(values, rows, cols, VIRIDIS, tone.of), 0, 0, w, t); mark(g, w, t); }}),
   ];
   const scale = legend(VIRIDIS);
   seats[2].el.append(scale.el);
@@ -80,23 +83,23 @@ function render({model, el}) {
   const look = () => {
     if (!data) return;
     values = mapOf(head(), query());
-    top = Math.max(...values) || 1;
+    tone = tones(values);
     seats.forEach(p => p.redraw());
     for (const {i, canvas, button} of tiles) {
-      const v = i === head() ? values : mapOf(i, query()), most = Math.max(...v) || 1;
+      const v = i === head() ? values : mapOf(i, query());
       const g = canvas.getContext('2d');
-      g.imageSmoothingEnabled = false; g.drawImage(heat(v, rows, cols, VIRIDIS, x => x / most), 0, 0, canvas.width, canvas.height);
+      g.imageSmoothingEnabled = false; g.drawImage(heat(v, rows, cols, VIRIDIS, tones(v).of), 0, 0, canvas.width, canvas.height);
       button.setAttribute('aria-checked', i === head()); button.tabIndex = i === head() ? 0 : -1;
     }
     const to = model.get('direction') === 'to', q = query(), t = token(q);
     const who = model.get('rollout') ? 'rollout' : `layer ${model.get('layer') + 1}, ${head() < 0 ? `mean of ${heads} heads` : `head ${head() + 1}`}`;
-    const parts = [`attention ${to ? 'to' : 'from'} ${nameOf(q)} (${who})`, `brightest patch ${percent(top)}`];
+    const parts = [`attention ${to ? 'to' : 'from'} ${nameOf(q)} (${who})`, `brightest patch ${percent(tone.high)}`];
     if (prefix && !to) parts.push(`CLS gets ${percent(lookup(head(), t, 0))}`);
     if (prefix && to && q !== CLS) parts.push(`CLS gives ${percent(lookup(head(), 0, t))}`);
     ui.say(parts.join(' · '));
-    scale.set('0', percent(top));
+    scale.set(tone.low ? percent(tone.low) : '0', percent(tone.high));
     ui.root.dataset.query = q;
-    ui.root.dataset.top = top.toFixed(5);
+    ui.root.dataset.top = tone.high.toFixed(5);
     cls?.setAttribute('aria-pressed', q === CLS);
   };
   const load = () => {
@@ -115,12 +118,13 @@ function render({model, el}) {
     slider(ui, 'layer', {label: 'layer', min: 0, max: layers - 1, step: 1, format: v => `${v + 1} of ${layers}`, changes: layer => ({layer, rollout: false})}),
     radio(ui, 'rollout', {label: 'show', options: [[false, 'layer'], [true, 'rollout']]}),
     radio(ui, 'direction', {label: 'direction', options: [['from', 'from'], ['to', 'to']], busy: false}),
+    radio(ui, 'stretch', {label: 'colours from', options: [[false, '0'], [true, 'faintest']], busy: false}),
     cls ? h('span', {class: 'vsl-field'}, h('span', {class: 'vsl-name'}, 'token'), cls) : null);
   const thumbs = chooser(ui, pictures);
-  ui.body.append(bar, thumbs ? h('div', {class: 'vsl-bar'}, thumbs) : '', h('div', {class: 'vsl-panes'}, seats.map(p => p.el)), strip,
-    h('p', {class: 'vsl-note'}, 'Attention from a token sums to 1 over all tokens. Colours go from 0 to the brightest patch of each map; CLS is left out of the map.'));
+  ui.body.append(bar, thumbs ? h('div', {class: 'vsl-bar'}, thumbs) : '', h('div', {class: 'vsl-panes'}, seats.map(p => p.el), strip),
+    h('p', {class: 'vsl-note'}, 'Attention from a token sums to 1 over all tokens, CLS too, which the maps leave out. Each map has its own colours, up to its brightest patch.'));
   ui.on('attention peaks answered', load);
-  ui.on('direction query head', look);
+  ui.on('direction query head stretch', look);
   load();
   return () => ui.close();
 }

@@ -28,7 +28,8 @@ function shell(model, el, title) {
   const live = model.get('live');
   const note = live ? null : h('p', {class: 'vsl-note'}, model.get('note'));
   const body = h('div');
-  const root = h('section', {class: 'vsl', 'aria-label': title, 'data-busy': 'false', 'data-live': String(live)},
+  // JupyterLab takes arrows, space and enter for its own shortcuts before any element sees them, unless it is told not to.
+  const root = h('section', {class: 'vsl', 'aria-label': title, 'data-busy': 'false', 'data-live': String(live), 'data-lm-suppress-shortcuts': 'true'},
     h('p', {class: 'vsl-title'}, title), body, error, status, note);
   el.append(root);
   const ui = {
@@ -196,7 +197,7 @@ function pane(ui, {caption, rows, cols, ratio = 1, label, draw, on = null, cls =
         if (on.move) on.move(cursor, e);
       } else if ((e.key === ' ' || e.key === 'Enter') && on.key) on.key(cursor, e);
       else return;
-      e.preventDefault(); e.stopPropagation(); // arrows and space belong to the pane that has the focus, not to the notebook
+      e.preventDefault(); e.stopPropagation(); // the page must not scroll
     });
     canvas.addEventListener('focus', () => { canvas.dataset.focus = 'true'; self.redraw(); if (on.focus) on.focus(); });
     canvas.addEventListener('blur', () => { canvas.dataset.focus = 'false'; self.redraw(); });

@@ -15,6 +15,7 @@ function render({model, el}) {
     if (model.get('live') && ms) parts.push(`${ms.toFixed(0)} ms`);
     ui.say(parts.join(' · '));
     masked.canvas.dataset.hidden = count;
+    masked.canvas.dataset.mask = hidden.join('');
   };
 
   // Painting: the first cell decides whether the stroke hides or reveals; the kernel hears of it when the stroke ends.
