@@ -1,10 +1,11 @@
 "A run of a second that has all a run can have, shared by the tests of training. Importable by a child process."
-import os, signal
+import os, signal, threading, time
+import torch
 import sklearn.datasets # here, so that a fork server has imported all before it makes children
 import vit_ssl_lab.methods.mae
 from vit_ssl_lab.data import load
 from vit_ssl_lab.training import build, pretrain, recipe
-from vit_ssl_lab.training import checkpoints as ckpt
+from vit_ssl_lab.training import checkpoints as ckpt, loop
 
 SMALL = dict(data='digits', img_size=8, patch_size=2, encoder_options=dict(embed_dim=24, depth=1, num_heads=2),
              method_options=dict(decoder_width=16, decoder_depth=1, decoder_heads=2), checkpoint_every=3, log_every=1)
@@ -28,9 +29,17 @@ def die_while_writing(write: int):
         true(path, data[:len(data) // 2]); os.kill(os.getpid(), signal.SIGKILL)
     ckpt.write_file = write_file
 
-def child(out, changes, write=None):
+def die_after(steps: int, more: float):
+    "SIGKILL, from a clock that knows nothing of the run, some steps after the start and `more` times the length of a step later."
+    true, times = loop.Run.update, []
+    def update(self, step):
+        times.append(time.monotonic())
+        if len(times) == steps: threading.Timer(more * (times[-1] - times[-2]), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return true(self, step)
+    loop.Run.update = update
+
+def child(out, changes, death=None, *when):
     "What a child process runs."
-    import torch
     torch.set_num_threads(1)
-    if write is not None: die_while_writing(write)
+    if death: death(*when)
     whole(out, **changes)

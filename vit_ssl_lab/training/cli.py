@@ -7,10 +7,9 @@ __all__ = ['settings', 'parse', 'run', 'main']
 
 # %% ../../nbs/training/05_many_devices.ipynb #7f49ced1
 import argparse, ast, sys
-from dataclasses import replace
 from typing import Any, Sequence
 import torch
-from .recipes import Recipe, build, recipe
+from .recipes import build, recipe
 
 # %% ../../nbs/training/05_many_devices.ipynb #ce764d67
 def settings(

@@ -8,7 +8,7 @@ __all__ = ['ORDER', 'PLACE', 'VIEWS', 'NOISE', 'FORWARD', 'seed_of', 'set_seed',
            'make_accelerator', 'Run', 'identity', 'pretrain', 'finish', 'load_run']
 
 # %% ../../nbs/training/04_pretrain.ipynb #43b41f74
-import base64, contextlib, csv, inspect, io, json, math, sys, time
+import base64, contextlib, csv, inspect, io, json, math, sys, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -473,7 +473,8 @@ def pretrain(
     device, out = torch.device(device) if device else best_device(), Path(out) if out else None
     history = History(recipe, plan(recipe, len(data)), out)
     acc = make_accelerator(device_settings(recipe, device, history.plan.total)[0], device, log_with=[FileTracker(history), *trackers] if out else None, project_dir=out)
-    with torch.random.fork_rng(devices=[acc.device] if acc.device.type == 'cuda' else []), contextlib.ExitStack() as ends:
+    with torch.random.fork_rng(devices=[acc.device] if acc.device.type == 'cuda' else []), warnings.catch_warnings(), contextlib.ExitStack() as ends:
+        warnings.filterwarnings('ignore', message='Grad strides do not match') # DDP, of axes of length 1 (CLS, mask token): their strides mean nothing
         if out: ckpt.claim(out, identity(recipe, data), resume, acc.is_main_process); acc.wait_for_everyone()
         run = Run(method, data, recipe, acc, out)
         ends.callback(run.close)
