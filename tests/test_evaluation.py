@@ -1,7 +1,5 @@
 "Evaluation against independent implementations: scikit-learn, sums done by hand, and the official code's formulas."
-import json, re
 from importlib import import_module
-from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -265,25 +263,3 @@ def test_diagnose_names_each_state():
     assert diagnose(torch.ones(300, 32) + 1e-4 * z).startswith('collapsed: std 0.00')
     assert diagnose(z * (torch.arange(32) < 2)).startswith('narrow')
     assert set(health(z, z)) == {'std', 'effective_rank', 'participation', 'uniformity', 'alignment'}
-
-
-# ---- the study's exercises: the stub fails, the solution passes
-
-def exercises():
-    "(name, stub's cell, solution) of nbs/studies/01_early_convolutions.ipynb."
-    cells = json.loads((Path(__file__).parents[1] / 'nbs/studies/01_early_convolutions.ipynb').read_text(encoding='utf-8'))['cells']
-    text = [''.join(c['source']) for c in cells]
-    solutions = dict(re.findall(r'```\n(?=def (\w+))(.*?)```', '\n'.join(t for t, c in zip(text, cells) if c['cell_type'] == 'markdown'), re.S))
-    stubs = {m.group(1): t for t in text if (m := re.match(r'def (\w+)\(.*raise NotImplementedError', t))}
-    assert set(stubs) == set(solutions) and len(stubs) >= 3
-    return [pytest.param(stubs[n], solutions[n], n, id=n) for n in stubs]
-
-@pytest.mark.parametrize('stub, solution, name', exercises())
-def test_exercises_can_be_solved(stub, solution, name):
-    from fastcore.test import test_close, test_eq
-    space = dict(np=np, test_close=test_close, test_eq=test_eq, attempt=lambda *a: None)
-    exec(stub, space)
-    check = next(v for k, v in space.items() if k.startswith('check_'))
-    with pytest.raises(NotImplementedError): check(space[name])
-    exec(solution, space)
-    check(space[name])
