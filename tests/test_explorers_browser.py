@@ -246,7 +246,7 @@ def test_lab_paint_error_and_recovery(lab_page):
     lab_page.mouse.up(); wait_answer(root, before)
     assert 'All 36 patches are hidden' in root.get_by_role('alert').inner_text()
     before = answered(root); canvas.focus(); lab_page.keyboard.press('Space'); wait_answer(root, before) # reveals the cell under the cursor
-    assert root.get_by_role('alert').inner_text() == '' and canvas.get_attribute('data-hidden') == '35'
+    assert root.locator('.vsl-alert').text_content() == '' and canvas.get_attribute('data-hidden') == '35'
     before = answered(root); lab_page.keyboard.press('ArrowRight'); lab_page.keyboard.press('Enter'); wait_answer(root, before)
     assert canvas.get_attribute('data-hidden') == '34'
     assert lab_page.locator('.jp-Notebook.jp-mod-editMode').count() == 0, "the keys stayed in the widget"

@@ -60,6 +60,7 @@ COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#cc79a7']
 class ViewsExplorer(Explorer):
     "What the views of a preset look like, and where they were cut out."
     _esm = script('views.js')
+    note = T.Unicode("This page has no Python behind it: pictures can be changed; preset, seed and strengths need a kernel.").tag(sync=True)
     _asks = ['picture', 'preset', 'seed', *STRENGTHS]
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -95,29 +96,31 @@ class ViewsExplorer(Explorer):
         module.policies = [strengthen(p, **{name: getattr(self, name) for name in STRENGTHS}) for p in module.policies]
         return module
 
-    def make(self) -> tuple[list[Tensor], list[Draw], Views]:
+    def make(self,
+        picture: int, # which
+    ) -> tuple[list[Tensor], list[Draw], Views]:
         "The views as pictures in 0..1, (R, C, S, S) each, what the dice said, and the views themselves."
-        module, batch = self.module(), self.pixels_in[self.picture].expand(self.rolls, -1, -1, -1)
+        module, batch = self.module(), self.pixels_in[picture].expand(self.rolls, -1, -1, -1)
         draws = module.draw(self.rolls, batch.shape[-2:], generator=Generator().manual_seed(self.seed))
         return module.pixels(batch, draws), draws, module
 
+    def _traits_of(self, picture: int) -> dict:
+        "What the browser needs to know of one picture's views."
+        if picture >= self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+        pictures, draws, module = self.make(picture)
+        return dict(views=b''.join(map(rgb_bytes, pictures)), sizes=[list(p.shape[-2:]) for p in pictures], boxes=[box for d in draws for box in d.box.tolist()],
+                    words=[draw_words(d, i, p.add) for d, p in zip(draws, module.policies) for i in range(self.rolls)])
+
     def _work(self) -> None:
-        pictures, draws, module = self.make()
-        self.views = b''.join(map(rgb_bytes, pictures))
-        self.sizes = [list(p.shape[-2:]) for p in pictures]
-        self.boxes = [box for d in draws for box in d.box.tolist()]
-        self.words = [draw_words(d, i, p.add) for d, p in zip(draws, module.policies) for i in range(self.rolls)]
+        for name, value in self._traits_of(self.picture).items(): self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
-        now, answers = self.picture, []
-        for self.picture in range(self.shape[0]): answers.append(([self.picture], {k: getattr(self, k) for k in ('views', 'sizes', 'boxes', 'words')}))
-        self.picture = now
-        return ['picture'], answers
+        return ['picture'], [([i], self._traits_of(i)) for i in range(self.shape[0])]
 
     def figure(self) -> Figure:
         "The source with its crop boxes, and the views."
-        pictures, draws, _ = self.make()
+        pictures, draws, _ = self.make(self.picture)
         fig, axes = plt.subplots(len(pictures), self.rolls + 1, figsize=(1.3 * (self.rolls + 1), 1.4 * len(pictures)), squeeze=False, layout='constrained')
         for v, (line, views_of, draw, colour) in enumerate(zip(axes, pictures, draws, COLOURS * len(pictures))):
             line[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)

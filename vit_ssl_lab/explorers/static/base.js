@@ -8,6 +8,8 @@ function h(tag, attrs = {}, ...kids) {
     if (name.startsWith('on')) el.addEventListener(name.slice(2), value);
     else el.setAttribute(name, value === true ? '' : value);
   }
+  // JupyterLab takes arrows, space and enter for its own shortcuts before the element sees them, unless the element says no.
+  if (['button', 'input', 'select', 'canvas'].includes(tag)) el.dataset.lmSuppressShortcuts = 'true';
   el.append(...kids.flat().filter(kid => kid != null));
   return el;
 }
@@ -28,8 +30,7 @@ function shell(model, el, title) {
   const live = model.get('live');
   const note = live ? null : h('p', {class: 'vsl-note'}, model.get('note'));
   const body = h('div');
-  // JupyterLab takes arrows, space and enter for its own shortcuts before any element sees them, unless it is told not to.
-  const root = h('section', {class: 'vsl', 'aria-label': title, 'data-busy': 'false', 'data-live': String(live), 'data-lm-suppress-shortcuts': 'true'},
+  const root = h('section', {class: 'vsl', 'aria-label': title, 'data-busy': 'false', 'data-live': String(live)},
     h('p', {class: 'vsl-title'}, title), body, error, status, note);
   el.append(root);
   const ui = {
@@ -76,7 +77,7 @@ function number(ui, name, {label, min = 0, max = 999999}) {
 
 // One of a few: a radio group of buttons, arrow keys move. `options` is [[value, text], ...].
 function radio(ui, name, {label, options, changes = v => ({[name]: v}), busy = true, cls = 'vsl-group', paint = null}) {
-  const buttons = options.map(([value, text]) => h('button', {type: 'button', role: 'radio', 'data-value': value, disabled: !ui.can(name),
+  const buttons = options.map(([value, text]) => h('button', {type: 'button', role: 'radio', 'data-value': String(value), disabled: !ui.can(name),
     'aria-label': paint ? text : null, title: paint ? text : null, onclick: () => pick(value)}, paint ? paint(value) : text));
   const pick = value => { if (value !== ui.model.get(name)) ui.send(changes(value), {busy}); read(); };
   const read = () => options.forEach(([value], i) => {

@@ -116,7 +116,7 @@ function render({model, el}) {
     h('p', {class: 'vsl-note', style: 'margin: 10px 0 3px'}, 'Patch similarity within and between pictures: cosine from -1 (blue) through 0 (white) to 1 (red). The chosen picture, then its nearest.'),
     strip, h('div', {style: 'max-width: 168px'}, scale.el), match);
   ui.on('picture', look);
-  ui.on('gram shown answered', buildBoards);
+  ui.on('gram', buildBoards);
   ui.on('patch', drawBoards);
   look(); buildBoards();
   return () => ui.close();
