@@ -94,7 +94,7 @@ def normalise(
 def balanced(
     labels: Tensor, # (n,)
     n: int,         # how many to take
-    seed: int = 0,
+    seed: int = 0,  # of the choice
 ) -> Tensor:        # (n,) int64 index, in random order
     "A random choice with the same number of each label, as far as there are enough."
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -107,9 +107,11 @@ def balanced(
 
 def batch_indices(
     n: int,          # pictures in the set
-    batch_size: int,
-    generator: torch.Generator | None = None, shuffle: bool = True, drop_last: bool = True,
-) -> Iterator[Tensor]: # (B,) int64 on the CPU
+    batch_size: int, # pictures in a batch
+    generator: torch.Generator | None = None, # of the order; None: torch's global one
+    shuffle: bool = True,   # a random order, else 0, 1, 2, ...
+    drop_last: bool = True, # leave out the last, smaller batch (never the only one)
+) -> Iterator[Tensor]:      # (B,) int64 on the CPU
     "The order of one pass, cut into batches."
     order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
     end = n - n % batch_size if drop_last and n >= batch_size else n
@@ -227,22 +229,34 @@ def _fashion(split: str, root: str | None, environment: str | None) -> tuple[Ten
     if not files: raise no_data('fashion-mnist', f"{names[0]}.gz", [*places(root), DEBIAN], '; '.join(faults))
     return files[0].unsqueeze(1), files[1].long(), '; '.join(faults)
 
-def said(error: Exception) -> str:
+def said(
+    error: Exception, # any
+) -> str:             # 160 characters at most
     "The first line of an error, for a longer sentence."
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip('.')
 
-def fashion_mnist(split: str = 'train', root: str | Path | None = None) -> Dataset:
+def fashion_mnist(
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+) -> Dataset:
     "Fashion-MNIST (arXiv 1708.07747): 60,000 train and 10,000 test pictures of 1x28x28."
     check_split('fashion-mnist', split)
     images, labels, note = _fashion(split, None if root is None else str(root), os.environ.get('VIT_SSL_LAB_DATA'))
     return Dataset('fashion-mnist', split, images, labels, FASHION, (.286,), (.353,), note=note)
 
-def check_split(name: str, split: str, splits: tuple = ('train', 'test')) -> None:
+def check_split(
+    name: str,  # the data set, for the message
+    split: str, # what was asked for
+    splits: tuple = ('train', 'test'), # what it has
+) -> None:
     "Raise one sentence for a split that the set does not have."
     choose(split, splits, f"split of {name!r} called")
 
 # %% ../../nbs/data/01_datasets.ipynb #1d5cf5b7
-def digits(split: str = 'train', root: str | Path | None = None) -> Dataset:
+def digits(
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # not used: the digits ship in scikit-learn
+) -> Dataset:
     "scikit-learn's 1,797 handwritten digits of 1x8x8: four of five are train, each fifth is test."
     from sklearn.datasets import load_digits
     check_split('digits', split)
@@ -270,16 +284,19 @@ PHOTOGRAPHS = [
     Photograph('gravel', 'skimage', 'data/gravel.png', ((45, 40, 40), (225, 205, 180))), Photograph('a photographer', 'skimage', 'data/camera.png', ((20, 25, 45), (225, 230, 240))),
     Photograph('coins', 'skimage', 'data/coins.png', ((40, 30, 20), (235, 205, 120))), Photograph('the moon', 'skimage', 'data/moon.png', ((15, 15, 30), (245, 240, 225)))]
 
-def package_file(package: str, file: str) -> Path | None:
-    "A file inside an installed package, found without importing it (scikit-image would offer to download others); None if it isn't there."
+def package_file(
+    package: str, # "skimage"
+    file: str,    # its path in the package
+) -> Path | None: # None if it isn't there
+    "A file inside an installed package, found without importing it (scikit-image would offer to download others)."
     spec = util.find_spec(package)
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     return path if path and path.is_file() else None
 
 @lru_cache(maxsize=None)
 def photograph(
-    p: Photograph,
-) -> Image.Image: # RGB
+    p: Photograph, # one of `photographs()`
+) -> Image.Image:  # RGB
     "Read a photograph; a grey one is printed in its two inks."
     image = Image.open(package_file(p.package, p.file))
     if p.inks is None: return image.convert('RGB')
@@ -331,7 +348,7 @@ class Atlas:
         zoom: tuple = (.4, 1.), # side of a crop as a share of the smaller side of a test region, smallest and largest
         levels: int = 5,   # scales between them
         blur: float = 0.,  # radius (standard deviation) of a Gaussian blur, as a share of `size`
-        device: str | torch.device = 'cpu',
+        device: str | torch.device = 'cpu', # where the crops are taken
     ):
         from PIL import ImageFilter
         self.photographs, self.size, self.levels, self.device = photographs(), size, levels, torch.device(device)
@@ -367,16 +384,22 @@ class Atlas:
 
 # %% ../../nbs/data/01_datasets.ipynb #19a56bb0
 @lru_cache(maxsize=16)
-def atlas(split: str, size: int, zoom: tuple = (.4, 1.), blur: float = 0., device: str = 'cpu') -> Atlas:
+def atlas(
+    split: str,             # as for `Atlas`, like all the others
+    size: int,              # pixels
+    zoom: tuple = (.4, 1.), # share of a test region's smaller side
+    blur: float = 0.,       # share of `size`
+    device: str = 'cpu',    # where the crops are taken
+) -> Atlas:
     "The same atlas is made once a process."
     return Atlas(split, size, zoom, blur=blur, device=device)
 
 def photos(
-    split: str = 'train',
+    split: str = 'train', # "train" or "test"
     root: str | Path | None = None, # not used: the photographs ship in packages
     n: int | None = None,  # crops; None: 10,000 train, 2,000 test
     size: int = 64,        # side of a crop in pixels
-    seed: int = 0,
+    seed: int = 0,         # of the places
 ) -> Dataset:
     "Random crops of the photographs inside scikit-image and scikit-learn. The label is the photograph; test crops come from other regions."
     check_split('photos', split)
@@ -402,7 +425,11 @@ def _torchvision(name: str, wanted: str, root: str | Path | None, make) -> Any: 
         return make(str(target), False)
     except Exception as e: raise no_data(name, wanted, places(root), said(e)) from None
 
-def cifar(name: str, split: str = 'train', root: str | Path | None = None) -> Dataset:
+def cifar(
+    name: str,            # "cifar10" or "cifar100"
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+) -> Dataset:
     "CIFAR-10 or CIFAR-100 (Krizhevsky 2009): 50,000 train and 10,000 test pictures of 3x32x32."
     import torchvision.datasets as tv
     check_split(name, split)
@@ -411,15 +438,24 @@ def cifar(name: str, split: str = 'train', root: str | Path | None = None) -> Da
     mean, std = {'cifar10': ((.4914, .4822, .4465), (.247, .2435, .2616)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}[name]
     return Dataset(name, split, torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), list(data.classes), mean, std)
 
-def cifar10(split: str = 'train', root: str | Path | None = None) -> Dataset:
+def cifar10(
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+) -> Dataset:
     "CIFAR-10 through torchvision."
     return cifar('cifar10', split, root)
 
-def cifar100(split: str = 'train', root: str | Path | None = None) -> Dataset:
+def cifar100(
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+) -> Dataset:
     "CIFAR-100 through torchvision."
     return cifar('cifar100', split, root)
 
-def stl10(split: str = 'train', root: str | Path | None = None) -> Dataset:
+def stl10(
+    split: str = 'train', # "train", "test" or "unlabeled"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+) -> Dataset:
     "STL-10 (Coates et al. 2011) through torchvision: 5,000 train, 8,000 test, 100,000 unlabelled pictures of 3x96x96."
     import torchvision.datasets as tv
     check_split('stl10', split, ('train', 'test', 'unlabeled'))
@@ -449,7 +485,9 @@ def decode(
     box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))).permute(2, 0, 1).contiguous()
 
-def readable(path: str | Path) -> bool:
+def readable(
+    path: str | Path, # a file
+) -> bool:
     "Is there a picture in this file, as far as its header tells?"
     try:
         if os.path.getsize(path) == 0: return False
@@ -542,8 +580,8 @@ class FolderDataset:
 # %% ../../nbs/data/01_datasets.ipynb #6893380d
 def folder(
     path: str | Path,      # holds <class>/<pictures>, or train/ and val/ (or test/) with these inside
-    split: str = 'train',
-    name: str | None = None,
+    split: str = 'train',  # "train", "test" or the name of any folder in it
+    name: str | None = None, # for messages; None: from the path
     verify: bool | None = None, # open each file's header first; None: up to 50,000 files (more are only checked for being empty)
     crop: str | None = None, # "random" or "centre"; None: random for train
     **options: Any,        # size, margin, workers, mean, std of `FolderDataset`
@@ -568,7 +606,12 @@ def folder(
     if note: warnings.warn(f"{name}: {note}.", stacklevel=2)
     return FolderDataset(name, split, [f for f, _ in kept], torch.tensor([c for _, c in kept]), classes, crop=crop or ('random' if split == 'train' else 'centre'), note=note, skipped=skipped, **options)
 
-def imagenette(split: str = 'train', root: str | Path | None = None, size: int = 128, **options: Any) -> FolderDataset:
+def imagenette(
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # a folder to look in first, and to download to
+    size: int = 128, # side of the crop in pixels
+    **options: Any,  # of `folder`
+) -> FolderDataset:
     "Imagenette (fast.ai): ten classes of ImageNet, the 160-pixel version, through torchvision; 9,469 train, 3,925 test."
     import torchvision.datasets as tv
     check_split('imagenette', split)

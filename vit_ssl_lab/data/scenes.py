@@ -58,8 +58,8 @@ def cut_out(
 
 # %% ../../nbs/data/02_scenes.ipynb #c6d8075b
 def garments(
-    split: str,
-    root: str | Path | None = None,
+    split: str, # "train" or "test"
+    root: str | Path | None = None, # where Fashion-MNIST may lie
 ) -> Dataset: # bright things on black, 1x28x28
     "Fashion-MNIST's garments, or scikit-learn's digits where they can't be had; then `note` says so."
     try: return replace(fashion_mnist(split, root), note='')
@@ -133,8 +133,8 @@ class Scenes:
     def __init__(self,
         split: str = 'train',        # "train" or "test": other garments, other regions of the photographs
         size: int = 48,              # side of the picture in pixels
-        difficulty: str | Difficulty = 'easy', # "easy", "medium", "hard", or your own
-        seed: int = 0,
+        difficulty: str | Difficulty = 'medium', # "easy", "medium", "hard", or your own
+        seed: int = 0,               # another seed, other scenes
         objects: int = 1,            # garments in a scene: 1 or 2
         root: str | Path | None = None, # where Fashion-MNIST may lie
         device: str | torch.device = 'cpu', # where the pictures are made
@@ -151,62 +151,6 @@ class Scenes:
         self.palette = torch.tensor(list(TINTS.values()), device=device) / 255
 
     def __repr__(self) -> str: return f"Scenes({self.split}, {self.size}x{self.size}, {self.objects} of {len(self.labels)} cut-outs over {len(self.backgrounds)} photographs, {self.difficulty}{'; note: ' + self.note if self.note else ''})"
-
-    def plan(self,
-        index: Tensor, # (B,) int64: which scenes
-    ) -> Plan:
-        "The numbers behind scenes: hashes of (index, seed, split)."
-        d, index = self.difficulty, torch.as_tensor(index, device=self.device).long()
-        one = lambda what: uniform(index, self.seed, f'{self.split} {what}')
-        each = lambda what: torch.stack([one(f'{what} {g}') for g in range(self.objects)], 1)
-        n = len(self.labels)
-        first = (index + int(uniform(torch.zeros(1), self.seed, f'{self.split} start') * n)) % n # each garment once before any comes again
-        garment = torch.stack([first, (one('second garment') * n).long()], 1)[:, :self.objects]
-        height = d.height[0] + (d.height[1] - d.height[0]) * each('height')
-        centre = torch.stack([each('x'), each('y')], -1)
-        if self.objects == 2: # smaller, and side by side up to an overlap
-            height = .7 * height
-            side = torch.where(one('side') < .5, 0., 1.)
-            centre[..., 0] = torch.stack([.6 * centre[:, 0, 0], 1 - .6 * centre[:, 1, 0]], 1)
-            centre[..., 0] = torch.where(side[:, None] > 0, 1 - centre[..., 0], centre[..., 0])
-            place = 1.
-        else: place = d.place
-        centre = .5 + (centre - .5) * place * (1 - height)[..., None]
-        tint = (each('tint') * len(self.palette)).long()
-        colour = (self.palette[tint] + .12 * (torch.stack([each(c) for c in ('red', 'green', 'blue')], -1) - .5)).clamp(0, 1)
-        colour = 1 - d.tint * (1 - colour)
-        return Plan(garment, self.labels[garment], tint, colour, height, centre, (each('angle') * 2 - 1) * d.tilt * torch.pi / 180,
-                    torch.where((each('mirror') < .5) & torch.tensor(d.flip, device=self.device), -1., 1.), (one('background') * len(self.backgrounds)).long(), one('zoom'),
-                    torch.stack([one('left'), one('top')], 1), d.contrast[0] + (d.contrast[1] - d.contrast[0]) * one('contrast'))
-
-    def render(self,
-        plan: Plan,              # B scenes
-        size: int | None = None, # side in pixels; None: the maker's
-    ) -> Scene:
-        "Paint scenes: the photograph's crop, then the garments from back to front."
-        size, d = size or self.size, self.difficulty
-        book = atlas(self.split, size, blur=d.blur, device=str(self.device))
-        picture = book.crops(plan.background, plan.zoom, *plan.corner.unbind(1)).float()
-        picture = torch.lerp(picture.mean((2, 3), keepdim=True), picture, plan.contrast.view(-1, 1, 1, 1))
-        masks = []
-        for g in reversed(range(plan.garment.shape[1])):
-            alpha, light = self.place(plan, g, size).unbind(1)
-            picture.mul_(1 - alpha[:, None]).addcmul_(light[:, None], 255 * plan.colour[:, g, :, None, None])
-            masks = [alpha] + [m * (1 - alpha) for m in masks] # what is in front hides what is behind
-        masks = torch.stack(masks, 1).mul_(255).to(torch.uint8)
-        return Scene(picture.clamp_(0, 255).to(torch.uint8), masks, boxes_of(masks > 127), plan)
-
-    def place(self, plan: Plan, g: int, size: int) -> Tensor: # (B, 2, size, size) 0..1: opacity, light times opacity
-        "Garment `g` of each scene at its place."
-        which = plan.garment[:, g]
-        cut = cut_out(self.garments[which], self.see_through[self.labels[which]]).float() / 255
-        h, m = plan.height[:, g], plan.mirror[:, g]
-        c, s = (f(plan.angle[:, g]) / h for f in (torch.cos, torch.sin))
-        at = (torch.arange(size, device=h.device) + .5) / size
-        x, y = (at - plan.centre[:, g, k, None] for k in (0, 1))   # (B, size) from the garment's centre
-        x, y = x[:, None, :] * 2, y[:, :, None] * 2
-        c, s, m = (v[:, None, None] for v in (c, s, m))
-        return F.grid_sample(cut, torch.stack([m * (c * x + s * y), c * y - s * x], -1), align_corners=False)
 
     def batch(self,
         index: Tensor, # (B,) int64: which scenes; any number
@@ -249,6 +193,69 @@ def boxes_of(
         return line.argmax(-1), line.shape[-1] - line.flip(-1).argmax(-1)
     (x0, x1), (y0, y1) = ends(masks.any(-2)), ends(masks.any(-1))
     return torch.stack([x0, y0, x1, y1], -1) * masks.any(-1).any(-1)[..., None]
+
+# %% ../../nbs/data/02_scenes.ipynb #cd88c618
+@patch
+def plan(
+    self: Scenes,
+    index: Tensor, # (B,) int64: which scenes
+) -> Plan:
+    "The numbers behind scenes: hashes of (index, seed, split)."
+    d, index = self.difficulty, torch.as_tensor(index, device=self.device).long()
+    one = lambda what: uniform(index, self.seed, f'{self.split} {what}')
+    each = lambda what: torch.stack([one(f'{what} {g}') for g in range(self.objects)], 1)
+    n = len(self.labels)
+    first = (index + int(uniform(torch.zeros(1), self.seed, f'{self.split} start') * n)) % n # each garment once before any comes again
+    garment = torch.stack([first, (one('second garment') * n).long()], 1)[:, :self.objects]
+    height = d.height[0] + (d.height[1] - d.height[0]) * each('height')
+    centre = torch.stack([each('x'), each('y')], -1)
+    if self.objects == 2: # smaller, and side by side up to an overlap
+        height = .7 * height
+        side = torch.where(one('side') < .5, 0., 1.)
+        centre[..., 0] = torch.stack([.6 * centre[:, 0, 0], 1 - .6 * centre[:, 1, 0]], 1)
+        centre[..., 0] = torch.where(side[:, None] > 0, 1 - centre[..., 0], centre[..., 0])
+        place = 1.
+    else: place = d.place
+    centre = .5 + (centre - .5) * place * (1 - height)[..., None]
+    tint = (each('tint') * len(self.palette)).long()
+    colour = (self.palette[tint] + .12 * (torch.stack([each(c) for c in ('red', 'green', 'blue')], -1) - .5)).clamp(0, 1)
+    colour = 1 - d.tint * (1 - colour)
+    return Plan(garment, self.labels[garment], tint, colour, height, centre, (each('angle') * 2 - 1) * d.tilt * torch.pi / 180,
+                torch.where((each('mirror') < .5) & torch.tensor(d.flip, device=self.device), -1., 1.), (one('background') * len(self.backgrounds)).long(), one('zoom'),
+                torch.stack([one('left'), one('top')], 1), d.contrast[0] + (d.contrast[1] - d.contrast[0]) * one('contrast'))
+
+# %% ../../nbs/data/02_scenes.ipynb #4148a2bb
+@patch
+def render(
+    self: Scenes,
+    plan: Plan,              # B scenes
+    size: int | None = None, # side in pixels; None: the maker's
+) -> Scene:
+    "Paint scenes: the photograph's crop, then the garments from back to front."
+    size, d = size or self.size, self.difficulty
+    book = atlas(self.split, size, blur=d.blur, device=str(self.device))
+    picture = book.crops(plan.background, plan.zoom, *plan.corner.unbind(1)).float()
+    picture = torch.lerp(picture.mean((2, 3), keepdim=True), picture, plan.contrast.view(-1, 1, 1, 1))
+    masks = []
+    for g in reversed(range(plan.garment.shape[1])):
+        alpha, light = self.place(plan, g, size).unbind(1)
+        picture.mul_(1 - alpha[:, None]).addcmul_(light[:, None], 255 * plan.colour[:, g, :, None, None])
+        masks = [alpha] + [m * (1 - alpha) for m in masks] # what is in front hides what is behind
+    masks = torch.stack(masks, 1).mul_(255).to(torch.uint8)
+    return Scene(picture.clamp_(0, 255).to(torch.uint8), masks, boxes_of(masks > 127), plan)
+
+@patch
+def place(self: Scenes, plan: Plan, g: int, size: int) -> Tensor: # (B, 2, size, size) 0..1: opacity, light times opacity
+    "Garment `g` of each scene at its place."
+    which = plan.garment[:, g]
+    cut = cut_out(self.garments[which], self.see_through[self.labels[which]]).float() / 255
+    h, m = plan.height[:, g], plan.mirror[:, g]
+    c, s = (f(plan.angle[:, g]) / h for f in (torch.cos, torch.sin))
+    at = (torch.arange(size, device=h.device) + .5) / size
+    x, y = (at - plan.centre[:, g, k, None] for k in (0, 1))   # (B, size) from the garment's centre
+    x, y = x[:, None, :] * 2, y[:, :, None] * 2
+    c, s, m = (v[:, None, None] for v in (c, s, m))
+    return F.grid_sample(cut, torch.stack([m * (c * x + s * y), c * y - s * x], -1), align_corners=False)
 
 # %% ../../nbs/data/02_scenes.ipynb #130c6e4a
 @patch
@@ -315,12 +322,12 @@ def _made(split: str, n: int | None, size: int, difficulty: str | Difficulty, se
     return Scenes(split, size, difficulty, seed, objects, root).dataset(n)
 
 def scenes(
-    split: str = 'train',
-    root: str | Path | None = None,
+    split: str = 'train', # "train" or "test"
+    root: str | Path | None = None, # where Fashion-MNIST may lie
     n: int | None = None, # scenes; None: 20,000 train, 5,000 test
     size: int = 48,       # side in pixels
-    difficulty: str | Difficulty = 'easy',
-    seed: int = 0,
+    difficulty: str | Difficulty = 'medium', # "easy", "medium", "hard", or your own
+    seed: int = 0,        # another seed, other scenes
     objects: int = 1,     # garments in a scene: 1 or 2
 ) -> Dataset:
     "The workbook's own data set; made once a process for the same arguments."
