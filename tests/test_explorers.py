@@ -1,5 +1,6 @@
 """The explorers without a browser: what they compute, their state, their errors, their pictures and their pages. The model is a fake that keeps the contracts and nothing else."""
-import base64, json, re
+import base64, json, re, statistics, time
+from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vit_ssl_lab.core import Features
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.explorers import AttentionExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, ViewsExplorer
 from vit_ssl_lab.explorers.base import Explorer, static
+from vit_ssl_lab.training import build, recipe
 
 class Encoder(nn.Module):
     "Patch means: the Encoder contract and nothing else (no `grid`, no weights, no positions)."
@@ -170,6 +172,19 @@ def test_not_every_method_reconstructs():
     with pytest.raises(ValueError, match='has no reconstruct'): ReconstructionExplorer(nn.Linear(2, 2), PICTURES)
     method = Method(); method.encoder.grid = (4, 6)
     with pytest.raises(ValueError, match="don't divide"): ReconstructionExplorer(method, PICTURES[..., :30, :])
+
+def test_an_update_takes_less_than_100_ms():
+    "The laptop model, all panes. Processor time of one thread: what a machine with nothing else to do needs by the clock."
+    threads = torch.get_num_threads()
+    method = build(recipe('mae', 'laptop'), SimpleNamespace(images=torch.zeros(1, 3, 48, 48, dtype=torch.uint8), mean=(.5,) * 3, std=(.5,) * 3))
+    explorer, times = ReconstructionExplorer(method, torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)), []
+    torch.set_num_threads(1)
+    try:
+        for seed in range(1, 16):
+            start = time.process_time(); explorer.seed = seed
+            times.append(time.process_time() - start)
+    finally: torch.set_num_threads(threads)
+    assert explorer.error == '' and statistics.median(times) <= .1
 
 # --- attention
 

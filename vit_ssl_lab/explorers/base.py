@@ -127,7 +127,9 @@ class Explorer(anywidget.AnyWidget):
     def __repr__(self) -> str: return type(self).__name__ # no address: stored outputs stay the same from run to run
 
 # %% ../../nbs/explorers/01_base.ipynb #099308ae
-def pack(value: Any) -> Any:
+def pack(
+    value: Any, # a trait's value
+) -> Any:       # what `json.dumps` takes
     "JSON for one trait: bytes become base64."
     return {'base64': base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 

@@ -66,9 +66,9 @@ class PositionExplorer(Explorer):
         "The chosen position's similarities, and every position's."
         (rows, cols), maps = self.grid, self.cosines[self.table].numpy()
         fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.2), layout='constrained')
-        image = left.imshow(maps[self.query].reshape(rows, cols), vmin=-1, vmax=1, cmap='RdBu_r')
-        left.plot(self.query % cols, self.query // cols, 's', mfc='none', mec='#e69f00', mew=2, ms=12)
-        left.set(xlabel='column', ylabel='row', title=f'similarity with row {self.query // cols + 1}, column {self.query % cols + 1}'); left.grid(False)
+        image = left.imshow(maps[self.query].reshape(rows, cols), vmin=-1, vmax=1, cmap='RdBu_r', extent=(.5, cols + .5, rows + .5, .5)) # counted from 1
+        left.plot(self.query % cols + 1, self.query // cols + 1, 's', mfc='none', mec='#e69f00', mew=2, ms=12)
+        left.set(xlabel='column', ylabel='row', title=f'similarity with row {self.query // cols + 1}, column {self.query % cols + 1}'); left.grid(False); left.locator_params(integer=True)
         tiles = np.full((rows * (rows + 1), cols * (cols + 1)), np.nan) # one cell of gap between tiles
         for q in range(rows * cols): tiles[q // cols * (rows + 1):, q % cols * (cols + 1):][:rows, :cols] = maps[q].reshape(rows, cols)
         right.imshow(tiles, vmin=-1, vmax=1, cmap='RdBu_r'); right.axis('off'); right.set_title(f'{self.tables[self.table]}: all positions')
