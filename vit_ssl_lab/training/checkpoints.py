@@ -15,7 +15,9 @@ from safetensors.torch import load as load_tensors, save as tensor_bytes
 from torch import Tensor, nn
 
 # %% ../../nbs/training/03_checkpoints.ipynb #5a538f02
-def sync_folder(path: Path) -> None:
+def sync_folder(
+    path: Path, # a folder in which a file was made or renamed
+) -> None:
     "Make a rename last through a power cut (POSIX needs it; elsewhere nothing to do)."
     if os.name != 'posix': return
     handle = os.open(path, os.O_RDONLY)
@@ -42,7 +44,7 @@ def replace_file(
 
 # %% ../../nbs/training/03_checkpoints.ipynb #31a2498d
 def pack_optimizer(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer, # any
 ) -> tuple[dict[str, Tensor], dict]: # tensors by 'index.name', and what JSON holds
     "Take an optimizer's state apart: tensors for safetensors, the rest for JSON."
     state = optimizer.state_dict()
@@ -79,7 +81,12 @@ def disk_guard(
         raise OSError(e.errno, f"Could not write {what} to {out}: {why}; {kept}. Make room or give another out, and start the same call again.") from e
 
 # %% ../../nbs/training/03_checkpoints.ipynb #39649cb7
-def folder_of(out: Path, step: int) -> Path: return Path(out) / 'checkpoints' / f'step-{step:08d}'
+def folder_of(
+    out: str | Path, # the run's folder
+    step: int,       # updates made
+) -> Path:
+    "Where the checkpoint of a step is, or would be."
+    return Path(out) / 'checkpoints' / f'step-{step:08d}'
 
 def checkpoints(
     out: str | Path, # the run's folder
@@ -111,7 +118,9 @@ def save_checkpoint(
     for old in checkpoints(out)[:-keep]: drop(folder_of(out, old))
     return final
 
-def drop(folder: Path) -> None:
+def drop(
+    folder: Path, # of a checkpoint
+) -> None:
     "Remove a checkpoint so that a crash in the middle leaves none that looks whole."
     hidden = folder.with_name(f'.{folder.name}.old')
     shutil.rmtree(hidden, ignore_errors=True); os.rename(folder, hidden); shutil.rmtree(hidden, ignore_errors=True)

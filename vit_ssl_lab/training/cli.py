@@ -43,7 +43,9 @@ def parse(
     p.add_argument('--show', action='store_true', help="print the recipe and stop")
     return p.parse_args(argv)
 
-def run(args: argparse.Namespace) -> None:
+def run(
+    args: argparse.Namespace, # from `parse`
+) -> None:
     "What the command does."
     from accelerate import PartialState
     from vit_ssl_lab.data import load

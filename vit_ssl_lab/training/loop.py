@@ -104,7 +104,7 @@ def make_noise(
     method: nn.Module,       # has a grid, or its encoder has
     lo: int, hi: int, total: int, # which part, and B of the whole batch
     seed: int,               # of this step
-    device: torch.device,
+    device: torch.device,    # where the method is
 ) -> dict[str, Tensor]:      # {'noise': (b, N)} for a method that masks, {} for others
     "The sort keys of the mask for one part of a batch."
     if 'noise' not in inspect.signature(method.forward).parameters: return {}
@@ -115,7 +115,11 @@ def make_noise(
 # %% ../../nbs/training/04_pretrain.ipynb #519844d7
 class InMemory:
     "Images that moved to the device once, as uint8."
-    def __init__(self, images: Tensor, device: torch.device): self.images = images.to(device)
+    def __init__(self,
+        images: Tensor,       # (n, C, H, W) uint8
+        device: torch.device, # where to train
+    ): self.images = images.to(device)
+
     def __call__(self,
         index: Tensor, # (b,) into the set
     ) -> Tensor: return self.images[index.to(self.images.device)]
@@ -127,7 +131,8 @@ class Streamed:
         order: Callable[[int], Tensor],  # step -> indices of its images
         parts: Callable[[int], list],    # batch size -> this process's parts
         steps: range,                    # the steps that are left
-        seed: int, device: torch.device,
+        seed: int,                       # of the run
+        device: torch.device,            # where the batches go
     ):
         def items():
             for step in steps:
@@ -205,7 +210,9 @@ def plot(self: History) -> None:
 class FileTracker(GeneralTracker):
     "accelerate's tracker for `log.jsonl` (grows with the run) and `log.csv` (the table, at the end)."
     name, requires_logging_directory, main_process_only = 'files', False, True
-    def __init__(self, history: History): super().__init__(); self.history = history
+    def __init__(self,
+        history: History, # its rows and folder
+    ): super().__init__(); self.history = history
 
     @property
     def tracker(self): return self
@@ -301,7 +308,7 @@ class Run:
     "Everything a run needs between two steps: the method on its device, optimizer, averaged copy, images."
     def __init__(self,
         method: nn.Module, data: Any, recipe: Recipe, # as in `pretrain`
-        accelerator: Accelerator,
+        accelerator: Accelerator,    # from `make_accelerator`
         out: Path | None,            # the run's folder
     ):
         self.acc, self.device, self.out = accelerator, accelerator.device, out
@@ -449,7 +456,8 @@ def probe(self: Run, probe: Callable, step: int) -> dict[str, float]:
 
 # %% ../../nbs/training/04_pretrain.ipynb #f4fc8835
 def identity(
-    recipe: Recipe, data: Any,
+    recipe: Recipe, # every hyper-parameter
+    data: Any,      # the data set
 ) -> dict: # what run.json holds
     "What makes a run this run and no other."
     shape = list(data.images.shape[1:]) if hasattr(data, 'images') else [len(data.mean), data.size, data.size]
@@ -492,7 +500,9 @@ def pretrain(
         history.ema = run.ema
     return history
 
-def finish(acc: Accelerator) -> None:
+def finish(
+    acc: Accelerator, # of the run
+) -> None:
     "Close the trackers; the processes stay, a notebook may train again."
     for tracker in acc.trackers: tracker.finish()
 
