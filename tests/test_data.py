@@ -51,10 +51,14 @@ def test_statistics_agree_with_torch():
     mean, std = datasets.statistics(images)
     assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-4) and np.allclose(std, x.std((0, 2, 3), correction=0), atol=1e-4)
 
-def test_digits_are_scikit_learns():
+def test_digits_are_scikit_learns_and_both_splits_hold_each_class():
     from sklearn.datasets import load_digits
-    train, test = digits('train'), digits('test')
-    assert len(train) + len(test) == 1797 and torch.equal(test.labels, torch.from_numpy(load_digits().target).long()[4::5])
+    train, test, real = digits('train'), digits('test'), load_digits()
+    assert len(train) + len(test) == 1797
+    for d in (train, test): assert d.labels.bincount(minlength=10).min() > .95 * len(d) / 10
+    key = lambda images, labels: sorted((bytes(x), int(y)) for x, y in zip(images, labels))
+    ours = key(torch.cat([train.images, test.images]).numpy(), torch.cat([train.labels, test.labels]))
+    assert ours == key((real.images * (255 / 16)).round().astype(np.uint8), real.target)
 
 # --- where sets are looked for
 

@@ -257,15 +257,17 @@ def digits(
     split: str = 'train', # "train" or "test"
     root: str | Path | None = None, # not used: the digits ship in scikit-learn
 ) -> Dataset:
-    "scikit-learn's 1,797 handwritten digits of 1x8x8: four of five are train, each fifth is test."
+    "scikit-learn's 1,797 handwritten digits of 1x8x8: four of five of each class are train, the others test."
     from sklearn.datasets import load_digits
     check_split('digits', split)
     data = load_digits()
     images = torch.from_numpy((data.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    test = torch.arange(len(images)) % 5 == 4
+    labels = torch.from_numpy(data.target).long()
+    test = torch.zeros(len(images), dtype=torch.bool)
+    test[balanced(labels, len(images) // 5)] = True # the file goes 0, 1, ..., 9, 0, 1, ...: every fifth would always be a 4 or a 9
     stats = statistics(images[~test])
     here = test if split == 'test' else ~test
-    return Dataset('digits', split, images[here], torch.from_numpy(data.target).long()[here], [str(d) for d in range(10)], *stats)
+    return Dataset('digits', split, images[here], labels[here], [str(d) for d in range(10)], *stats)
 
 # %% ../../nbs/data/01_datasets.ipynb #f79f2319
 class Photograph(NamedTuple):
