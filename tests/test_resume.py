@@ -1,5 +1,5 @@
 "A run that is killed at any moment goes on to bitwise the same weights."
-import json, multiprocessing, os, random, signal
+import json, multiprocessing, multiprocessing.forkserver, os, random, signal
 from pathlib import Path
 import pytest, torch
 from small_run import child, die_after, die_while_writing, whole
@@ -13,6 +13,9 @@ def context():
     "Child processes that have imported everything already: each is a real process, and starts at once."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['small_run'])
+    with pytest.MonkeyPatch.context() as patch: # before Python 3.13 the server looks for what it preloads only where a new Python would, and is silent if it finds nothing
+        patch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')])))
+        multiprocessing.forkserver.ensure_running()
     return context
 
 @pytest.fixture(scope='module')

@@ -55,7 +55,7 @@ class ScoreTable:
 def score_table(
     encoder: nn.Module | dict[str, nn.Module], # to judge; of several the first is judged, the others stand beside it
     train, test,                               # data sets
-    features: str = 'pooled',                  # "pooled", "mean" or "both"
+    features: str = 'pooled',                  # "pooled", "mean", "both" or "regions"
     k: int = 20,                               # neighbours
     random: nn.Module | None = None,           # the encoder before training, if kept; None: re-initialised with `seed`
     seed: int = 0,                             # of the random encoder

@@ -40,7 +40,7 @@ def knn(
     train, test,                     # data sets: the neighbours, and those who ask
     k: int = 20,                     # neighbours
     temperature: float | None = .07, # of the weighted vote; None: plain majority
-    features: str = 'pooled',        # "pooled", "mean" or "both", as in `extract`
+    features: str = 'pooled',        # "pooled", "mean", "both" or "regions", as in `extract`
     batch_size: int = 512,           # images at a time
     device=None,                     # None: where the encoder is
 ) -> Score:                          # accuracy in percent on `test`

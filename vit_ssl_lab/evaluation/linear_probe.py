@@ -97,7 +97,7 @@ def probe_paper(
 def linear_probe(
     encoder: nn.Module,              # `encoder(images) -> Features`
     train, test,                     # data sets
-    features: str = 'pooled',        # "pooled", "mean" or "both"
+    features: str = 'pooled',        # "pooled", "mean", "both" or "regions"
     protocol: str = 'small',         # "small" (scikit-learn, seconds, deterministic) or "paper" (MAE's)
     batch_size: int = 512,           # images at a time while encoding
     device=None,                     # None: where the encoder is
