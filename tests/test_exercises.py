@@ -14,7 +14,7 @@ def exercises():
                 solution = next(s for c in rest if c['cell_type'] == 'markdown' for s in re.findall(r'```(?:python)?\n(.*?)```', source(c), re.S) if f'def {name}(' in s)
                 yield pytest.param(source(cell), test, solution, name, id=f'{name_of(path)}:{name}')
 
-@pytest.mark.parametrize('stub, test, solution, name', exercises())
+@pytest.mark.parametrize('stub, test, solution, name', list(exercises()))
 def test_exercise(stub, test, solution, name):
     def outcome(answer: str):
         space = {}

@@ -193,7 +193,7 @@ def heads_of(
     return HEADS[width]
 
 def arguments(
-    ckpt: Checkpoint,
+    ckpt: Checkpoint, # from `read`
     assumed: list,  # gets a line for each assumption
     **given,        # by the caller: num_heads, img_size (of the checkpoint), ...
 ) -> dict:          # of ViT

@@ -86,7 +86,7 @@ def show_position_similarity(
     grid: tuple[int, int], # (rows, columns)
     prefix: int = 0,       # P, rows to leave out
     n: int = 5,            # maps along each axis
-    title: str = '',
+    title: str = '', # above the picture
     alt: str = '',         # one sentence; a general one if empty
 ) -> None:
     "n x n maps: the similarity of one patch to all others, for patches spread evenly over the picture. Colours from -1 to 1."

@@ -82,7 +82,7 @@ class ConvStem(nn.Module):
         strides: tuple | None = None,   # of the 3x3 convolutions; None: 2 each
         bias: bool = True,              # of the 1x1
         dynamic_img_pad: bool = False,  # timm passes it; this stem never pads pictures
-        device=None, dtype=None,
+        device=None, dtype=None,   # where and as what the weights are made
     ):
         super().__init__()
         self.plan = plan_for(patch_size, embed_dim) if channels is None else StemPlan(tuple(channels), tuple(strides or (2,) * len(channels)))

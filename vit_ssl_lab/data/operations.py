@@ -94,13 +94,17 @@ def random_resized_crop_params(
     return torch.where(fits.any(-1, keepdim=True), boxes, otherwise.to(device))
 
 # %% ../../nbs/data/03_operations.ipynb #f91bd592
-def cubic(x: Tensor) -> Tensor:
+def cubic(
+    x: Tensor, # distances in pixels, any shape
+) -> Tensor:   # weights, the same shape
     "Keys' cubic kernel with a = -1/2, as PIL, TensorFlow and torch's antialiased bicubic use it."
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0))
 
-def triangle(x: Tensor) -> Tensor:
+def triangle(
+    x: Tensor, # distances in pixels, any shape
+) -> Tensor:   # weights, the same shape
     "The kernel of linear interpolation."
     return (1 - x.abs()).clamp_(min=0)
 

@@ -98,7 +98,9 @@ def throw(
     return Draw(box, u[9] < p.flip, factors, random_orders(batch, 4, generator, device), u[7] < p.grey, sigma, u[8] < p.solarize)
 
 # %% ../../nbs/data/04_views.ipynb #0172371a
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(
+    size: int | tuple[int, int], # pixels: S, or (rows, columns)
+) -> tuple[int, int]:
     "A size as (rows, columns)."
     return (size, size) if isinstance(size, int) else tuple(size)
 
