@@ -263,3 +263,11 @@ def test_diagnose_names_each_state():
     assert diagnose(torch.ones(300, 32) + 1e-4 * z).startswith('collapsed: std 0.00')
     assert diagnose(z * (torch.arange(32) < 2)).startswith('narrow')
     assert set(health(z, z)) == {'std', 'effective_rank', 'participation', 'uniformity', 'alignment'}
+
+def test_the_grid_of_penalties_reaches_both_ends():
+    "Half noise dimensions want a strong penalty, clean ones a weak penalty: neither may sit at the edge of the grid."
+    g = torch.Generator().manual_seed(0)
+    y, t = torch.arange(3000) % 2, torch.arange(1000) % 2
+    wide = lambda y: torch.randn(len(y), 300, generator=g) + .15 * (2 * y[:, None] - 1) * (torch.arange(300) < 30)
+    _, how = probe_small(wide(y), y, wide(t), t)
+    assert 1e-5 < how['C'] < .1
