@@ -8,7 +8,7 @@ __all__ = ['ORDER', 'PLACE', 'VIEWS', 'NOISE', 'FORWARD', 'seed_of', 'set_seed',
            'make_accelerator', 'Run', 'identity', 'pretrain', 'finish', 'load_run']
 
 # %% ../../nbs/training/04_pretrain.ipynb #43b41f74
-import base64, contextlib, csv, inspect, io, json, math, sys, time, warnings
+import base64, contextlib, csv, inspect, io, json, math, sys, time, warnings, zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -461,7 +461,8 @@ def identity(
 ) -> dict: # what run.json holds
     "What makes a run this run and no other."
     shape = list(data.images.shape[1:]) if hasattr(data, 'images') else [len(data.mean), data.size, data.size]
-    return dict(recipe=asdict(recipe), data=dict(name=data.name, split=data.split, n=len(data), shape=shape, mean=list(data.mean), std=list(data.std)))
+    labels = zlib.crc32(data.labels.cpu().numpy().tobytes()) # which pictures, in which order: unlike pixels, the same on every machine that draws them
+    return dict(recipe=asdict(recipe), data=dict(name=data.name, split=data.split, n=len(data), labels=labels, shape=shape, mean=list(data.mean), std=list(data.std)))
 
 def pretrain(
     method: nn.Module,              # encoder, views, forward, after_step; trained in place
