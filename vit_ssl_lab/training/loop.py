@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm.std import tqdm
 from .. import show as pictures
 from ..components.momentum import momentum_copy, momentum_update
+from ..components.processes import bystander, sync_batchnorm
 from ..core import best_device, choose
 from . import checkpoints as ckpt
 from .optim import lr_at, make_optimizer, param_groups, set_lr
@@ -79,10 +80,10 @@ def parts_of(
     rank: int, world: int, # this process, and how many
     accumulate: int, # micro-batches of each process
 ) -> list[tuple[int, int, float]]: # from, to, share of the whole batch
-    "The micro-batches of one process. One that has no image left takes the first with share 0: the others wait for its gradient."
+    "The micro-batches of one process, as many as any process has. One that has no image left takes the first with share 0: the others wait for it."
     lo, hi = shard(total, rank, world)
     cuts = [(lo + a, lo + b) for a, b in (shard(hi - lo, i, accumulate) for i in range(accumulate)) if b > a]
-    return [(a, b, (b - a) / total) for a, b in cuts] or [(0, 1, 0.)]
+    return [(a, b, (b - a) / total) for a, b in cuts] + [(0, 1, 0.)] * (min(accumulate, math.ceil(total / world)) - len(cuts))
 
 # %% ../../nbs/training/04_pretrain.ipynb #0f3f54a4
 def make_views(
@@ -313,9 +314,10 @@ class Run:
     ):
         self.acc, self.device, self.out = accelerator, accelerator.device, out
         self.method, self.data, self.recipe, self.plan = method.to(self.device).train(), data, recipe, plan(recipe, len(data))
+        if accelerator.num_processes > 1 if recipe.sync_bn == 'auto' else recipe.sync_bn: sync_batchnorm(method, self.device)
         self.start, self.seconds, self.bad = 0, 0., None
         self.look = self.device.type == 'cpu' and accelerator.num_processes == 1 # looking at every loss costs nothing
-        self.optimizer = make_optimizer(recipe.optimizer, param_groups(method, recipe.weight_decay, recipe.layer_decay), recipe.lr, recipe.betas, recipe.momentum)
+        self.optimizer = make_optimizer(recipe.optimizer, param_groups(method, recipe.weight_decay, recipe.layer_decay, decay_all=recipe.decay_all, lr_factors=recipe.lr_factors, constant_lr=recipe.constant_lr), recipe.lr, recipe.betas, recipe.momentum)
         self.params = [p for g in self.optimizer.param_groups for p in g['params']]
         self.ema = momentum_copy(method.encoder) if recipe.ema is not None else None
         if device_settings(recipe, self.device, self.plan.total)[1]: method.compile()
@@ -345,13 +347,13 @@ def update(self: Run,
 ) -> dict[str, Tensor]:      # loss, grad_norm and the method's own scalars: this process's share of them
     "One update of the weights."
     r, seed, index, sums = self.recipe, self.recipe.seed, self.order(step), {}
-    set_lr(self.optimizer, lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr))
+    set_lr(self.optimizer, lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr, r.schedule, self.plan.milestones))
     parts = self.parts(len(index))
     for i, (lo, hi, share) in enumerate(parts):
         x = make_views(self.method.views, self.source(index[lo:hi]), lo, hi, len(index), seed_of(seed, VIEWS, step))
         noise = make_noise(self.method, lo, hi, len(index), seed_of(seed, NOISE, step), self.device)
         set_seed(seed_of(seed, FORWARD, step, lo), self.device) # dropout and the like: other chance for every part
-        with contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model):
+        with bystander(not share), contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model):
             res = self.model(x, **noise)
             self.acc.backward(res['loss'] * (share * self.acc.num_processes))
         for k, v in res.items():
@@ -421,7 +423,7 @@ def row(self: Run, step: int, sums: dict, before: tuple) -> dict:
     images = self.plan.seen(step)
     rate = (images - self.plan.seen(before[0])) / max(self.seconds - before[1], 1e-9)
     row = dict(zip(names, values))
-    return dict(step=step, loss=row.pop('loss'), lr=lr_at(step - 1, self.plan.total, self.plan.warmup, self.recipe.lr, self.recipe.min_lr),
+    return dict(step=step, loss=row.pop('loss'), lr=lr_at(step - 1, self.plan.total, self.plan.warmup, self.recipe.lr, self.recipe.min_lr, self.recipe.schedule, self.plan.milestones),
                 grad_norm=sums['grad_norm'].item(), seconds=round(self.seconds, 3), images=images, images_per_second=round(rate, 1), **row)
 
 # %% ../../nbs/training/04_pretrain.ipynb #9efca687

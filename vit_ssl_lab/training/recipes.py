@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from ..core import choose
+from ..encoders import ENCODERS, encoder
 
 # %% ../../nbs/training/01_recipes.ipynb #63741844
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recipe:
     views: str | None = None         # a preset of `data.views`; None: the method's own name
     views_options: dict = field(default_factory=dict)   # more arguments of the preset
     img_size: int | tuple = 48       # pixels of a view: side, or (height, width)
-    patch_size: int | tuple = 8      # pixels of a patch
+    patch_size: int | tuple | None = 8 # pixels of a patch; None: the encoder's default, and where there are no patches (ResNet)
     batch_size: int = 128            # images in one update, over all processes and micro-batches
     steps: int | None = None         # updates; give this or epochs
     epochs: float | None = None      # passes over the data
@@ -37,14 +38,20 @@ class Recipe:
     lr_scale: str | None = None      # 'batch/256': lr = base_lr * batch_size / 256; None: lr = base_lr
     betas: tuple = (.9, .95)         # AdamW
     momentum: float = .9             # SGD, LARS
-    weight_decay: float = .05        # on matrices only, never on biases and norms
+    weight_decay: float = .05        # on matrices only
+    decay_all: bool = False          # on norms and biases too (MoCo, SimSiam)
     layer_decay: float | None = None # lr factor from one encoder layer down to the next; None: none
+    lr_factors: dict = field(default_factory=dict) # lr factor of parts of the method, by the beginning of their parameters' names: {'encoder.patch_embed': .1}
+    constant_lr: tuple = ()          # parts whose lr stays at the peak: ('predictor',) in SimSiam
+    schedule: str = 'cosine'         # or 'step': a tenth of the lr from each milestone on
+    milestones: tuple = ()           # of 'step', in the unit of warmup: below 1 a share of the run, else steps, or epochs where `epochs` is given
     warmup: float = .1               # below 1: share of the run; else steps, or epochs where `epochs` is given
     min_lr: float = 0.               # where the cosine ends
     clip_grad: float | None = None   # largest gradient norm
     accumulate: int = 1              # micro-batches an update, to save memory
     precision: str = 'auto'          # 'fp32', 'bf16', 'auto': bf16 where CUDA has it
     compile: bool | str = 'auto'     # torch.compile; 'auto': on CUDA and in long runs
+    sync_bn: bool | str = 'auto'     # BatchNorm over the whole batch of all processes; 'auto': yes
     ema: float | None = None         # momentum of an averaged copy of the encoder, e.g. .999
     seed: int = 0                    # of weights, data order, views and masks
     log_every: int = 10              # steps between two rows of the log
@@ -58,13 +65,18 @@ class Recipe:
         choose(self.optimizer, ('adamw', 'sgd', 'lars'), 'optimizer')
         choose(self.precision, ('auto', 'fp32', 'bf16'), 'precision')
         choose(str(self.lr_scale), ('None', 'batch/256'), 'learning-rate rule')
-        choose(str(self.compile), ('auto', 'True', 'False'), 'value of compile')
+        choose(str(self.compile), ('auto', 'True', 'False'), 'value of compile'); choose(str(self.sync_bn), ('auto', 'True', 'False'), 'value of sync_bn')
+        choose(self.schedule, ('cosine', 'step'), 'schedule')
         if (self.steps is None) == (self.epochs is None): raise ValueError(f"A recipe needs its length as steps or as epochs: got steps={self.steps} and epochs={self.epochs}; give exactly one.")
         for name in ('steps', 'epochs', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep', 'probe_every'):
             value = getattr(self, name)
             if value is not None and not value > 0: raise ValueError(f"{name}={value} of the recipe must be above 0.")
-        for name in ('img_size', 'patch_size', 'betas'):
+        for name in ('img_size', 'patch_size', 'betas', 'constant_lr', 'milestones'):
             if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has no tuples
+        for name, example in (('constant_lr', "('predictor',)"), ('milestones', '(120, 160)')):
+            if not isinstance(getattr(self, name), tuple): raise ValueError(f"{name} is a tuple, such as {example}: got {getattr(self, name)!r}.")
+        if self.milestones and self.schedule != 'step': raise ValueError(f"milestones={self.milestones} mean nothing to a {self.schedule} schedule: give schedule='step', or no milestones.")
+        if bad := {k: v for k, v in self.lr_factors.items() if not v >= 0}: raise ValueError(f"A factor of a learning rate is 0 or more: got lr_factors={bad}.")
 
     @property
     def lr(self) -> float:
@@ -86,6 +98,7 @@ class Plan(NamedTuple):
     per_epoch: int # steps of one pass over the data
     batch: int     # images in one step
     n: int         # images in the data set
+    milestones: tuple = () # steps at which the learning rate drops to a tenth, where the schedule is 'step'
 
     def seen(self, step: int) -> int:
         "Images after `step` steps; an epoch's last batch may be smaller."
@@ -101,16 +114,24 @@ def plan(
     batch = min(recipe.batch_size, n)
     per_epoch = n // batch if recipe.drop_last else math.ceil(n / batch)
     total = recipe.steps or max(1, round(recipe.epochs * per_epoch))
-    unit = total if recipe.warmup < 1 else 1 if recipe.steps else per_epoch
-    warmup = recipe.warmup * unit
+    steps = lambda x: x * (total if x < 1 else 1 if recipe.steps else per_epoch)
+    warmup, milestones = steps(recipe.warmup), tuple(steps(m) for m in recipe.milestones)
     if warmup > total: raise ValueError(f"A warm-up of {warmup:.0f} steps is longer than the run of {total}: make warmup={recipe.warmup} smaller.")
-    return Plan(total, warmup, per_epoch, batch, n)
+    if any(b <= a for a, b in zip((0, *milestones), (*milestones, total))): raise ValueError(f"The milestones must grow and lie inside the run of {total} steps: milestones={recipe.milestones} are its steps {milestones}.")
+    return Plan(total, warmup, per_epoch, batch, n, milestones)
 
 # %% ../../nbs/training/01_recipes.ipynb #165f5672
 SCALES = ('laptop', 'slow', 'gpu', 'paper')
 
 METHODS = {  # imported only when asked for, so that one method's notebook never needs another's
     'mae': 'vit_ssl_lab.methods.mae:MAE',
+    'simclr': 'vit_ssl_lab.methods.simclr:SimCLR',
+    'byol': 'vit_ssl_lab.methods.byol:BYOL',
+    'moco': 'vit_ssl_lab.methods.moco:MoCo',
+    'simsiam': 'vit_ssl_lab.methods.simsiam:SimSiam',
+    'mocov3': 'vit_ssl_lab.methods.mocov3:MoCoV3',
+    'momentum_projector': 'vit_ssl_lab.methods.momentum_projector:MomentumProjector',
+    'sdssl': 'vit_ssl_lab.methods.sdssl:SDSSL',
 }
 
 _mae_laptop = Recipe('mae', 'laptop', encoder_options=dict(positions='sincos'), method_options=dict(decoder_width=64, decoder_depth=1, decoder_heads=2, norm_pix=False),
@@ -131,6 +152,84 @@ RECIPES = {
              "random resized crop (0.2, 1) and flip, normalised pixels as in the released models. The official run used fp16; here bf16."),
 }
 
+# %% ../../nbs/training/01_recipes.ipynb #4e1b1226
+_laptop = dict(img_size=48, patch_size=8, batch_size=128, steps=250, base_lr=1e-3, checkpoint_every=125)
+_gpu = dict(data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256', checkpoint_every=1000, log_every=50)
+_resnet50 = dict(data='folder:imagenet', encoder='resnet50', img_size=224, patch_size=None, checkpoint_every=5000, log_every=50)
+_vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dict(positions='sincos'), img_size=224, patch_size=16, epochs=300, betas=(.9, .999), base_lr=1.5e-4, lr_scale='batch/256', warmup=40,
+    sync_bn=True, checkpoint_every=3120, log_every=50)
+
+# %% ../../nbs/training/01_recipes.ipynb #b8d22812
+RECIPES |= { # simclr
+    ('simclr', 'laptop'): Recipe('simclr', 'laptop', **_laptop, method_options=dict(hidden=256, dim=64)),
+    ('simclr', 'gpu'): Recipe('simclr', 'gpu', **_gpu, method_options=dict(hidden=1024)),
+    ('simclr', 'paper'): Recipe('simclr', 'paper', **_resnet50, batch_size=4096, epochs=100, optimizer='lars', base_lr=.3, lr_scale='batch/256', weight_decay=1e-6, warmup=10, sync_bn=True,
+        method_options=dict(hidden=None, dim=128, layers=2, temperature=.1),
+        note="arXiv 2002.05709, sections 2 and 4: ResNet-50, LARS, learning rate 0.3 x batch/256 = 4.8, weight decay 1e-6 (the repository's command: 1e-4), 10 epochs of warm-up, 100 epochs (1000 for the best model), "
+             "BatchNorm over all devices. The official pictures stay in 0..1; here they are normalised."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #565b2818
+RECIPES |= { # byol
+    ('byol', 'laptop'): Recipe('byol', 'laptop', **_laptop, method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=.99)),
+    ('byol', 'paper'): Recipe('byol', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), batch_size=4096, epochs=1000, optimizer='lars', base_lr=.2, lr_scale='batch/256', weight_decay=1.5e-6, warmup=10, sync_bn=True,
+        method_options=dict(hidden=4096, dim=256, momentum=.996, momentum_schedule='cosine'),
+        note="arXiv 2006.07733, section 3.3 and the official code: ResNet-50, LARS, 0.2 x batch/256, weight decay 1.5e-6, 10 epochs of warm-up, 1000 epochs, momentum 0.996 to 1. "
+             "For 300 epochs: base_lr 0.3, momentum 0.99, weight decay 1e-6; for 100: 0.45, 0.99, 1e-6. The paper's results have residual gammas of 1 at the start, the released code zeros."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #6e359277
+RECIPES |= { # moco
+    ('moco', 'laptop'): Recipe('moco', 'laptop', **_laptop, views='mocov2', method_options=dict(dim=64, queue=1024, momentum=.97)),
+    ('moco', 'gpu'): Recipe('moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=.99)),
+    ('moco', 'paper'): Recipe('moco', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), views='mocov2', batch_size=256, epochs=200, optimizer='sgd', base_lr=.03, lr_scale='batch/256', weight_decay=1e-4, decay_all=True,
+        warmup=0, precision='fp32', sync_bn=False, method_options=dict(dim=128, queue=65536, momentum=.999, temperature=.2, mlp=True),
+        note="MoCo v2, arXiv 2003.04297 and the official code (--mlp --moco-t 0.2 --aug-plus --cos): ResNet-50, SGD, 0.03 at a batch of 256 on 8 GPUs, weight decay 1e-4 on all parameters, 200 epochs (800 for the best model), BatchNorm on each GPU "
+             "with shuffled keys. The official cosine moves once an epoch, here every step. MoCo v1 (1911.05722): mlp=False, temperature 0.07, schedule='step' with milestones=(120, 160), weaker views."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #686bae08
+RECIPES |= { # simsiam
+    ('simsiam', 'laptop'): Recipe('simsiam', 'laptop', **_laptop, method_options=dict(dim=256, pred_dim=64), constant_lr=('predictor',)),
+    ('simsiam', 'gpu'): Recipe('simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)),
+    ('simsiam', 'paper'): Recipe('simsiam', 'paper', **_resnet50, batch_size=512, epochs=100, optimizer='sgd', base_lr=.05, lr_scale='batch/256', weight_decay=1e-4, decay_all=True, constant_lr=('predictor',),
+        warmup=0, precision='fp32', sync_bn=True, method_options=dict(dim=2048, pred_dim=512, layers=3),
+        note="arXiv 2011.10566, section 3 and the official code (--fix-pred-lr, as the released models): ResNet-50 with zero-initialised residual gammas, SGD, 0.05 x batch/256, weight decay 1e-4 on all parameters, 100 epochs, no warm-up, "
+             "BatchNorm over all devices. The official cosine moves once an epoch, here every step."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #fbb3a030
+RECIPES |= { # mocov3
+    ('mocov3', 'laptop'): Recipe('mocov3', 'laptop', **_laptop, encoder_options=dict(positions='sincos'), method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('mocov3', 'gpu'): Recipe('mocov3', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(hidden=1024, dim=128)),
+    ('mocov3', 'paper'): Recipe('mocov3', 'paper', **_vit_base, batch_size=4096, weight_decay=.1, decay_all=True,
+        method_options=dict(hidden=4096, dim=256, temperature=.2, momentum=.99, momentum_schedule='cosine', freeze_patches=True),
+        note="arXiv 2104.02057, section 4 and the official code: ViT-B/16, AdamW (0.9, 0.999), 1.5e-4 x batch/256, weight decay 0.1 on all trained parameters, 40 epochs of warm-up, 300 epochs, momentum 0.99 to 1, frozen patch projection, "
+             "BatchNorm over all devices. The official run used fp16; here bf16. ResNet-50: LARS, base_lr 0.6 (100 epochs) or 0.3 (300, 1000), weight decay 1e-6, temperature 1."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #55a18338
+RECIPES |= { # momentum_projector
+    ('momentum_projector', 'laptop'): Recipe('momentum_projector', 'laptop', **_laptop, views='simclr', method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('momentum_projector', 'gpu'): Recipe('momentum_projector', 'gpu', **_gpu, views='simclr', method_options=dict(hidden=1024, dim=128, momentum=.99)),
+    ('momentum_projector', 'paper'): Recipe('momentum_projector', 'paper', data='cifar100', encoder='resnet18', encoder_options=dict(stem='small'), views='simclr', views_options=dict(blur=0.), img_size=32, patch_size=None,
+        batch_size=256, epochs=200, optimizer='lars', base_lr=.4, lr_scale='batch/256', weight_decay=1e-5, warmup=10, checkpoint_every=1000, log_every=50,
+        method_options=dict(hidden=2048, dim=256, temperature=.2, momentum=.99),
+        note="UNVERIFIED: of arXiv 2208.05744 only the abstract was read, and there is no official code. These are the values of the first author's public fork of solo-learn for SimCLR on CIFAR-100: ResNet-18 with a small stem, 200 epochs, "
+             "batch 256, LARS, 0.4, weight decay 1e-5, head 2048 -> 256, temperature 0.2, momentum 0.99 to 1, jitter (.8, .8, .8, .2) without blur. The length of the warm-up (10 epochs, solo-learn's default) and the scale of the crop (0.08 to 1, SimCLR's) are guesses."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #704251f3
+RECIPES |= { # sdssl
+    ('sdssl', 'laptop'): Recipe('sdssl', 'laptop', **_laptop, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('sdssl', 'gpu'): Recipe('sdssl', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=1024, dim=128)),
+    ('sdssl', 'paper'): Recipe('sdssl', 'paper', **_vit_base, views='mocov3', batch_size=1024, weight_decay=.1, precision='fp32',
+        method_options=dict(base='mocov3', hidden=4096, dim=256, temperature=.2, momentum=.996),
+        note="arXiv 2111.12958 (its abstract) and the configurations of the official code: ViT-B/16, AdamW with default betas, 1.5e-4 x batch/256 (SimCLR: 1.3e-4), weight decay 0.1 on matrices only, 40 epochs of warm-up, 300 epochs, fp32, teacher 0.996 to 1, "
+             "temperature 0.2, hidden layers of 4096 (2048 in the intermediate heads). UNVERIFIED: the batch over all devices; the code says 128 a GPU, 1024 assumes eight of them."),
+}
+
 # %% ../../nbs/training/01_recipes.ipynb #851ed064
 def recipe(
     method: str,     # 'mae', ...
@@ -147,9 +246,10 @@ def change(
     base: Recipe,    # where to start from
     **overrides: Any, # any field; a dict is merged into the recipe's own
 ) -> Recipe:
-    "A copy of a recipe with other values. Giving steps takes the epochs away, and the other way round; another data set starts without the old one's options."
+    "A copy of a recipe with other values. Giving steps takes the epochs away, and the other way round; another data set starts without the old one's options, an encoder of another family without the old one's options and patches."
     for name in overrides: choose(name, [f.name for f in fields(Recipe)], 'field of a recipe')
     if overrides.get('data', base.data) != base.data: base = replace(base, data_options={})
+    if ENCODERS.get(overrides.get('encoder', base.encoder)) != ENCODERS.get(base.encoder): base = replace(base, encoder_options={}, patch_size=None)
     for name, value in overrides.items():
         if isinstance(value, dict): overrides[name] = {**getattr(base, name), **value}
     if overrides.get('steps'): overrides.setdefault('epochs', None)
@@ -163,7 +263,6 @@ def build(
 ) -> nn.Module:     # the method, with its encoder and its views
     "Make the method a recipe describes: encoder, views and method from their names. The weights are drawn from the recipe's seed."
     from vit_ssl_lab.data.views import views
-    from vit_ssl_lab.encoders.vit import encoder
     choose(recipe.method, METHODS, 'method')
     module, name = METHODS[recipe.method].split(':')
     Method = getattr(importlib.import_module(module), name)
