@@ -8,6 +8,7 @@ import small_run # here, so that a fork server has imported all before it makes 
 def serve(rank: int, world: int, store: str, pipe):
     "What each process does: run what comes through the pipe, answer, wait for more."
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT='29500', ACCELERATE_USE_CPU='true') # as a launcher sets them, for accelerate
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world)
     while True:
         job = pipe.recv()
