@@ -23,10 +23,11 @@ def momentum_update(
     target: nn.Module, # the slow copy, changed in place
     source: nn.Module, # the network that learns
     momentum: float,   # share of the old value that stays, 0..1
+    buffers: bool = True, # average floating-point buffers too and copy counters; False: the target keeps its own
 ) -> None:
-    "target = momentum * target + (1 - momentum) * source, for parameters and floating-point buffers; counters are copied. MoCo, equation 2."
+    "target = momentum * target + (1 - momentum) * source, for parameters, and for floating-point buffers where asked for. MoCo, equation 2."
     if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: MoCo v3 uses 0.99.")
-    old, new = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (target, source))
+    old, new = (dict([*m.named_parameters(), *(m.named_buffers() if buffers else ())]) for m in (target, source))
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
         raise ValueError("The momentum copy and its source have different weights: make the copy with momentum_copy(source).")
     floats = [k for k in old if old[k].is_floating_point()]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CACHE', 'PRESETS', 'Policy', 'Draw', 'throw', 'pair', 'view_size', 'blur_taps', 'Views', 'MAEViews', 'views',
-           'random_resized_crop_params']
+           'default_views', 'random_resized_crop_params']
 
 # %% ../../nbs/data/04_views.ipynb #110bd8e9
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Sequence
 import torch
 from fastcore.basics import patch
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from ..core import choose
 from .operations import (BORDERS, DIALECTS, KERNELS, TRIES, center_box, check_range, color_jitter, gaussian_blur, normalise, rand, random_orders, random_resized_crop_params,
@@ -273,3 +274,12 @@ def views(
     out = MAEViews(size, mean, std, generator=generator)
     out.policies = policies
     return out
+
+# %% ../../nbs/data/04_views.ipynb #022d2cf2
+def default_views(
+    encoder: nn.Module, # knows its pictures: img_size and in_chans
+    preset: str,        # a name in `PRESETS`
+) -> Views:
+    "A paper's views at the encoder's size, with ImageNet's mean and standard deviation (grey pictures: their middle channel's)."
+    rows = slice(1, 2) if encoder.in_chans == 1 else slice(None)
+    return views(preset, encoder.img_size, IMAGENET_MEAN[rows], IMAGENET_STD[rows])

@@ -11,6 +11,7 @@ from collections import defaultdict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..components.losses import alignment_loss, uniformity_loss
 
 # %% ../../nbs/evaluation/05_health.ipynb #cf296750
 def check_rows(
@@ -53,16 +54,14 @@ def alignment(
     alpha: float = 2., # power of the distance
 ) -> float:            # 0 (the same) .. 4 (opposite), for alpha 2
     "Mean distance, to the power alpha, of the two views on the sphere (Wang & Isola 2020, section 4.1)."
-    if z1.shape != z2.shape: raise ValueError(f"Alignment compares two views of the same pictures: got shapes {tuple(z1.shape)} and {tuple(z2.shape)}.")
-    z1, z2 = (F.normalize(check_rows(z), dim=1) for z in (z1, z2))
-    return (z1 - z2).norm(dim=1).pow(alpha).mean().item()
+    return alignment_loss(check_rows(z1), check_rows(z2), alpha).item()
 
 def uniformity(
     z: Tensor,      # (n, D) features; a few thousand at most: all pairs are compared
     t: float = 2.,  # of the Gaussian kernel
 ) -> float:         # 0 (collapsed) down to about -4 (spread, for t = 2)
     "log of the mean of exp(-t * squared distance) over all pairs (Wang & Isola 2020, section 4.1)."
-    return (-t * torch.pdist(F.normalize(check_rows(z), dim=1)).pow(2)).logsumexp(0).item() - torch.tensor(len(z) * (len(z) - 1) / 2).log().item()
+    return uniformity_loss(check_rows(z), t).item()
 
 # %% ../../nbs/evaluation/05_health.ipynb #68a644c5
 def gradient_norms(
