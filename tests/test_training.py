@@ -11,6 +11,7 @@ from vit_ssl_lab.encoders.vit import encoder
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt, cli, loop
 from vit_ssl_lab.training.optim import layer_of, lr_at, make_optimizer, param_groups, set_lr
+from vit_ssl_lab.training.recipes import METHODS, RECIPES, Recipe, plan
 
 def weights(method): return {k: v.clone() for k, v in method.state_dict().items()}
 def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -35,6 +36,84 @@ def test_schedule_is_timm_s():
     for step in range(100):
         s.step_update(step)
         assert o.param_groups[0]['lr'] == pytest.approx(lr_at(step, 100, 10, .3, .01), abs=1e-12)
+
+def test_steps_are_torch_s():
+    "MoCo v1: a tenth at each milestone, against torch's MultiStepLR; and none of them is a constant rate."
+    o = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=.03)
+    s = torch.optim.lr_scheduler.MultiStepLR(o, milestones=[12, 16])
+    for step in range(20):
+        assert lr_at(step, 20, 0, .03, schedule='step', milestones=(12, 16)) == pytest.approx(o.param_groups[0]['lr'], rel=1e-12)
+        o.step(); s.step()
+    assert {lr_at(i, 20, 0, .03, schedule='step') for i in range(20)} == {.03} and lr_at(1, 20, 2, .03, schedule='step') == .015
+
+def test_milestones_in_every_unit():
+    epochs = Recipe('moco', epochs=200, batch_size=256, warmup=0, schedule='step', milestones=(120, 160))
+    assert plan(epochs, 1_281_167).milestones == (120 * 5004, 160 * 5004)
+    assert plan(Recipe('moco', steps=10, schedule='step', milestones=(.5, 8)), 999).milestones == (5, 8)
+    assert Recipe.from_json(epochs.to_json()) == epochs
+    for bad in ((8, 4), (4, 4), (4, 10), (0, 4)):
+        with pytest.raises(ValueError, match="must grow and lie inside the run of 10 steps"): plan(Recipe('moco', steps=10, schedule='step', milestones=bad), 999)
+
+def test_decay_everywhere_is_plain_torch_s():
+    "MoCo's and SimSiam's SGD: one group, weight decay on norms and biases too; two steps equal torch's own over model.parameters()."
+    def steps(make):
+        torch.manual_seed(0); model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)); o = make(model)
+        for _ in range(2): model(torch.randn(9, 6)).square().sum().backward(); o.step(); o.zero_grad()
+        return weights(model)
+    ours = steps(lambda m: make_optimizer('sgd', param_groups(m, .1, decay_all=True), lr=.05))
+    theirs = steps(lambda m: torch.optim.SGD(m.parameters(), lr=.05, momentum=.9, weight_decay=.1))
+    spared = steps(lambda m: make_optimizer('sgd', param_groups(m, .1), lr=.05))
+    for k in ours: torch.testing.assert_close(ours[k], theirs[k])
+    assert not torch.allclose(ours['1.weight'], spared['1.weight'])
+
+def test_parts_with_their_own_rate():
+    "The longest prefix counts, layer decay multiplies, a prefix ends at a dot, what is frozen stays out."
+    model = nn.ModuleDict(dict(encoder=nn.ModuleDict(dict(blocks=nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), norm=nn.LayerNorm(2))), predictor=nn.Linear(2, 2), predictor2=nn.Linear(2, 2)))
+    model.predictor.bias.requires_grad_(False)
+    groups = param_groups(model, .1, layer_decay=.5, lr_factors={'encoder': .1, 'encoder.blocks.1': 2.}, constant_lr=('predictor',))
+    o = make_optimizer('adamw', groups, lr=.4); set_lr(o, .2)
+    rate = {id(p): g['lr'] for g in o.param_groups for p in g['params']}
+    rate = {n: rate.get(id(p)) for n, p in model.named_parameters()}
+    assert rate['encoder.blocks.0.weight'] == pytest.approx(.2 * .25 * .1) and rate['encoder.blocks.1.bias'] == pytest.approx(.2 * .5 * 2)
+    assert rate['encoder.norm.weight'] == pytest.approx(.2 * .1) and rate['predictor2.weight'] == .2
+    assert rate['predictor.weight'] == .4 and rate['predictor.bias'] is None
+    set_lr(o, 0.)
+    assert {g['lr'] for g in o.param_groups} == {0., .4}
+
+def test_a_run_with_a_constant_part(tmp_path):
+    "In the loop: the rate of the log is the others'; the part moves in the first step, where the rate of the rest is 0; resumed, the same numbers."
+    r = dict(constant_lr=('decoder.head',), lr_factors={'encoder': .5}, decay_all=True, schedule='step', milestones=(3,), warmup=1)
+    start = weights(build(small(steps=1, **{**r, 'milestones': ()}), load('digits')))
+    m, _ = whole(steps=1, **{**r, 'milestones': ()})
+    moved = {k for k, v in weights(m).items() if not torch.equal(v, start[k])}
+    assert moved == {'decoder.head.weight', 'decoder.head.bias'}
+    once, h = whole(tmp_path, steps=6, **r)
+    assert [row['lr'] for row in h.rows] == pytest.approx([0., .002, .002, .0002, .0002, .0002])
+    ckpt.drop(ckpt.folder_of(tmp_path, 6))
+    assert equal(weights(once), weights(whole(tmp_path, steps=6, **r)[0]))
+
+@pytest.mark.parametrize('changes,says', [
+    (dict(schedule='stairs'), "no schedule 'stairs'"), (dict(milestones=(3,)), "give schedule='step'"), (dict(milestones=3, schedule='step'), "milestones is a tuple"),
+    (dict(constant_lr='predictor'), r"constant_lr is a tuple, such as \('predictor',\)"), (dict(lr_factors={'encoder': -1}), "0 or more"), (dict(sync_bn='always'), "value of sync_bn")])
+def test_fields_that_mean_nothing(changes, says):
+    with pytest.raises(ValueError, match=says): Recipe('mae', steps=9, **changes)
+
+@pytest.mark.parametrize('options', [dict(constant_lr=('decoder.heat',)), dict(lr_factors={'encodr': .1})])
+def test_a_part_that_is_not_there(options):
+    with pytest.raises(ValueError, match="There is no parameter or part with the name .* Did you mean '(decoder.head|encoder)'"): whole(steps=1, **options)
+
+def test_papers_of_two_views():
+    "The figures as published, against the sheets of the papers."
+    r = {m: recipe(m, 'paper') for m in METHODS}
+    lr = {'simclr': 4.8, 'byol': 3.2, 'moco': .03, 'simsiam': .1, 'mocov3': 2.4e-3}
+    for m, value in lr.items(): assert r[m].lr == pytest.approx(value), m
+    assert {m: (r[m].optimizer, r[m].batch_size, r[m].epochs) for m in lr} == dict(simclr=('lars', 4096, 100), byol=('lars', 4096, 1000), moco=('sgd', 256, 200), simsiam=('sgd', 512, 100), mocov3=('adamw', 4096, 300))
+    assert {m: r[m].weight_decay for m in lr} == dict(simclr=1e-6, byol=1.5e-6, moco=1e-4, simsiam=1e-4, mocov3=.1)
+    assert {m for m in METHODS if r[m].decay_all} == {'moco', 'simsiam', 'mocov3'} and {m for m in METHODS if r[m].constant_lr} == {'simsiam'}
+    assert {m: r[m].warmup for m in lr} == dict(simclr=10, byol=10, moco=0, simsiam=0, mocov3=40)
+    assert {m for m in METHODS if r[m].encoder == 'resnet50' and r[m].patch_size is None} == {'simclr', 'byol', 'moco', 'simsiam'}
+    assert all('UNVERIFIED' in r[m].note for m in ('momentum_projector', 'sdssl')) and all(r[m].note for m in METHODS)
+    assert {(m, s) for m in METHODS for s in ('laptop', 'gpu', 'paper')} <= set(RECIPES)
 
 def test_layer_decay_is_mae_s():
     "util/lr_decay.py, with its names: norm and head are a layer above the last block."
