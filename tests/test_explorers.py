@@ -11,9 +11,12 @@ from vit_ssl_lab.components.masking import random_masking
 from vit_ssl_lab.components.patches import mask_to_pixels
 from vit_ssl_lab.components.positions import position_similarity, sincos_2d
 from vit_ssl_lab.core import Features
+from vit_ssl_lab.data.views import Policy, Views
+from vit_ssl_lab.data.views import views as preset
 from vit_ssl_lab.encoders.vit import vit_nano
-from vit_ssl_lab.explorers import AttentionExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, ViewsExplorer
+from vit_ssl_lab.explorers import AttentionExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, SiameseExplorer, ViewsExplorer
 from vit_ssl_lab.explorers.base import Explorer, static
+from vit_ssl_lab.explorers.siamese import row_of
 from vit_ssl_lab.training import build, recipe
 
 class Encoder(nn.Module):
@@ -41,6 +44,18 @@ class Method(nn.Module):
         pasted = x * (1 - hidden) + guess * hidden
         return Reconstruction(x, x * (1 - hidden), guess, pasted, (pasted - x).abs().mean(1), mask.mask)
 
+class Pair(nn.Module):
+    "Two views and an embedding: what a Siamese method must have, and a predictor that turns the vector round."
+    temperature = .5
+    def __init__(self, views=None, predictor=False):
+        super().__init__()
+        self.encoder, self.views, self.calls = Encoder(), views or preset('simsiam', (32, 24), (.4,) * 3, (.2,) * 3), 0
+        if predictor: self.predictor = nn.Linear(6, 6, bias=False); nn.init.orthogonal_(self.predictor.weight)
+    def embed(self, x):
+        self.calls += 1
+        patches = self.encoder(x).patches
+        return torch.cat([patches.mean(1), patches.std(1)], 1)
+
 PICTURES = torch.randint(256, (4, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) # not square: rows and columns must not be mixed up
 def vit(): torch.manual_seed(0); return vit_nano(img_size=(32, 48), patch_size=8)
 def mask_explorer(): return MaskExplorer(PICTURES, 8)
@@ -49,7 +64,8 @@ def attention(): return AttentionExplorer(vit(), PICTURES)
 def positions(): return PositionExplorer({'a': sincos_2d((4, 6), 16), 'b': torch.randn(1, 25, 16, generator=torch.Generator().manual_seed(0))}, grid=(4, 6))
 def views(): return ViewsExplorer(PICTURES, preset='byol', size=32)
 def features(): return FeatureExplorer(Encoder(), PICTURES)
-ALL = [mask_explorer, reconstruction, attention, positions, views, features]
+def siamese(): torch.manual_seed(0); return SiameseExplorer(Pair(predictor=True), PICTURES)
+ALL = [mask_explorer, reconstruction, attention, positions, views, features, siamese]
 names = lambda f: f.__name__
 
 def state_of(text: str) -> dict: return json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>', text, re.S).group(1))
@@ -81,7 +97,7 @@ def test_figure_draws_the_state(make):
     figure = make().figure()
     assert isinstance(figure, Figure) and len(figure.axes) + sum(len(s.axes) for s in figure.subfigs) >= 2
 
-@pytest.mark.parametrize('name', ['mask', 'attention', 'positions', 'views', 'features'])
+@pytest.mark.parametrize('name', ['mask', 'attention', 'positions', 'views', 'features', 'siamese'])
 def test_script_is_one_module(name):
     text = static('base.js') + static(f'{name}.js')
     assert text.count('export default { render };') == 1 and not re.search(r'^\s*import\b', text, re.M)
@@ -292,3 +308,83 @@ def test_alike_features_are_neighbours():
     for i, colour in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]): pictures[i, colour[0]] = 200 + 20 * colour[1]
     explorer = FeatureExplorer(Encoder(), pictures, k=1, mean=(0.,), std=(1.,))
     assert explorer.near.flatten().tolist() == [1, 0, 3, 2, 5, 4]
+
+# --- Siamese methods
+
+def vectors_of(explorer) -> dict:
+    "The vectors as the browser has them, of length 1."
+    return dict(zip(explorer.vector_names, np.frombuffer(explorer.vectors, np.float32).reshape(len(explorer.vector_names), -1) / explorer.width ** .5))
+
+def test_siamese_vectors_are_the_method_s():
+    explorer = siamese(); method = explorer.method
+    assert explorer.vector_names == ['z1', 'z2', 'p1', 'p2'] and explorer.temperature == .5 and explorer.trained_word == 'as trained' and explorer.size == [32, 24]
+    draws = method.views.draw(4, (32, 48), generator=torch.Generator().manual_seed(0)) # the batch of this seed, by the method's own views
+    assert explorer.boxes == [d.box[0].tolist() for d in draws]
+    x1, x2 = method.views(PICTURES, draws)
+    z1, z2, p1 = method.embed(x1), method.embed(x2), method.predictor(method.embed(x1))
+    unit, seen = lambda v: nn.functional.normalize(v, dim=-1).detach().numpy(), vectors_of(explorer)
+    for name, v in dict(z1=z1, z2=z2, p1=p1).items(): assert np.abs(seen[name] - unit(v)[0]).max() < 1e-6
+    assert np.abs(np.frombuffer(explorer.logits, np.float32) - unit(z2) @ unit(p1)[0]).max() < 1e-6
+    assert dict(map(tuple, explorer.cosines))['p1 · z2'] == pytest.approx(float(unit(p1)[0] @ unit(z2)[0]), abs=1e-6)
+    assert explorer.views[:32 * 24 * 3] == bytes((method.views.restore(x1[0]) * 255).round().to(torch.uint8).permute(1, 2, 0).flatten().tolist())
+
+def test_row_is_a_softmax():
+    cosines = np.random.default_rng(0).uniform(-1, 1, 9)
+    for t in (.01, .2, 2.):
+        row = row_of(cosines, 3, t)
+        assert row['loss'] == pytest.approx(nn.functional.cross_entropy(torch.tensor(cosines)[None] / t, torch.tensor([3])).item(), rel=1e-9) and row['p'].sum() == pytest.approx(1)
+    assert row_of(cosines, int(cosines.argmax()), .2)['rank'] == 1 and row_of(cosines, int(cosines.argmin()), .2)['rank'] == 9
+    assert row_of([1.], 0, .2)['loss'] == 0 and 1 <= row_of(cosines, 3, .01)['negatives'] <= row_of(cosines, 3, 2.)['negatives'] <= 8
+
+def test_crops_move_by_hand():
+    explorer = siamese(); thrown, words = explorer.boxes, explorer.words
+    explorer.method.calls = 0
+    explorer.set_state({'boxes': [[2, 3, 10, 20], thrown[1]], 'hand': True}); assert explorer.method.calls == 2, "two views of one picture; the batch stays"
+    assert explorer.words[0].startswith('crop 10 x 20 px') and explorer.words[0].split(', ')[1:] == words[0].split(', ')[1:], "the rest of the draw is kept"
+    explorer.picture = 1; assert explorer.boxes[0] == [2, 3, 10, 20] and explorer.error == ''
+    explorer.place(1, (0, 0, 32, 48)); assert explorer.words[1].startswith('crop 32 x 48 px')
+    explorer.set_state({'hand': False, 'picture': 0}); assert explorer.boxes == thrown and explorer.words == words
+
+def test_a_picture_costs_nothing_and_a_seed_one_batch():
+    explorer = siamese(); explorer.method.calls = 0
+    explorer.picture = 2; assert explorer.method.calls == 0
+    explorer.seed = 3; assert explorer.method.calls == 2
+    boxes = explorer.boxes; explorer.strength = 0.; assert explorer.method.calls == 4 and explorer.boxes == boxes
+    assert all(re.fullmatch(r'crop \d+ x \d+ px(, mirrored)?', w) for w in explorer.words)
+
+@pytest.mark.parametrize('box', [(-1, 0, 8, 8), (30, 0, 8, 8), (0, 0, 0, 8), (0, 45, 8, 8)])
+def test_a_crop_outside_is_a_sentence(box):
+    explorer = siamese(); before = explorer.views
+    explorer.place(0, box)
+    assert 'lies within the picture of 32 x 48 pixels' in explorer.error and explorer.views == before
+    assert state_of(explorer.to_html())['answers'] == {}
+    explorer.place(0, (0, 0, 8, 8)); assert explorer.error == ''
+
+def test_momentum_makes_the_key():
+    method = Pair(); method.momentum_embed = lambda x: -method.embed(x)
+    explorer = SiameseExplorer(method, PICTURES)
+    assert explorer.vector_names == ['z1', 'z2', 'k1', 'k2'] and explorer.key_name == 'k2'
+    seen = vectors_of(explorer); assert np.abs(seen['k2'] + seen['z2']).max() < 1e-6
+    assert np.frombuffer(explorer.logits, np.float32)[0] == pytest.approx(float(seen['z1'] @ seen['k2']), abs=1e-6)
+
+def test_pooled_features_will_do_and_views_of_another_make():
+    class Halves(nn.Module):
+        def forward(self, images): return [images[..., :16].float() / 255 + .01 * torch.randn(1), images[..., -16:].float() / 255]
+    method = nn.Module(); method.encoder, method.views = Encoder(), Halves()
+    state, explorer = torch.random.get_rng_state(), SiameseExplorer(method, PICTURES)
+    assert torch.equal(state, torch.random.get_rng_state()), "torch's own dice are left alone"
+    assert not explorer.movable and explorer.boxes == [] and explorer.size == [32, 16] and explorer.width == 3 and explorer.temperature == .2 and explorer.trained_word == 'usual'
+    before = explorer.vectors; explorer.seed = 1; assert explorer.vectors != before
+    explorer.seed = 0; assert explorer.vectors == before
+    with pytest.raises(ValueError, match="can't be moved"): explorer.place(0, (0, 0, 8, 8))
+
+def test_siamese_errors_and_mode():
+    with pytest.raises(ValueError, match='makes one view of a picture'): SiameseExplorer(Pair(Views(32, (.5,) * 3, (.5,) * 3, [Policy()])), PICTURES)
+    with pytest.raises(ValueError, match='has no views and encoder'): SiameseExplorer(nn.Linear(2, 2), PICTURES)
+    with pytest.raises(ValueError, match='above 0: got 0'): SiameseExplorer(Pair(), PICTURES, temperature=0.)
+    with pytest.raises(ValueError, match='3 channel'): SiameseExplorer(Pair(), PICTURES[:, :1])
+    explorer = siamese(); explorer.method.train(); explorer.picture = 9; assert 'no picture 9' in explorer.error and explorer.method.training
+
+def test_one_picture_has_no_negatives():
+    explorer = SiameseExplorer(Pair(), PICTURES[:1])
+    assert len(explorer.logits) == 4 and isinstance(explorer.figure(), Figure)
