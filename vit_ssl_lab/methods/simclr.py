@@ -13,7 +13,7 @@ from ..components.losses import nt_xent, spread
 from ..components.siamese import Siamese
 from ..data.views import default_views
 
-# %% ../../nbs/methods/02_simclr.ipynb #fc708d40
+# %% ../../nbs/methods/02_simclr.ipynb #c18f7424
 class SimCLR(Siamese):
     "Two views of each picture find each other among all views of the batch. (Chen et al. 2020, algorithm 1; `objective.py`, `model_util.py`)"
     def __init__(
@@ -26,6 +26,7 @@ class SimCLR(Siamese):
         views: nn.Module | None = None, # makes the two views; None: the paper's, with ImageNet's mean and std
     ):
         if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: the paper uses 0.1 on ImageNet, 0.5 on CIFAR-10.")
+        if layers < 1: raise ValueError(f"SimCLR's head has one linear layer or more, not {layers}: the paper uses 2, version 2 uses 3.")
         super().__init__(encoder, simclr_head(getattr(encoder, 'width', 1), hidden, dim, layers), views)
         if views is None: self.views = default_views(encoder, 'simclr')
         self.temperature = temperature
