@@ -7,7 +7,7 @@ __all__ = ['world', 'rank', 'counts_of', 'all_rows', 'Gather', 'gather', 'offset
            'SplitBatchNorm', 'replace_batchnorm', 'as_class', 'split_batchnorm', 'SyncBatchNorm', 'CudaSyncBatchNorm',
            'sync_batchnorm']
 
-# %% ../../nbs/components/14_processes.ipynb #fbfae57e
+# %% ../../nbs/components/14_processes.ipynb #f773afda
 import contextlib
 from contextvars import ContextVar
 from typing import Callable, Iterator
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# %% ../../nbs/components/14_processes.ipynb #088606d5
+# %% ../../nbs/components/14_processes.ipynb #ef9dd3a3
 def world() -> int: # 1 where nothing was launched
     "How many processes train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -27,7 +27,7 @@ def rank() -> int: # 0 .. world() - 1
     "Which of them this one is."
     return dist.get_rank() if world() > 1 else 0
 
-# %% ../../nbs/components/14_processes.ipynb #567b8610
+# %% ../../nbs/components/14_processes.ipynb #b20be2ea
 _waits = ContextVar('waits', default=False) # see `bystander`
 
 def counts_of(
@@ -61,7 +61,7 @@ class Gather(torch.autograd.Function):
         grad = grad.contiguous().clone(); dist.all_reduce(grad)
         return grad.split(ctx.counts)[rank()].clone(), None
 
-# %% ../../nbs/components/14_processes.ipynb #91602301
+# %% ../../nbs/components/14_processes.ipynb #6bfded03
 @torch.compiler.disable
 def _gather(x: Tensor) -> Tensor:
     if _waits.get(): x = x[:0]
@@ -76,7 +76,9 @@ def gather(
     return x if world() == 1 else _gather(x)
 
 @torch.compiler.disable
-def _offset(n: int) -> int: return 0 if _waits.get() else sum(counts_of(n)[:rank()])
+def _offset(n: int) -> int:
+    before = sum(counts_of(n)[:rank()])
+    return 0 if _waits.get() else before # a bystander computes with the first image
 
 def offset(
     n: int, # rows of this process
@@ -84,7 +86,7 @@ def offset(
     "Where this process's rows start among those of `gather`. All processes must ask."
     return 0 if world() == 1 else _offset(n)
 
-# %% ../../nbs/components/14_processes.ipynb #29717cc7
+# %% ../../nbs/components/14_processes.ipynb #d1faa935
 @contextlib.contextmanager
 def bystander(
     waits: bool = True, # False changes nothing
@@ -94,7 +96,7 @@ def bystander(
     try: yield
     finally: _waits.reset(token)
 
-# %% ../../nbs/components/14_processes.ipynb #2525bbc8
+# %% ../../nbs/components/14_processes.ipynb #80630259
 def shuffle(
     x: Tensor, # (n, ...) this process's rows
     generator: torch.Generator | None = None, # draws the permutation in the first process; None: torch's own, on the CPU
@@ -113,7 +115,7 @@ def unshuffle(
     "Bring every row back to where it came from."
     return gather(x)[restore]
 
-# %% ../../nbs/components/14_processes.ipynb #50aec843
+# %% ../../nbs/components/14_processes.ipynb #8b13c919
 class SplitBatchNorm(_BatchNorm):
     "BatchNorm with statistics of each group of neighbouring rows, as that many devices would have: one device imitates several. The CIFAR demo of MoCo's authors."
     def __init__(self,
@@ -142,7 +144,7 @@ class SplitBatchNorm(_BatchNorm):
         for old, new in zip((self.running_mean, self.running_var), stats): old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
         self.num_batches_tracked += 1
 
-# %% ../../nbs/components/14_processes.ipynb #0289a0ff
+# %% ../../nbs/components/14_processes.ipynb #dd091a83
 def replace_batchnorm(
     module: nn.Module,                       # changed in place, unless it is a BatchNorm itself
     make: Callable[[_BatchNorm], nn.Module], # one BatchNorm -> what takes its place
@@ -169,7 +171,7 @@ def split_batchnorm(
     "Let every BatchNorm of a network see groups of the batch."
     return replace_batchnorm(module, lambda bn: as_class(bn, SplitBatchNorm, groups=groups))
 
-# %% ../../nbs/components/14_processes.ipynb #17615a91
+# %% ../../nbs/components/14_processes.ipynb #6594d7ec
 class SyncBatchNorm(_BatchNorm):
     "BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold. For gloo, and so for CPUs; torch's own needs CUDA."
     def _check_input_dim(self, x): pass
@@ -191,7 +193,7 @@ class SyncBatchNorm(_BatchNorm):
         if self.running_mean is not None: self.track(n, mean.detach(), var.detach())
         return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
-# %% ../../nbs/components/14_processes.ipynb #851bf57c
+# %% ../../nbs/components/14_processes.ipynb #0a126d3f
 @patch
 def join(self: SyncBatchNorm,
     row: Tensor, # (1, 1 + 2C): count, means, variances of this process
@@ -214,7 +216,7 @@ def track(self: SyncBatchNorm,
     self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
     self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), m)
 
-# %% ../../nbs/components/14_processes.ipynb #90f7c9a3
+# %% ../../nbs/components/14_processes.ipynb #2d82bfea
 class CudaSyncBatchNorm(nn.SyncBatchNorm):
     "torch's own for CUDA, for a process that has no image left as well."
     def forward(self, x: Tensor) -> Tensor:
