@@ -15,7 +15,7 @@ from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training.recipes import METHODS
 
 
-def pictures(n=3, channels=3, size=(64, 96), seed=0):
+def pictures(n=3, channels=3, size=(33, 65), seed=0):
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from small_run import SMALL, small, whole
 from vit_ssl_lab.data import load
-from vit_ssl_lab.encoders.vit import encoder
+from vit_ssl_lab.encoders import encoder
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt, cli, loop
 from vit_ssl_lab.training.optim import layer_of, lr_at, make_optimizer, param_groups, set_lr
@@ -128,6 +128,14 @@ def test_layer_decay_is_mae_s():
         assert scale[id(p)] == (.65 ** (n - official(name)), 0. if p.ndim == 1 else .05), name
     o = make_optimizer('adamw', param_groups(vit, .05, .65), 1.); set_lr(o, .4)
     assert {g['lr'] for g in o.param_groups} == {.4 * .65 ** (n - i) for i in range(n + 1)}
+
+def test_layer_decay_of_a_resnet():
+    "Stem, four stages, head: fine-tuning's layer decay must not pass a ResNet by."
+    model = nn.ModuleDict(dict(encoder=encoder('resnet_nano'), head=nn.Linear(128, 5)))
+    scale = {id(p): g['lr_scale'] for g in param_groups(model, .05, .5) for p in g['params']}
+    expect = lambda n: 1. if n.startswith('head') else .5 ** 5 if 'layer' not in n else .5 ** (5 - int(n.split('.')[1][5]))
+    for n, p in model.named_parameters(): assert scale[id(p)] == expect(n), n
+    assert set(scale.values()) == {.5 ** i for i in range(6)}
 
 def test_groups_of_mae():
     "As add_weight_decay of the official run: CLS and mask token decay, biases and norms don't, the fixed tables aren't trained."

@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViT
 
 from vit_ssl_lab import weights
 from vit_ssl_lab.components.positions import resample_positions
+from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.weights import load_encoder, load_method, push_to_hub, save
@@ -332,3 +333,11 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_what_transformers_has_no_place_for(tmp_path, bad):
     with pytest.raises(ValueError, match="no place for this encoder"): save(vit_nano(**bad), tmp_path / 'x', 'transformers')
     assert not (tmp_path / 'x').exists()
+
+@pytest.mark.parametrize('make,says', [
+    (lambda: resnet_nano(), "not ResNet: write its state_dict"),
+    (lambda: torch.nn.ModuleDict(dict(encoder=vit_nano(), projector=torch.nn.Linear(96, 8))), "ModuleDict has no decoder, so only its encoder has a place")])
+@pytest.mark.parametrize('name,layout', [('x.pth', 'timm'), ('x.safetensors', 'timm'), ('x', 'timm'), ('x', 'transformers')])
+def test_what_the_door_does_not_take(tmp_path, make, says, name, layout):
+    with pytest.raises(ValueError, match=says) as e: save(make(), tmp_path / name, layout)
+    assert '\n' not in str(e.value) and not list(tmp_path.iterdir())

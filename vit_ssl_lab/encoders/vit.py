@@ -247,7 +247,7 @@ def from_timm(
     "Turn a timm Vision Transformer of any variant into a `ViT`."
     model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_.")
+        raise ValueError(f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_; encoders.resnet.ResNet.from_timm takes a ResNet.")
     model.__class__ = cls
     if type(model.patch_embed) is PatchEmbed: model.patch_embed.__class__ = PatchifyStem
     return model

@@ -31,10 +31,11 @@ def lr_at(
 # %% ../../nbs/training/02_optim.ipynb #bf7294ea
 def layer_of(
     name: str,  # a parameter's name in the encoder
-    depth: int, # blocks of the encoder
-) -> int:       # 0: patch embedding, position, CLS; i + 1: block i; depth + 1: norm and head
+    depth: int, # blocks of the encoder; stages of a ResNet
+) -> int:       # 0: patch embedding, position, CLS, a ResNet's stem; i + 1: block i, stage i + 1; depth + 1: norm and head
     "The layer a parameter belongs to (MAE: util/lr_decay.py)."
-    if re.match(r'(cls_token|pos_embed|reg_token|patch_embed)', name): return 0
+    if re.match(r'(cls_token|pos_embed|reg_token|patch_embed|conv1\b|bn1\b)', name): return 0
+    if m := re.match(r'layer(\d+)\.', name): return int(m.group(1))
     if m := re.match(r'blocks\.(\d+)\.', name): return int(m.group(1)) + 1
     return depth + 1
 
@@ -56,7 +57,7 @@ def param_groups(
 ) -> list[dict]:                      # for an optimizer; each group has its `lr_scale`
     "Group parameters by weight decay and layer: 1-D tensors and biases don't decay, frozen ones are left out (MAE: add_weight_decay, param_groups_lrd; SimSiam: fix_lr)."
     encoder = getattr(model, 'encoder', model)
-    depth, inside = len(getattr(encoder, 'blocks', ())), 'encoder.' if encoder is not model else ''
+    depth, inside = len(getattr(encoder, 'blocks', ())) or sum(hasattr(encoder, f'layer{i}') for i in range(1, 5)), 'encoder.' if encoder is not model else ''
     groups, no_decay, factors, constant_lr = {}, set(no_decay), lr_factors or {}, tuple(constant_lr)
     names = [name for name, _ in model.named_parameters()]
     for prefix in (*factors, *constant_lr):
