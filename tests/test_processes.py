@@ -6,6 +6,7 @@ from torch import nn
 from small_run import die_after
 from two_processes import group
 from vit_ssl_lab.components import processes as P
+from vit_ssl_lab.components.heads import simclr_head
 from vit_ssl_lab.components.momentum import momentum_copy
 from vit_ssl_lab.components.queue import Queue
 from vit_ssl_lab.data import load
@@ -155,6 +156,7 @@ def test_conversions_keep_weights_copies_and_splits():
     P.sync_batchnorm(slow); assert not any(p.requires_grad for p in slow.parameters())
     assert isinstance(P.sync_batchnorm(nn.BatchNorm1d(3)), P.SyncBatchNorm)
     assert type(P.sync_batchnorm(nn.BatchNorm1d(3), 'cuda')) is P.CudaSyncBatchNorm # only its name: no GPU is touched
+    gamma = P.sync_batchnorm(simclr_head(4, dim=3)); assert [type(m).__name__ for m in gamma][1::3] == ['SyncBatchNorm'] * 2, "also the one without beta"
     double = copy.deepcopy(net).double(); assert double[1].weight.dtype == torch.float64 and net[1].weight.dtype == torch.float32
 
 @pytest.mark.parametrize('kind', [P.SyncBatchNorm, lambda width: P.SplitBatchNorm(width, 2)])

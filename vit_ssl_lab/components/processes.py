@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'counts_of', 'all_rows', 'Gather', 'gather', 'offset', 'bystander', 'shuffle', 'unshuffle',
-           'SplitBatchNorm', 'replace_batchnorm', 'as_class', 'split_batchnorm', 'SyncBatchNorm', 'CudaSyncBatchNorm',
+           'SplitBatchNorm', 'SyncBatchNorm', 'CudaSyncBatchNorm', 'replace_batchnorm', 'as_class', 'split_batchnorm',
            'sync_batchnorm']
 
-# %% ../../nbs/components/14_processes.ipynb #f773afda
+# %% ../../nbs/components/14_processes.ipynb #716322e2
 import contextlib
 from contextvars import ContextVar
 from typing import Callable, Iterator
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# %% ../../nbs/components/14_processes.ipynb #ef9dd3a3
+# %% ../../nbs/components/14_processes.ipynb #73d2efa2
 def world() -> int: # 1 where nothing was launched
     "How many processes train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -27,7 +27,7 @@ def rank() -> int: # 0 .. world() - 1
     "Which of them this one is."
     return dist.get_rank() if world() > 1 else 0
 
-# %% ../../nbs/components/14_processes.ipynb #b20be2ea
+# %% ../../nbs/components/14_processes.ipynb #28bc2717
 _waits = ContextVar('waits', default=False) # see `bystander`
 
 def counts_of(
@@ -61,7 +61,7 @@ class Gather(torch.autograd.Function):
         grad = grad.contiguous().clone(); dist.all_reduce(grad)
         return grad.split(ctx.counts)[rank()].clone(), None
 
-# %% ../../nbs/components/14_processes.ipynb #6bfded03
+# %% ../../nbs/components/14_processes.ipynb #e6db79cb
 @torch.compiler.disable
 def _gather(x: Tensor) -> Tensor:
     if _waits.get(): x = x[:0]
@@ -86,7 +86,7 @@ def offset(
     "Where this process's rows start among those of `gather`. All processes must ask."
     return 0 if world() == 1 else _offset(n)
 
-# %% ../../nbs/components/14_processes.ipynb #d1faa935
+# %% ../../nbs/components/14_processes.ipynb #e9f4d49e
 @contextlib.contextmanager
 def bystander(
     waits: bool = True, # False changes nothing
@@ -96,7 +96,7 @@ def bystander(
     try: yield
     finally: _waits.reset(token)
 
-# %% ../../nbs/components/14_processes.ipynb #80630259
+# %% ../../nbs/components/14_processes.ipynb #1de8498c
 def shuffle(
     x: Tensor, # (n, ...) this process's rows
     generator: torch.Generator | None = None, # draws the permutation in the first process; None: torch's own, on the CPU
@@ -115,7 +115,7 @@ def unshuffle(
     "Bring every row back to where it came from."
     return gather(x)[restore]
 
-# %% ../../nbs/components/14_processes.ipynb #8b13c919
+# %% ../../nbs/components/14_processes.ipynb #560dbdb3
 class SplitBatchNorm(_BatchNorm):
     "BatchNorm with statistics of each group of neighbouring rows, as that many devices would have: one device imitates several. The CIFAR demo of MoCo's authors."
     def __init__(self,
@@ -144,34 +144,7 @@ class SplitBatchNorm(_BatchNorm):
         for old, new in zip((self.running_mean, self.running_var), stats): old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
         self.num_batches_tracked += 1
 
-# %% ../../nbs/components/14_processes.ipynb #dd091a83
-def replace_batchnorm(
-    module: nn.Module,                       # changed in place, unless it is a BatchNorm itself
-    make: Callable[[_BatchNorm], nn.Module], # one BatchNorm -> what takes its place
-) -> nn.Module: # the module, or what took its place
-    "Put something else in the place of every BatchNorm."
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d): return make(module)
-    for name, child in module.named_children(): setattr(module, name, replace_batchnorm(child, make))
-    return module
-
-def as_class(
-    bn: _BatchNorm, # a BatchNorm
-    kind: type,     # its new class
-    **more,         # attributes that the new class has besides
-) -> nn.Module:     # with the very same parameters, buffers and hooks
-    "A BatchNorm as an object of another class."
-    new = kind.__new__(kind)
-    new.__dict__.update(bn.__dict__, **more)
-    return new
-
-def split_batchnorm(
-    module: nn.Module, # a network
-    groups: int,       # imitated devices
-) -> nn.Module:
-    "Let every BatchNorm of a network see groups of the batch."
-    return replace_batchnorm(module, lambda bn: as_class(bn, SplitBatchNorm, groups=groups))
-
-# %% ../../nbs/components/14_processes.ipynb #6594d7ec
+# %% ../../nbs/components/14_processes.ipynb #f66ef633
 class SyncBatchNorm(_BatchNorm):
     "BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold. For gloo, and so for CPUs; torch's own needs CUDA."
     def _check_input_dim(self, x): pass
@@ -191,9 +164,10 @@ class SyncBatchNorm(_BatchNorm):
         if n < 2: raise ValueError("Batch normalisation has no spread to divide by where all processes together have one value per channel: give two pictures or more, or leave the last small batch out (drop_last=True).")
         y = (z - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.running_mean is not None: self.track(n, mean.detach(), var.detach())
-        return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        if self.weight is not None: y = y * self.weight.view(shape)
+        return (y if self.bias is None else y + self.bias.view(shape)).to(x.dtype)
 
-# %% ../../nbs/components/14_processes.ipynb #0a126d3f
+# %% ../../nbs/components/14_processes.ipynb #646e886b
 @patch
 def join(self: SyncBatchNorm,
     row: Tensor, # (1, 1 + 2C): count, means, variances of this process
@@ -216,7 +190,7 @@ def track(self: SyncBatchNorm,
     self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
     self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), m)
 
-# %% ../../nbs/components/14_processes.ipynb #2d82bfea
+# %% ../../nbs/components/14_processes.ipynb #361e49da
 class CudaSyncBatchNorm(nn.SyncBatchNorm):
     "torch's own for CUDA, for a process that has no image left as well."
     def forward(self, x: Tensor) -> Tensor:
@@ -225,6 +199,36 @@ class CudaSyncBatchNorm(nn.SyncBatchNorm):
         none = super().forward(x[:0])   # no rows, but a part in the messages of both passes
         return torch.cat([none, F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0., self.eps)])
 
+# %% ../../nbs/components/14_processes.ipynb #834e71d4
+def replace_batchnorm(
+    module: nn.Module,                       # changed in place, unless it is a BatchNorm itself
+    make: Callable[[_BatchNorm], nn.Module], # one BatchNorm -> what takes its place
+) -> nn.Module: # the module, or what took its place
+    "Put something else in the place of every BatchNorm."
+    if isinstance(module, _BatchNorm) and not isinstance(module, (SplitBatchNorm, SyncBatchNorm, nn.SyncBatchNorm)):
+        if type(module).forward is not _BatchNorm.forward: raise TypeError(f"{type(module).__name__} has a forward of its own, so no other BatchNorm can take its place: use sync_bn=False, or build the network with nn.BatchNorm2d.")
+        return make(module)
+    for name, child in module.named_children(): setattr(module, name, replace_batchnorm(child, make))
+    return module
+
+def as_class(
+    bn: _BatchNorm, # a BatchNorm
+    kind: type,     # its new class
+    **more,         # attributes that the new class has besides
+) -> nn.Module:     # with the very same parameters, buffers and hooks
+    "A BatchNorm as an object of another class."
+    new = kind.__new__(kind)
+    new.__dict__.update(bn.__dict__, **more)
+    return new
+
+def split_batchnorm(
+    module: nn.Module, # a network
+    groups: int,       # imitated devices
+) -> nn.Module:
+    "Let every BatchNorm of a network see groups of the batch."
+    return replace_batchnorm(module, lambda bn: as_class(bn, SplitBatchNorm, groups=groups))
+
+# %% ../../nbs/components/14_processes.ipynb #674ab4e1
 def sync_batchnorm(
     module: nn.Module, # a network or a method
     device: torch.device | None = None, # where it trains; None: where its first parameter is
