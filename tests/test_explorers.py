@@ -1,5 +1,5 @@
 """The explorers without a browser: what they compute, their state, their errors, their pictures and their pages. The model is a fake that keeps the contracts and nothing else."""
-import base64, json, re, statistics, time
+import asyncio, base64, json, re, statistics, time
 from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np
@@ -14,8 +14,9 @@ from vit_ssl_lab.core import Features
 from vit_ssl_lab.data.views import Policy, Views
 from vit_ssl_lab.data.views import views as preset
 from vit_ssl_lab.encoders.vit import vit_nano
-from vit_ssl_lab.explorers import AttentionExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, SiameseExplorer, ViewsExplorer
+from vit_ssl_lab.explorers import AttentionExplorer, CollapseExplorer, FeatureExplorer, MaskExplorer, PositionExplorer, ReconstructionExplorer, SiameseExplorer, ViewsExplorer
 from vit_ssl_lab.explorers.base import Explorer, static
+from vit_ssl_lab.explorers.collapse import CollapseRun
 from vit_ssl_lab.explorers.siamese import row_of
 from vit_ssl_lab.training import build, recipe
 
@@ -57,6 +58,7 @@ class Pair(nn.Module):
         return torch.cat([patches.mean(1), patches.std(1)], 1)
 
 PICTURES = torch.randint(256, (4, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) # not square: rows and columns must not be mixed up
+PATTERNS = torch.randint(256, (8, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).repeat(8, 1, 3, 3) # eight pictures, eight times
 def vit(): torch.manual_seed(0); return vit_nano(img_size=(32, 48), patch_size=8)
 def mask_explorer(): return MaskExplorer(PICTURES, 8)
 def reconstruction(): return ReconstructionExplorer(Method(), PICTURES)
@@ -65,7 +67,8 @@ def positions(): return PositionExplorer({'a': sincos_2d((4, 6), 16), 'b': torch
 def views(): return ViewsExplorer(PICTURES, preset='byol', size=32)
 def features(): return FeatureExplorer(Encoder(), PICTURES)
 def siamese(): torch.manual_seed(0); return SiameseExplorer(Pair(predictor=True), PICTURES)
-ALL = [mask_explorer, reconstruction, attention, positions, views, features, siamese]
+def collapse(): explorer = CollapseExplorer(PATTERNS, batch=32, width=32, dim=8); explorer.advance(20); return explorer
+ALL = [mask_explorer, reconstruction, attention, positions, views, features, siamese, collapse]
 names = lambda f: f.__name__
 
 def state_of(text: str) -> dict: return json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>', text, re.S).group(1))
@@ -97,7 +100,7 @@ def test_figure_draws_the_state(make):
     figure = make().figure()
     assert isinstance(figure, Figure) and len(figure.axes) + sum(len(s.axes) for s in figure.subfigs) >= 2
 
-@pytest.mark.parametrize('name', ['mask', 'attention', 'positions', 'views', 'features', 'siamese'])
+@pytest.mark.parametrize('name', ['mask', 'attention', 'positions', 'views', 'features', 'siamese', 'collapse'])
 def test_script_is_one_module(name):
     text = static('base.js') + static(f'{name}.js')
     assert text.count('export default { render };') == 1 and not re.search(r'^\s*import\b', text, re.M)
@@ -388,3 +391,75 @@ def test_siamese_errors_and_mode():
 def test_one_picture_has_no_negatives():
     explorer = SiameseExplorer(Pair(), PICTURES[:1])
     assert len(explorer.logits) == 4 and isinstance(explorer.figure(), Figure)
+
+# --- the run that collapses
+
+def end(seed=0, steps=50, **switches) -> dict:
+    run = CollapseRun(seed=seed, **switches); run.advance(steps)
+    return run.state
+
+def test_it_collapses_without_stop_gradient_and_not_with_it():
+    good, bad = end(0), end(0, stop_gradient=False)
+    assert good['sentence'].startswith('healthy') and good['std'] > .7 and good['rank'] > 10
+    assert bad['sentence'].startswith('collapsed') and bad['std'] < .1 and bad['rank'] < 6 and bad['loss'] < -.98
+    assert end(1, 30, predictor=False)['std'] < .15 and end(1, 30, momentum=True)['std'] > .7
+    assert end(1, 30, predictor=False, centre=True)['std'] > .5, "what all targets share is taken away"
+
+def test_a_run_is_its_seed():
+    state = torch.random.get_rng_state()
+    a, b, c = CollapseRun(PATTERNS, 3), CollapseRun(PATTERNS, 3), CollapseRun(PATTERNS, 4)
+    a.advance(7); b.advance(3); b.advance(4); c.advance(7) # in other pieces
+    assert a.losses == b.losses != c.losses and [r['step'] for r in a.records] == [0, 5]
+    assert torch.equal(a.net[1][0].weight, b.net[1][0].weight) and torch.equal(state, torch.random.get_rng_state())
+    for run in (a, b): run.momentum = True; run.advance(2); run.centre = True; run.momentum = False; run.advance(2)
+    assert a.losses == b.losses and a.slow is None
+
+def test_records_are_the_health_of_the_sample():
+    from vit_ssl_lab.evaluation.health import diagnose, health
+    run = CollapseRun(PATTERNS, batch=32, width=32, dim=8); run.advance(5)
+    z = run.net(run.sample).detach(); r, h = run.state, health(z)
+    assert r['std'] == pytest.approx(h['std'], rel=1e-4) and r['rank'] == pytest.approx(h['effective_rank'], rel=1e-4) and r['sentence'] == diagnose(z)
+    s = torch.linalg.svdvals(z); assert torch.allclose(r['values'], s / s[0], atol=1e-5) and r['loss'] == pytest.approx(sum(run.losses) / 5)
+    run.every = 1; run.advance(210)
+    assert len(run.records) <= 200 and run.records[0]['step'] == 0 and run.every > 1
+
+def test_switches_act_and_are_marked():
+    explorer = collapse()
+    explorer.set_state({'stop_gradient': False}); explorer.advance(5); explorer.set_state({'momentum': True, 'predictor': False})
+    assert explorer.marks == [[20, 'stop-gradient off'], [25, 'momentum on'], [25, 'predictor off']] and (explorer.run.stop_gradient, explorer.run.momentum, explorer.run.predictor) == (False, True, False)
+    explorer.set_state({'resets': 1}) # the switches stay, the run is new
+    assert explorer.step == 0 and explorer.marks == [] and explorer.run.momentum and not explorer.run.predictor
+    before = explorer.points; explorer.seed = 1; assert explorer.step == 0 and explorer.points != before
+
+def test_it_trains_in_the_loop_and_stops():
+    async def scene():
+        explorer, beats = CollapseExplorer(PATTERNS, batch=32, width=32, dim=8), 0
+        explorer.set_state({'running': True}); assert explorer.step == 0
+        while explorer.step < 20: await asyncio.sleep(.001); beats += 1
+        assert beats > 1, "the loop had time for others"
+        explorer.set_state({'running': False}); task, at = explorer._task, explorer.step
+        await asyncio.wait_for(task, 5); await asyncio.sleep(.05)
+        assert explorer.step == explorer.run.count == at and explorer.sentence == explorer.run.state['sentence']
+        explorer.limit = at + 10; explorer.start(); await asyncio.wait_for(explorer._task, 20)
+        assert explorer.step == at + 10 and not explorer.running, "it stops by itself"
+        explorer.limit = 10 ** 6; explorer.start(); await asyncio.sleep(.05); task = explorer._task; explorer.set_state({'resets': 1}); await asyncio.wait_for(task, 5)
+        assert not explorer.running and explorer.step == explorer.run.count == 0
+        explorer.start(); explorer.stop(); explorer.start(); first = explorer._task; await asyncio.sleep(.1); explorer.close(); await asyncio.wait_for(first, 5)
+        return explorer
+    assert asyncio.run(scene()).error == ''
+
+def test_errors_of_a_run_are_shown():
+    explorer = collapse(); explorer.running = True
+    assert not explorer.running and 'event loop of Jupyter' in explorer.error
+    async def scene():
+        explorer.run.net[1][0].weight.data.fill_(float('nan')); explorer.start(); await asyncio.wait_for(explorer._task, 5)
+    asyncio.run(scene()); assert explorer.error.startswith('The loss is nan after 20 steps') and not explorer.running
+    explorer.moment = 9; assert 'no record 9' in explorer.error
+    explorer.reset(); assert explorer.error == '' and explorer.moment == -1
+    with pytest.raises(ValueError, match='16 pictures or more'): CollapseExplorer(PATTERNS[:3])
+
+def test_looking_back():
+    explorer = collapse(); latest = explorer.stds
+    explorer.moment = 0; assert explorer.stds != latest and explorer.stds == explorer.run.records[0]['stds'].numpy().tobytes()
+    state = state_of(explorer.to_html())
+    assert state['keys'] == ['moment'] and len(state['answers']) == 1 + len(explorer.run.records) and raw(state['answers']['[-1]']['stds']) == latest

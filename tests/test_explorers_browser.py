@@ -1,9 +1,11 @@
 """The explorers in a real Chromium: exported pages with the network off, and one JupyterLab in which the kernel answers. Everything is asserted on the DOM, never on pixels."""
 import re, textwrap
+import numpy as np
 import pytest
 import torch
 from browser import NEEDS_CHROMIUM, chromium, jupyter_lab, run_all
-from test_explorers import PICTURES, attention, features, mask_explorer, positions, reconstruction, views
+from test_explorers import PICTURES, attention, collapse, features, mask_explorer, positions, reconstruction, siamese, views
+from vit_ssl_lab.explorers.siamese import row_of
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
 expect = sync.expect
@@ -163,7 +165,58 @@ def test_features(open_page):
     q = 24 + 15; values = explorer.patch_cosines(explorer.shown)[q].clone(); values[24:48] = -2
     assert root.get_attribute('data-patch') == str(q) and float(values[int(root.get_attribute('data-match'))]) == pytest.approx(float(values.max()), abs=.02)
 
-@pytest.mark.parametrize('make', [mask_explorer, attention, views], ids=lambda f: f.__name__)
+def test_siamese_row_follows_the_temperature(open_page):
+    explorer = siamese(); page = open_page(explorer); root, row = page.locator('.vsl'), page.locator('.vsl-row')
+    cosines = lambda: np.frombuffer(explorer.logits, np.float32)
+    def agrees():
+        want = row_of(cosines(), explorer.picture, float(root.get_attribute('data-temperature')))
+        assert float(root.get_attribute('data-positive')) == pytest.approx(want['p'][explorer.picture], abs=2e-3) and float(root.get_attribute('data-loss')) == pytest.approx(want['loss'], abs=5e-3)
+        assert root.get_attribute('data-rank') == str(want['rank']) and row.locator('figure').first.get_attribute('data-key') == str(explorer.picture)
+        negatives = [int(f.get_attribute('data-key')) for f in row.locator('figure').all()][1:]
+        assert negatives == [i for i in np.argsort(-cosines(), kind='stable') if i != explorer.picture]
+        return float(root.get_attribute('data-positive'))
+    assert root.get_attribute('data-temperature') == '0.500'
+    warm = agrees()
+    slider = page.locator('[data-trait=temperature]'); slider.focus(); page.keyboard.press('Home')
+    assert root.get_attribute('data-temperature') == '0.010' and slider.get_attribute('aria-valuetext') == '0.010'
+    assert agrees() != pytest.approx(warm, abs=.01)
+    for _ in range(5): page.keyboard.press('PageUp')
+    agrees()
+    page.get_by_role('button', name='as trained').click(); assert agrees() == pytest.approx(warm, abs=1e-4)
+    page.locator('[data-trait=picture] button').nth(2).click(); explorer.picture = 2
+    expect(row.locator('figure').first).to_have_attribute('data-key', '2'); agrees()
+    assert page.locator('.vsl-crop').first.get_attribute('data-box') == ' '.join(str(round(v)) for v in explorer.boxes[0])
+
+def test_siamese_vectors_are_read(open_page):
+    explorer = siamese(); page = open_page(explorer); root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-vectors')
+    values = np.frombuffer(explorer.vectors, np.float32).reshape(4, 6)
+    hover(page, canvas, 4, 6, 1, 0); assert root.get_attribute('data-dimension') == str(values[0].argmin())
+    page.locator('[data-trait=order] [data-value=index]').click(); expect(root).to_have_attribute('data-answered', '1'); canvas.focus()
+    page.keyboard.press('ArrowRight'); assert root.get_attribute('data-dimension') == '1' and f'p1 {values[2, 1]:.2f}' in page.locator('.vsl-under').inner_text()
+    crop = page.locator('.vsl-crop').first; before = crop.get_attribute('data-box')
+    assert crop.get_attribute('tabindex') is None and page.locator('.vsl-crop i').count() == 0, "what no kernel answers can't be moved"
+    box = crop.bounding_box(); page.mouse.move(box['x'] + box['width'] / 2, box['y'] + box['height'] / 2); page.mouse.down(); page.mouse.move(box['x'], box['y']); page.mouse.up()
+    assert crop.get_attribute('data-box') == before and page.locator('[data-cosine="p1 · z2"]').get_attribute('aria-label') == f'p1 · z2: {explorer.cosines[1][1]:.2f}'
+
+def test_siamese_error_is_shown(open_page):
+    explorer = siamese(); explorer.place(0, (0, 0, 99, 8))
+    alert = open_page(explorer).get_by_role('alert')
+    assert alert.is_visible() and 'A crop lies within the picture' in alert.inner_text()
+
+def test_collapse_looks_back(open_page):
+    explorer = collapse(); explorer.stop_gradient = False; explorer.advance(10); page = open_page(explorer); root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-chart').nth(1)
+    assert root.get_attribute('data-step') == '30' and root.get_attribute('data-records') == '7' and page.locator('.vsl-start').is_disabled() and page.locator('[role=switch]').first.is_disabled()
+    assert explorer.sentence in page.locator('.vsl-verdict').inner_text() and root.get_attribute('data-formula').startswith('loss = − cos( h(z1), z2 )')
+    assert float(root.get_attribute('data-std')) == pytest.approx(explorer.run.state['std'], abs=1e-3)
+    hover(page, canvas, 1, 100, 0, 19) # 64 of 600 pixels are the axis; 100 steps are the rest
+    assert root.get_attribute('data-shown') == '10' and 'step 10:' in status(page) and explorer.sentence in page.locator('.vsl-verdict').inner_text()
+    page.mouse.down(); page.mouse.up()
+    expect(page.locator('.vsl-verdict')).to_contain_text(explorer.run.records[2]['sentence'])
+    canvas.focus(); page.mouse.move(1, 1); page.keyboard.press('ArrowRight')
+    expect(page.locator('.vsl-verdict')).to_contain_text(f"step 15 · {explorer.run.records[3]['sentence']}")
+    page.locator('.vsl-latest').click(); expect(page.locator('.vsl-verdict')).to_contain_text(explorer.sentence)
+
+@pytest.mark.parametrize('make', [mask_explorer, attention, views, siamese, collapse], ids=lambda f: f.__name__)
 def test_everything_has_a_name(open_page, make):
     "What can be focused can be heard: a role and a label."
     page = open_page(make())
@@ -188,7 +241,8 @@ def test_readable_in_light_and_dark(browser, tmp_path, scheme):
 NOTEBOOK = '''
 import torch; torch.set_num_threads(1); torch.manual_seed(0)
 from vit_ssl_lab.encoders.vit import vit_nano
-from vit_ssl_lab.explorers import AttentionExplorer, ReconstructionExplorer
+from vit_ssl_lab.data.views import views
+from vit_ssl_lab.explorers import AttentionExplorer, CollapseExplorer, ReconstructionExplorer, SiameseExplorer
 from vit_ssl_lab.methods.mae import MAE
 method = MAE(vit_nano(img_size=48, patch_size=8, depth=2), decoder_width=32, decoder_depth=1, decoder_heads=2)
 pictures = torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8)
@@ -196,6 +250,11 @@ pictures = torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8)
 ReconstructionExplorer(method, pictures, ratio=.5)
 ---
 AttentionExplorer(method.encoder, pictures)
+---
+method.views = views('simsiam', 48, (.5,) * 3, (.5,) * 3)
+SiameseExplorer(method, pictures)
+---
+CollapseExplorer(width=64, batch=32, size=8, limit=10**6)
 ---
 print('ALL' + 'DONE')
 '''
@@ -210,8 +269,8 @@ def lab_page(browser, tmp_path_factory):
         page = browser.new_page(viewport=dict(width=1400, height=1200), reduced_motion='reduce')
         page.set_default_timeout(30_000)
         wrong = []; page.on('pageerror', lambda e: wrong.append(str(e)))
-        run_all(page, address, token, 'widgets.ipynb', 'ALLDONE')
-        page.locator('.vsl').nth(1).wait_for()
+        run_all(page, address, token, 'widgets.ipynb', 'ALLDONE', timeout=240)
+        page.locator('.vsl').nth(3).wait_for()
         yield page
         assert not wrong
         page.close()
@@ -262,3 +321,48 @@ def test_lab_hover_stays_in_the_browser(lab_page):
     assert 'layer 1' in root.locator('.vsl-status').inner_text() and answered(root) == before + 1
     root.locator('[data-trait=picture] button').nth(1).click(); wait_answer(root, before + 1)
     assert answered(root) == before + 2
+
+def drag(page, start: tuple, by: tuple):
+    page.mouse.move(*start); page.mouse.down(); page.mouse.move(start[0] + by[0], start[1] + by[1], steps=4)
+
+def test_lab_a_crop_is_dragged(lab_page):
+    root = explorer_in(lab_page, 'Siamese explorer'); crop, frame = root.locator('.vsl-crop').first, root.locator('.vsl-source')
+    box_of = lambda: [int(v) for v in crop.get_attribute('data-box').split()]
+    crop.focus(); before = answered(root); old = box_of() # by keyboard: to the corner, then smaller
+    for _ in range(max(old[0], old[1]) + 1): lab_page.keyboard.press('ArrowUp'); lab_page.keyboard.press('ArrowLeft')
+    for _ in range(3): lab_page.keyboard.press('Shift+ArrowLeft')
+    lab_page.keyboard.press('Shift+ArrowUp'); assert box_of() == [0, 0, old[2] - 1, old[3] - 3]
+    wait_answer(root, before); expect(root.locator('.vsl-words').first).to_contain_text(f'crop {old[2] - 1} x {old[3] - 3} px')
+    assert lab_page.locator('.jp-Notebook.jp-mod-editMode').count() == 0, "the keys stayed in the widget"
+    corner = crop.locator('[data-corner=br]').bounding_box(); pixel = frame.bounding_box()['width'] / 48; before, said = answered(root), root.locator('[data-cosine]').first.get_attribute('aria-label')
+    target = [20, 24] # a corner is dragged; the opposite one stays
+    drag(lab_page, (corner['x'] + corner['width'] / 2, corner['y'] + corner['height'] / 2), ((target[1] - box_of()[3]) * pixel, (target[0] - box_of()[2]) * pixel))
+    assert box_of() == [0, 0, *target] and answered(root) == before, "a drag asks nothing"
+    lab_page.mouse.up(); wait_answer(root, before); assert answered(root) == before + 1
+    box, before = crop.bounding_box(), answered(root)
+    drag(lab_page, (box['x'] + box['width'] / 2, box['y'] + box['height'] * .6), (10 * pixel, 500)) # beyond the edge: it stays inside
+    assert box_of() == [28, 10, *target]
+    lab_page.mouse.up(); wait_answer(root, before)
+    expect(root.locator('.vsl-words').first).to_contain_text('crop 20 x 24 px'); assert root.locator('[data-cosine]').first.get_attribute('aria-label') != said
+    before = answered(root); root.locator('.vsl-dice').click(); wait_answer(root, before); assert box_of() == old
+
+def test_lab_temperature_stays_in_the_browser(lab_page):
+    root = explorer_in(lab_page, 'Siamese explorer'); before, was = answered(root), root.get_attribute('data-positive')
+    root.locator('[data-trait=temperature]').focus(); lab_page.keyboard.press('Home')
+    assert root.get_attribute('data-positive') != was and answered(root) == before
+
+def test_lab_a_run_collapses_and_stops(lab_page):
+    root = explorer_in(lab_page, 'Collapse explorer'); verdict = root.locator('.vsl-verdict'); steps = lambda: int(root.get_attribute('data-step'))
+    assert steps() == 0 and root.locator('.vsl-start').inner_text() == 'start'
+    root.locator('.vsl-start').click(); expect(root).to_have_attribute('data-running', 'true'); expect(root.locator('.vsl-start')).to_have_text('stop')
+    lab_page.wait_for_function("r => +r.dataset.step >= 40", arg=root.element_handle(), timeout=60_000)
+    assert 'healthy' in verdict.inner_text()
+    other = explorer_in(lab_page, 'Reconstruction explorer'); before = answered(other) # while it trains, the kernel answers
+    other.locator('[data-trait=picture] button').nth(2).click(); wait_answer(other, before); assert root.get_attribute('data-running') == 'true'
+    root.locator('[data-trait=stop_gradient]').click(); expect(root.locator('[data-trait=stop_gradient]')).to_have_attribute('aria-checked', 'false')
+    assert 'stop(' not in root.get_attribute('data-formula')
+    expect(verdict).to_contain_text('collapsed', timeout=60_000); assert float(root.get_attribute('data-std')) < .1
+    root.locator('.vsl-start').focus(); lab_page.keyboard.press('Space'); expect(root).to_have_attribute('data-running', 'false')
+    lab_page.wait_for_timeout(400); at = steps(); lab_page.wait_for_timeout(600); assert steps() == at, "stopped is stopped"
+    root.locator('.vsl-reset').click(); expect(root).to_have_attribute('data-step', '0'); expect(verdict).not_to_contain_text('collapsed')
+    assert root.locator('.vsl-alert').text_content() == '' and root.locator('[data-trait=stop_gradient]').get_attribute('aria-checked') == 'false'

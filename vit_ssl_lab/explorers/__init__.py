@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer',
-           'SiameseExplorer']
+           'SiameseExplorer', 'CollapseExplorer']
 
 # %% ../../nbs/explorers/00_explorers.ipynb #e96895c6
 from .attention import AttentionExplorer
+from .collapse import CollapseExplorer
 from .features import FeatureExplorer
 from .mask import MaskExplorer, ReconstructionExplorer
 from .positions import PositionExplorer
 from .siamese import SiameseExplorer
 from .views import ViewsExplorer
 
-_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer']
+_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer']

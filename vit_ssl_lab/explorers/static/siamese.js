@@ -91,28 +91,31 @@ function render({model, el}) {
   }));
 
   // The vectors as strips, one column a dimension.
-  let strip = null, order = [], dims = 0;
+  let strip = null, order = [], values = [], labels = [], dims = 0, rows = 0;
   const strips = h('div', {class: 'vsl-strips'}), column = h('p', {class: 'vsl-note'});
   const scale = legend(SIGNED); scale.set('-3 std', '3 std');
+  const read = cell => {
+    const d = cell < 0 ? -1 : order[cell % dims];
+    ui.root.dataset.dimension = d;
+    column.textContent = d < 0 ? `${dims < model.get('width') ? `the first ${dims} of ${model.get('width')} dimensions` : `${dims} dimensions`}; each vector has length 1, so that a value is 1 std where all dimensions do the same work`
+      : `dimension ${d + 1}: ${labels.map((name, r) => `${name} ${values[r * dims + d].toFixed(2)}`).join(', ')}`;
+  };
   const buildStrips = () => {
-    const labels = model.get('vector_names'), values = floats(model, 'vectors'), rows = labels.length;
-    dims = values.length / rows;
+    const was = `${labels} ${dims}`;
+    labels = model.get('vector_names'); values = floats(model, 'vectors'); rows = labels.length; dims = values.length / rows;
     order = [...Array(dims).keys()];
     if (model.get('order') === 'z1') order.sort((a, b) => values[a] - values[b]);
-    const tell = cell => {
-      const d = cell < 0 ? -1 : order[cell % dims];
-      ui.root.dataset.dimension = d;
-      column.textContent = d < 0 ? `${dims < model.get('width') ? `the first ${dims} of ${model.get('width')} dimensions` : `${dims} dimensions`}; each vector has length 1, so that a value is 1 std where all dimensions do the same work`
-        : `dimension ${d + 1}: ${labels.map((name, r) => `${name} ${values[r * dims + d].toFixed(2)}`).join(', ')}`;
-    };
-    strip = pane(ui, {caption: '', rows, cols: dims, ratio: .1, label: `the vectors ${labels.join(', ')}: point at a dimension, or move with the arrow keys, to read it`, cls: 'vsl-vectors',
-      draw(g, w, t) {
-        const sorted = Float32Array.from({length: rows * dims}, (_, i) => values[Math.floor(i / dims) * dims + order[i % dims]]);
-        for (let r = 0; r < rows; r++) g.drawImage(heat(sorted.subarray(r * dims, (r + 1) * dims), 1, dims, SIGNED, v => (v + 3) / 6), 0, r * t / rows + 1, w, t / rows - 2);
-      }, on: {hover: tell, press: tell, move: tell, focus() { tell(strip.cursor()); }}});
-    strip.canvas.width = dims * Math.max(1, Math.round(900 / dims)); strip.canvas.height = 26 * rows; strip.canvas.style.height = `${26 * rows}px`;
-    strips.replaceChildren(h('div', {class: 'vsl-rows', 'aria-hidden': 'true'}, labels.map(name => h('span', {}, name))), strip.canvas);
-    strip.redraw(); tell(-1);
+    if (`${labels} ${dims}` !== was) {
+      strip = pane(ui, {caption: '', rows, cols: dims, ratio: .1, label: `the vectors ${labels.join(', ')}: point at a dimension, or move with the arrow keys, to read it`, cls: 'vsl-vectors',
+        draw(g, w, t) {
+          const sorted = Float32Array.from({length: rows * dims}, (_, i) => values[Math.floor(i / dims) * dims + order[i % dims]]);
+          for (let r = 0; r < rows; r++) g.drawImage(heat(sorted.subarray(r * dims, (r + 1) * dims), 1, dims, SIGNED, v => (v + 3) / 6), 0, r * t / rows + 1, w, t / rows - 2);
+        }, on: {hover: read, press: read, move: read, focus() { read(strip.cursor()); }}});
+      strip.canvas.width = dims * Math.max(1, Math.round(900 / dims)); strip.canvas.height = 26 * rows; strip.canvas.style.height = `${26 * rows}px`;
+      strips.replaceChildren(h('div', {class: 'vsl-rows', 'aria-hidden': 'true'}, labels.map(name => h('span', {}, name))), strip.canvas);
+    }
+    strip.redraw();
+    read(strip.canvas.dataset.focus === 'true' ? strip.cursor() : -1);
   };
 
   // The InfoNCE row. The cosines came once; the softmax is done here, at any temperature.
