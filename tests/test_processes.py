@@ -64,6 +64,12 @@ def test_gather_other_kinds(two):
     expected = [(torch.int64, [0, 1]), (torch.bool, [True, False]), (torch.bfloat16, [[.5], [1.5]]), (torch.float32, [[0.], [0.]])]
     assert two(kinds_job) == [expected, expected]
 
+def alone_job():
+    if P.rank() == 1: return P.world()
+    with P.alone(): return P.world(), P.gather(torch.ones(3)).shape, P.offset(3), P.SyncBatchNorm(2)(torch.rand(4, 2)).shape
+
+def test_alone_nobody_waits(two): assert two(alone_job) == [(1, (3,), 0, (4, 2)), 2]
+
 # -- shuffling
 
 def shuffle_job(x, counts, seed):

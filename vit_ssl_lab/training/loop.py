@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.std import tqdm
 from .. import show as pictures
 from ..components.momentum import momentum_copy, momentum_update
-from ..components.processes import bystander, sync_batchnorm
+from ..components.processes import alone, bystander, sync_batchnorm
 from ..core import best_device, choose
 from . import checkpoints as ckpt
 from .optim import lr_at, make_optimizer, param_groups, set_lr
@@ -452,7 +452,7 @@ def probe(self: Run, probe: Callable, step: int) -> dict[str, float]:
     "What the caller wants to know on the way, measured in eval mode by the first process."
     if not self.acc.is_main_process: return {}
     self.method.eval()
-    with torch.no_grad(): values = probe(self.method, step) or {}
+    with torch.no_grad(), alone(): values = probe(self.method, step) or {}
     self.method.train()
     return {k: float(v) for k, v in values.items()}
 
