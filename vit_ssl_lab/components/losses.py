@@ -62,11 +62,11 @@ def nt_xent(
     z1: Tensor,               # (B, d) first views
     z2: Tensor,               # (B, d) second views, row by row of the same pictures
     temperature: float = .1,  # tau
+    keys: tuple[Tensor, Tensor] | None = None, # two (B, d) to be found in place of z1 and z2; detach them where no gradient should reach them
 ) -> Contrast:                # loss: mean over the 2B views, half of what the official code reports
     "Normalised-temperature cross-entropy: each view finds its partner among all other views of all processes, with gradient through both. (SimCLR, equation 1)"
     if z1.shape != z2.shape: raise ValueError(f"Two views of the same pictures are compared row by row: got {tuple(z1.shape)} and {tuple(z2.shape)}.")
-    z1, z2 = unit(z1), unit(z2)
-    keys1, keys2, mine = gather(z1), gather(z2), torch.arange(len(z1), device=z1.device) + offset(len(z1))
+    (keys1, keys2), mine = (gather(unit(k)) for k in keys or (z1, z2)), torch.arange(len(z1), device=z1.device) + offset(len(z1))
     logits = cosines(torch.cat([z1, z2]), torch.cat([keys1, keys2]))             # (2B, 2 whole batch)
     self, partner = torch.cat([mine, mine + len(keys1)]), torch.cat([mine + len(keys1), mine])
     return classify(logits.scatter(1, self[:, None], -torch.inf), partner, temperature)

@@ -66,13 +66,13 @@ class MomentumSiamese(Siamese):
         encoder: nn.Module,                  # the Encoder contract
         projector: nn.Module,                # (B, width) -> (B, d)
         views: nn.Module,                    # makes two views of a batch
-        momentum: float = .99,               # share of the old weights that stays, 0..1, at the start
+        momentum: float | None = .99,        # share of the old weights that stays, 0..1, at the start; None: no slow copy
         momentum_schedule: str = 'cosine',   # "cosine": rises to 1; "constant"
     ):
         super().__init__(encoder, projector, views)
-        if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999.")
+        if momentum is not None and not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999.")
         self.momentum, self.momentum_schedule = momentum, choose(momentum_schedule, ('cosine', 'constant'), 'schedule of momentum')
-        self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(projector)
+        self.momentum_encoder, self.momentum_projector = (None if momentum is None else momentum_copy(m) for m in (encoder, projector))
 
     @torch.no_grad()
     def momentum_embed(
@@ -92,4 +92,4 @@ class MomentumSiamese(Siamese):
     def after_step(self, progress: float) -> None:
         "The slow copy follows, parameters only."
         for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
-            momentum_update(slow, fast, self.momentum_at(progress), buffers=False)
+            if slow is not None: momentum_update(slow, fast, self.momentum_at(progress), buffers=False)
