@@ -388,6 +388,10 @@ def test_siamese_errors_and_mode():
     with pytest.raises(ValueError, match='3 channel'): SiameseExplorer(Pair(), PICTURES[:, :1])
     explorer = siamese(); explorer.method.train(); explorer.picture = 9; assert 'no picture 9' in explorer.error and explorer.method.training
 
+def test_an_identity_is_no_predictor():
+    method = Pair(); method.predictor = nn.Identity()
+    assert SiameseExplorer(method, PICTURES).vector_names == ['z1', 'z2']
+
 def test_one_picture_has_no_negatives():
     explorer = SiameseExplorer(Pair(), PICTURES[:1])
     assert len(explorer.logits) == 4 and isinstance(explorer.figure(), Figure)

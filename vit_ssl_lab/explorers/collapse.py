@@ -219,8 +219,11 @@ async def train(self: CollapseExplorer) -> None:
             await asyncio.sleep(.02)
     except Exception as e: self.error = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'; self.running = False
 
-def run_or_stop(self: CollapseExplorer, change: dict) -> None:
-    "The trait `running` has changed."
+def run_or_stop(
+    self: CollapseExplorer,
+    change: dict, # of the trait `running`
+) -> None:
+    "The trait has changed."
     if not change['new']: return
     self.error, self.moment = '', -1
     if self.run.count >= self.limit: self.limit = self.run.count + 2000

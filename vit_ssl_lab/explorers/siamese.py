@@ -32,7 +32,7 @@ def embeddings(
     with looking(method) as device:
         x = x.to(device)
         out = dict(z=method.embed(x) if hasattr(method, 'embed') else method.encoder(x).pooled)
-        if isinstance(predictor, nn.Module): out['p'] = predictor(out['z'])
+        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity): out['p'] = predictor(out['z'])
         if momentum is not None: out['k'] = momentum(x)
     return {name: F.normalize(v.float().cpu(), dim=-1) for name, v in out.items()}
 
