@@ -190,8 +190,12 @@ RECIPES |= { # moco
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #686bae08
+_simsiam_laptop = Recipe('simsiam', 'laptop', encoder='resnet_nano', encoder_options=dict(stem='imagenet'), method_options=dict(dim=256, pred_dim=64), views_options=dict(scale=(.5, 1.)), img_size=32, patch_size=None,
+    batch_size=64, steps=600, optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0, checkpoint_every=200) # views of 32 pixels from pictures of 48: more steps in a minute
+
 RECIPES |= { # simsiam
-    ('simsiam', 'laptop'): Recipe('simsiam', 'laptop', **_laptop, method_options=dict(dim=256, pred_dim=64), constant_lr=('predictor',)),
+    ('simsiam', 'laptop'): _simsiam_laptop,
+    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('simsiam', 'gpu'): Recipe('simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)),
     ('simsiam', 'paper'): Recipe('simsiam', 'paper', **_resnet50, batch_size=512, epochs=100, optimizer='sgd', base_lr=.05, lr_scale='batch/256', weight_decay=1e-4, decay_all=True, constant_lr=('predictor',),
         warmup=0, precision='fp32', sync_bn=True, method_options=dict(dim=2048, pred_dim=512, layers=3),
