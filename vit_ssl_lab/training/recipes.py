@@ -191,7 +191,7 @@ RECIPES |= { # moco
 
 # %% ../../nbs/training/01_recipes.ipynb #686bae08
 _simsiam_laptop = Recipe('simsiam', 'laptop', encoder='resnet_nano', encoder_options=dict(stem='imagenet'), method_options=dict(dim=256, pred_dim=64), views_options=dict(scale=(.5, 1.)), img_size=32, patch_size=None,
-    batch_size=64, steps=600, optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0, checkpoint_every=200) # views of 32 pixels from pictures of 48: more steps in a minute
+    batch_size=64, steps=500, optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0, checkpoint_every=250) # views of 32 pixels from pictures of 48: more steps in a minute
 
 RECIPES |= { # simsiam
     ('simsiam', 'laptop'): _simsiam_laptop,
