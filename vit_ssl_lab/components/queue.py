@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Queue']
 
-# %% ../../nbs/components/13_queue.ipynb #02bda785
+# %% ../../nbs/components/13_queue.ipynb #83df3dcc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .processes import gather
 
-# %% ../../nbs/components/13_queue.ipynb #82062ee8
+# %% ../../nbs/components/13_queue.ipynb #1c6e62c8
 class Queue(nn.Module):
     "The keys of the last batches, first in first out. MoCo, arXiv 1911.05722, section 3.2 and algorithm 1."
     def __init__(self,
