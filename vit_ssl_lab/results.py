@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 import torch
+from .core import write_whole
 
 # %% ../nbs/results.ipynb #a6bcc80e
 def results_dir() -> Path:
@@ -36,9 +37,7 @@ def save_result(
     record = dict(name=name, date=datetime.now(timezone.utc).strftime('%Y-%m-%d'), machine=machine(), setting=setting, figures=figures)
     path = results_dir() / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_suffix('.tmp')
-    temp.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    temp.replace(path)
+    write_whole(path, (json.dumps(record, indent=1) + '\n').encode())
     return record
 
 def load_result(

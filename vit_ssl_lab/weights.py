@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FACTS', 'LAYOUTS', 'TOP', 'BLOCK', 'DECODER', 'NEWER', 'FILES', 'HEADS', 'open_file', 'unwrap', 'spell', 'split_qkv',
            'older_name', 'layout_of', 'translate', 'every_name', 'Checkpoint', 'read', 'fetch', 'hints_of', 'heads_of',
-           'arguments', 'Report', 'fill', 'load_encoder', 'timm_name', 'from_timm_name', 'load_method', 'write_whole',
-           'facts', 'tensors_of', 'config_of', 'save', 'push_to_hub']
+           'arguments', 'Report', 'fill', 'load_encoder', 'timm_name', 'from_timm_name', 'load_method', 'put', 'facts',
+           'tensors_of', 'config_of', 'save', 'push_to_hub']
 
 # %% ../nbs/weights.ipynb #56f2d3c9
-import argparse, json, os, pickle, re, tempfile
+import argparse, json, pickle, re, tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from math import isqrt, prod
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .components.patches import grid_of, pair
 from .components.positions import resample_positions
-from .core import choose
+from .core import choose, write_whole
 from .encoders.vit import ViT
 from .methods.mae import MAE
 
@@ -341,18 +341,13 @@ def load_method(
     return method.eval(), report
 
 # %% ../nbs/weights.ipynb #108a0484
-def write_whole(
-    path: Path,                     # the final name
-    write: Callable[[Path], None],  # writes the whole file at the path that it is given
+def put(
+    path: Path,                       # the final name
+    content: Callable[[Path], None],  # writes the whole file at the path that it is given
 ) -> None:
-    "Write a file so that it appears whole or not at all."
-    temp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(temp)
-        with open(temp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(temp, path)
+    "`write_whole`, with one sentence for a full disk."
+    try: write_whole(path, content)
     except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors wrap what the disk says
-        temp.unlink(missing_ok=True)
         raise OSError(f"Could not write {path.name} to {path.parent.name or path.parent} ({e.strerror if isinstance(e, OSError) and e.strerror else str(e).splitlines()[0][:120]}): make room or choose another place; nothing was left half-written.") from e
 
 def facts(model: nn.Module) -> dict: # what the weights of a ViT or MAE don't say; JSON
@@ -421,12 +416,12 @@ def save(
     state, hints = tensors_of(model, layout), facts(model)
     if layout == 'timm' and not is_file and 'patch_embed.proj.weight' not in state: raise ValueError(f"timm's config.json can't describe a convolutional stem: save it as a file, {path.name}.safetensors.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.pth': write_whole(path, lambda temp: torch.save({'model': state, 'config': hints}, temp)); return path
+    if path.suffix == '.pth': put(path, lambda temp: torch.save({'model': state, 'config': hints}, temp)); return path
     metadata = dict(format='pt', vit_ssl_lab=json.dumps(hints))
-    if is_file: write_whole(path, lambda temp: save_file(state, temp, metadata)); return path
+    if is_file: put(path, lambda temp: save_file(state, temp, metadata)); return path
     path.mkdir(exist_ok=True)
-    write_whole(path / 'model.safetensors', lambda temp: save_file(state, temp, metadata))
-    write_whole(path / 'config.json', lambda temp: temp.write_text(json.dumps(config_of(model, layout), indent=2) + '\n', encoding='utf-8'))
+    put(path / 'model.safetensors', lambda temp: save_file(state, temp, metadata))
+    put(path / 'config.json', lambda temp: temp.write_text(json.dumps(config_of(model, layout), indent=2) + '\n', encoding='utf-8'))
     return path
 
 # %% ../nbs/weights.ipynb #a6f0edaf

@@ -9,8 +9,8 @@ __all__ = ['MAEDecoder']
 import math
 import torch
 from functools import partial
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from .lean import LeanBlock
 from .positions import sincos_nd
 from ..core import choose
 
@@ -28,6 +28,7 @@ class MAEDecoder(nn.Module):
                  positions: str | None = 'sincos'): # "sincos": fixed table; None: no positions, to see what breaks
         super().__init__()
         if decoder_width % heads: raise ValueError(f"A decoder of width {decoder_width} can't be shared by {heads} heads: the width must be a multiple of the heads.")
+        if depth < 1: raise ValueError(f"A decoder has one block or more, not {depth}: the first is where hidden patches meet visible ones.")
         if positions is not None: choose(positions, ['sincos'], "decoder position")
         self.grid, self.n = tuple(grid), math.prod(grid)
         self.embed = nn.Linear(width, decoder_width)
@@ -35,7 +36,7 @@ class MAEDecoder(nn.Module):
         table = None if positions is None else sincos_nd(self.grid, decoder_width, prefix=1)
         self.pos_embed = None if table is None else nn.Parameter(table, requires_grad=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(Block(decoder_width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(LeanBlock(decoder_width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         self.norm, self.head = norm(decoder_width), nn.Linear(decoder_width, out_features)
         self.init_weights()
 
@@ -60,9 +61,12 @@ class MAEDecoder(nn.Module):
                 visible: Tensor,              # (B, K, D) encoded visible patches, without CLS
                 keep: Tensor | None = None,   # (B, K) their indices; None: all N in raster order
                 cls: Tensor | None = None,    # (B, D) encoded CLS token; None: decode without
-                ) -> Tensor:                  # (B, N, out_features), raster order
+                want: Tensor | None = None,   # (B, M) indices of the patches to predict; None: all N in raster order
+                ) -> Tensor:                  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
         if cls is not None: x = torch.cat([self.embed(cls)[:, None], x], dim=1) # (B, 1+N, Dd)
         if self.pos_embed is not None: x = x + self.pos_embed[:, cls is None:]
-        for block in self.blocks: x = block(x)
-        return self.head(self.norm(x[:, cls is not None:]))
+        prefix, last = int(cls is not None), self.blocks[-1]
+        for block in self.blocks[:-1]: x = block(x)
+        x = last(x)[:, prefix:] if want is None else last.at(x, want + prefix)
+        return self.head(self.norm(x))

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from ..components.lean import LeanBlock
 from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem
 from ..core import Features, choose
@@ -40,7 +41,7 @@ class ViT(VisionTransformer):
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
         embed_layer = STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_layer=embed_layer,
-                         pos_embed='none' if positions == 'none' else 'learn', **kw)
+                         pos_embed='none' if positions == 'none' else 'learn', **{'block_fn': LeanBlock, **kw})
         if positions == 'sincos':
             prefix = 0 if self.no_embed_class else self.num_prefix_tokens
             self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
@@ -112,6 +113,16 @@ def check(
     # Reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails on a bad index
     if keep.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= keep.min() and keep.max() < n):
         raise ValueError(f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}.")
+
+# %% ../../nbs/encoders/01_vit.ipynb #50047c07
+@patch
+def set_grad_checkpointing(
+    self: ViT,
+    enable: bool = True, # False: as usual
+) -> None:
+    "timm's switch: keep each block's input only and run the block again in the backward pass."
+    self.grad_checkpointing = enable
+    for b in self.blocks: b.lean = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #aff81900
 def _vit(size: dict, **kw) -> ViT: return ViT(**{**size, **kw})
@@ -250,4 +261,6 @@ def from_timm(
         raise ValueError(f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_; encoders.resnet.ResNet.from_timm takes a ResNet.")
     model.__class__ = cls
     if type(model.patch_embed) is PatchEmbed: model.patch_embed.__class__ = PatchifyStem
+    for b in model.blocks:
+        if type(b) is Block: b.__class__ = LeanBlock
     return model

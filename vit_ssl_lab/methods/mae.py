@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from ..components.decoders import MAEDecoder
-from ..components.masking import KINDS, kept, mask_of
+from ..components.masking import KINDS, kept, mask_of, take
 from ..components.patches import patchify, unpatchify
 from ..components.reconstruction import Reconstruction, panes
 from ..components.targets import flat_fraction, masked_mse, normalise_patches, unnormalise_honest, unnormalise_leaky
@@ -48,13 +48,14 @@ class MAE(nn.Module):
         self,
         images: Tensor, # (B, C, H, W) normalised
         mask: Mask,     # which patches the encoder sees
-    ) -> Tensor:        # (B, N, ph*pw*C) for every patch, in the target's unit
+        want: Tensor | None = None, # (B, M) indices of the patches to predict; None: every patch
+    ) -> Tensor:        # (B, N or M, ph*pw*C) in the target's unit
         "Encode the visible patches, decode all. The class token goes through the decoder too. (section 3, MAE encoder and decoder)"
         f = self.encoder(images, mask.keep)               # patches (B, K, D)
-        return self.decoder(f.patches, mask.keep, f.pooled)
+        return self.decoder(f.patches, mask.keep, f.pooled, want)
 
     def target(self, patches: Tensor) -> Tensor:
-        "What is regressed: pixels (B, N, ph*pw*C), normalised patch by patch with `norm_pix`. (section 3, reconstruction target)"
+        "What is regressed: pixels (B, M, ph*pw*C), normalised patch by patch with `norm_pix`. (section 3, reconstruction target)"
         return normalise_patches(patches)[0] if self.norm_pix else patches
 
     def forward(
@@ -65,9 +66,10 @@ class MAE(nn.Module):
     ) -> dict:                       # loss, and scalars worth plotting
         "One step's loss: the mean squared error on hidden patches."
         if mask is None: mask = mask_of(self.masking, len(views), self.grid, self.mask_ratio, noise=noise, device=views.device)
-        pred = self.predict(views, mask)
-        patches = patchify(views, self.patch_size)        # (B, N, ph*pw*C)
-        loss = masked_mse(pred, self.target(patches), mask.mask)
+        hidden = mask.hidden                              # (B, M) indices
+        pred = self.predict(views, mask, hidden)          # (B, M, ph*pw*C)
+        patches = take(patchify(views, self.patch_size), hidden)
+        loss = masked_mse(pred, self.target(patches), mask.mask.gather(1, hidden))
         return dict(loss=loss, pred_std=pred.detach().std(), flat=flat_fraction(patches))
 
     def after_step(self, progress: float) -> None: "MAE has no momentum and no queue."

@@ -27,7 +27,7 @@ from tqdm.std import tqdm
 from .. import show as pictures
 from ..components.momentum import momentum_copy, momentum_update
 from ..components.processes import alone, bystander, sync_batchnorm
-from ..core import best_device, choose
+from ..core import best_device, choose, write_whole
 from . import checkpoints as ckpt
 from .optim import lr_at, make_optimizer, param_groups, set_lr
 from .recipes import Plan, Recipe, build, plan
@@ -222,7 +222,7 @@ class FileTracker(GeneralTracker):
     @on_main_process
     def store_init_configuration(self, values: dict): # run.json has the recipe; here the rows from before a resume
         text = ''.join(json.dumps(r) + '\n' for r in self.history.rows)
-        with self.guard(): ckpt.replace_file(self.history.out / 'log.jsonl', text.encode())
+        with self.guard(): write_whole(self.history.out / 'log.jsonl', text.encode())
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **kwargs):
@@ -232,7 +232,7 @@ class FileTracker(GeneralTracker):
     def finish(self):
         names, text = list(dict.fromkeys(k for r in self.history.rows for k in r)), io.StringIO(newline='')
         table = csv.DictWriter(text, names, restval=''); table.writeheader(); table.writerows(self.history.rows)
-        with self.guard(): ckpt.replace_file(self.history.out / 'log.csv', text.getvalue().encode())
+        with self.guard(): write_whole(self.history.out / 'log.csv', text.getvalue().encode())
 
 def read_log(
     out: Path,  # the run's folder
