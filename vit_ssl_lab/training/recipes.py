@@ -195,7 +195,7 @@ _simsiam_laptop = Recipe('simsiam', 'laptop', encoder='resnet_nano', encoder_opt
 
 RECIPES |= { # simsiam
     ('simsiam', 'laptop'): _simsiam_laptop,
-    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
+    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=20),
     ('simsiam', 'gpu'): Recipe('simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)),
     ('simsiam', 'paper'): Recipe('simsiam', 'paper', **_resnet50, batch_size=512, epochs=100, optimizer='sgd', base_lr=.05, lr_scale='batch/256', weight_decay=1e-4, decay_all=True, constant_lr=('predictor',),
         warmup=0, precision='fp32', sync_bn=True, method_options=dict(dim=2048, pred_dim=512, layers=3),
