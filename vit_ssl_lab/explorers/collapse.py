@@ -186,6 +186,7 @@ def moment_traits(
 def publish(self: CollapseExplorer) -> None:
     "The run's state becomes the widget's."
     records = self.run.records
+    if self.moment >= len(records): self.moment = -1 # every second record went
     history = np.array([[r['step'], r['loss'], r['std'], r['rank']] for r in records], np.float32)
     for name, value in dict(step=self.run.count, history=history.tobytes(), labels=self.run.labels, **moment_traits(self, self.moment)).items(): self.set_trait(name, value)
 
@@ -201,13 +202,13 @@ def piece(
     seconds: float = .05, # how long; at least one record is made
 ) -> None:
     "Train a little and show it."
-    start, before = time.perf_counter(), self.run.count
-    while self.running and self.run.count < self.limit and (self.run.count == before or time.perf_counter() - start < seconds): self.run.advance(self.run.every)
-    if self.run.count == before: return
+    began, run = time.perf_counter(), self.run
+    before = run.count
+    while self.running and run.count < self.limit and (run.count == before or time.perf_counter() - began < seconds): run.advance(run.every)
     with self._lock, self.hold_sync():
-        self._publish()
-        self.speed = (self.run.count - before) / (time.perf_counter() - start)
-        if self.run.count >= self.limit: self.running = False
+        if run is not self.run: return # it was reset meanwhile
+        if run.count > before: self._publish(); self.speed = (run.count - before) / (time.perf_counter() - began)
+        if run.count >= self.limit: self.running = False
 
 async def train(self: CollapseExplorer) -> None:
     "Piece after piece while `running`."

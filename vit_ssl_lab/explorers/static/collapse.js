@@ -107,7 +107,7 @@ function render({model, el}) {
     const facts = `step ${r[0]}: loss ${Number.isNaN(r[1]) ? 'not known yet' : r[1].toFixed(2)}, std ${r[2].toFixed(2)}, effective rank ${r[3].toFixed(1)}`;
     if (!live) return ui.say(facts);
     const now = model.get('sentence').split(':')[0], running = model.get('running');
-    if (word !== now + running) { word = now + running; ui.say(`${running ? 'training' : `stopped after ${model.get('step')} steps`}: ${now}`); }
+    if (word !== now + running) { word = now + running; ui.say(`${running ? `training${model.get('speed') ? `, about ${Math.round(model.get('speed'))} steps a second` : ''}` : `stopped after ${model.get('step')} steps`}: ${now}`); }
   };
   const load = () => {
     const data = floats(model, 'history');
