@@ -1,5 +1,5 @@
 """On one CUDA GPU: MAE ViT-L/16 at 224 pixels in bf16, ours with and without compile beside transformers', as a share of the measured matmul peak;
-and the two-view ViT-S/16 pipeline with augmentation.  Run: python -m benchmarks.gpu"""
+and a two-view step (SimCLR, ViT-S/16) with augmentation, phase by phase.  Run: python -m benchmarks.gpu"""
 import json, time
 from statistics import median
 import torch
@@ -44,19 +44,38 @@ def mae_rows(batch: int, peak: float) -> list[dict]:
         del model, optimizer
     return rows
 
+def phases(step, rounds: int = 20, warm: int = 5) -> dict[str, float]:
+    "Median milliseconds of each phase of a step on the GPU's own clock; the step calls the `mark` it is given before each phase, and at its end."
+    def events():
+        out = []
+        def mark(phase: str): out.append((phase, torch.cuda.Event(enable_timing=True))); out[-1][1].record()
+        step(mark)
+        return out
+    for _ in range(warm): events()
+    runs = [events() for _ in range(rounds)]
+    torch.cuda.synchronize()
+    return {a[0]: round(median(r[i][1].elapsed_time(r[i + 1][1]) for r in runs), 2) for i, a in enumerate(runs[0][:-1])}
+
 def two_view_rows(batch: int = 256) -> list[dict]:
-    from vit_ssl_lab.data.views import views
     from vit_ssl_lab.encoders.vit import vit_small
+    from vit_ssl_lab.methods.simclr import SimCLR
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8, device='cuda')
-    two, encoder = views('mocov3', 224, (.485, .456, .406), (.229, .224, .225)).cuda(), torch.compile(vit_small().cuda())
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
-    def augment(): return two(images)
-    def step():
-        a, b = augment()
-        with torch.autocast('cuda', torch.bfloat16): loss = (encoder(a).pooled - encoder(b).pooled).square().mean()
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-    whole, part = timed(step), timed(augment)
-    return [dict(what='two views, ViT-S/16', arm='ours, compiled', batch=batch, ms=round(1000 * whole, 1), images_per_second=round(batch / whole), augmentation_share=round(part / whole, 3))]
+    rows = []
+    for name in ('ours', 'ours, compiled'):
+        method = SimCLR(vit_small()).cuda().train()
+        if 'compiled' in name: method.encoder = torch.compile(method.encoder)
+        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-4, fused=True)
+        def step(mark=lambda phase: None):
+            mark('augmentation'); views = method.views(images)
+            mark('forward')
+            with torch.autocast('cuda', torch.bfloat16): loss = method(views)['loss']
+            mark('backward'); loss.backward()
+            mark('update'); optimizer.step(); optimizer.zero_grad()
+            mark('end')
+        whole, parts = timed(step), phases(step)
+        rows.append(dict(what='two views, SimCLR ViT-S/16', arm=name, batch=batch, ms=round(1000 * whole, 1), images_per_second=round(batch / whole),
+                         augmentation_share=round(parts['augmentation'] / sum(parts.values()), 3), **{f'{k}_ms': v for k, v in parts.items()}))
+    return rows
 
 def main() -> dict:
     if not torch.cuda.is_available(): raise SystemExit("This benchmark needs a CUDA GPU, and there is none here: run the others with python -m benchmarks.")

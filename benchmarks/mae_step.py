@@ -1,14 +1,23 @@
 """One MAE training step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 4, float32, beside transformers' ViTMAE and lightly's parts.
 
 All arms do the same work: encoder of 12 blocks and width 384 on 49 visible patches, decoder of 8 blocks and width 512 on 196, loss on normalised pixels.
-Arms take turns in one process; figures are medians over the turns, ratios are taken turn by turn. Peak memory is measured in a process of its own for each
-arm, as the growth of the resident set from the built model to the peak of three steps. Run: python -m benchmarks.mae_step
+Arms take turns in one process; figures are medians over the turns, ratios are taken turn by turn, by the clock and by the processor's time of this process.
+
+Memory is measured in a process of its own for each arm, beside the built model's weights, over three steps, in four ways:
+ - activations: what the forward pass leaves for the backward pass;
+ - tensors: the most bytes that tensors hold at a time (gradients and AdamW's averages are in it), whatever the allocator does;
+ - peak: growth of the resident set with each large tensor in a mapping of its own (MALLOC_MMAP_THRESHOLD_, the same for all arms), so that memory that is freed is
+   memory given back: code, libraries' buffers and all;
+ - heap: the same with glibc's malloc as it is. It keeps the holes that freed tensors leave and fills them badly (a block of memory can't take an aligned tensor of its
+   own size), so this figure holds 80 to 130 MiB of holes in all arms.
+Run: python -m benchmarks.mae_step
 """
-import json, resource, subprocess, sys, time, warnings
+import json, os, resource, subprocess, sys, time, warnings
 from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vit_ssl_lab.components.lean import LiveBytes
 from vit_ssl_lab.results import save_result
 
 BATCH, SIZE, PATCH = 4, 224, 16
@@ -50,7 +59,7 @@ class Lightly(nn.Module):
 
 ARMS = {'ours': ours, 'transformers': transformers, 'lightly': Lightly}
 
-def make(name: str):
+def make(name: str): # the step, which returns the loss, and the model
     torch.manual_seed(0)
     model = ARMS[name]().train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -58,50 +67,51 @@ def make(name: str):
     def step():
         optimizer.zero_grad(); loss = model.step(x); loss.backward(); optimizer.step()
         return loss.item()
-    return step
+    return step, model
 
-def saved(model: nn.Module, x: torch.Tensor) -> float:
-    "MiB of the activations that one forward pass keeps for the backward pass: what a method can be lean or wasteful with."
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in own: kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = model.step(x)
-    return sum(kept.values()) / 2**20 + 0 * loss.item()
-
-def peak(name: str) -> None:
-    "In a process of its own: MiB from the built model to the peak of three steps, and MiB of activations."
-    torch.set_num_threads(1)
-    step = make(name)
+def grown(name: str) -> float:
+    "In a process of its own: MiB by which the resident set grows from the built model to the peak of three steps."
+    step, _ = make(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3): step()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps([grown, saved(ARMS[name]().train(), torch.randn(BATCH, 3, SIZE, SIZE))]))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
-def memory(name: str) -> list[float]:
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.mae_step', '--peak', name], capture_output=True, text=True, check=True)
+def counted(name: str) -> list[float]:
+    "MiB of activations, and the most MiB of tensors alive beside the weights in two steps."
+    step, model = make(name)
+    with LiveBytes() as live: loss = model.step(torch.randn(BATCH, 3, SIZE, SIZE)); activations = live.now - BATCH * 3 * SIZE * SIZE * 4
+    del loss
+    with LiveBytes() as live: step(); step()
+    return [activations / 2**20, live.peak / 2**20]
+
+def apart(what: str, name: str, **env: str):
+    done = subprocess.run([sys.executable, '-m', 'benchmarks.mae_step', what, name], capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS='1', **env))
     return json.loads(done.stdout.strip().splitlines()[-1])
 
-def turns(threads: int, rounds: int) -> dict[str, list[float]]:
+def memory(name: str) -> dict[str, float]:
+    activations, tensors = apart('counted', name)
+    return dict(activations=activations, tensors=tensors, peak=apart('grown', name, MALLOC_MMAP_THRESHOLD_='131072'), heap=apart('grown', name))
+
+def turns(threads: int, rounds: int) -> dict[str, list[tuple[float, float]]]: # arm -> seconds by the clock and of processor time
     torch.set_num_threads(threads)
-    steps, times = {name: make(name) for name in ARMS}, {name: [] for name in ARMS}
+    steps, times = {name: make(name)[0] for name in ARMS}, {name: [] for name in ARMS}
     for step in steps.values(): step() # warm-up
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter(); step(); times[name].append(time.perf_counter() - start)
+            start = time.perf_counter(), time.process_time(); step(); times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
 
 def main(rounds: int = 15) -> dict:
-    rows, kept = [], {name: [median(m) for m in zip(*(memory(name) for _ in range(3)))] for name in ARMS}
+    rows, kept = [], {name: memory(name) for name in ARMS}
     for threads in (1, 2):
         times = turns(threads, rounds)
         for name in ARMS:
-            rows.append(dict(arm=name, threads=threads, step_ms=round(1000 * median(times[name]), 1), time_to_ours=round(median(t / o for t, o in zip(times[name], times['ours'])), 3),
-                             peak_mib=round(kept[name][0], 1), peak_to_ours=round(kept[name][0] / kept['ours'][0], 3),
-                             activations_mib=round(kept[name][1], 1), activations_to_ours=round(kept[name][1] / kept['ours'][1], 3)))
+            ratios = [median(t[i] / o[i] for t, o in zip(times[name], times['ours'])) for i in (0, 1)]
+            rows.append(dict(arm=name, threads=threads, step_ms=round(1000 * median(t for t, _ in times[name]), 1), time_to_ours=round(ratios[0], 3), cpu_to_ours=round(ratios[1], 3),
+                             **{f'{k}_mib': round(v, 1) for k, v in kept[name].items()}, **{f'{k}_to_ours': round(v / kept['ours'][k], 3) for k, v in kept[name].items()}))
     save_result('bench_mae_step', rows, batch=BATCH, size=SIZE, rounds=rounds, model='ViT-S/16, decoder 8 x 512')
     return dict(rows=rows)
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--peak']: peak(sys.argv[2])
+    if sys.argv[1:]: torch.set_num_threads(1); print(json.dumps(dict(grown=grown, counted=counted)[sys.argv[1]](sys.argv[2])))
     else: print(json.dumps(main(), indent=1))
