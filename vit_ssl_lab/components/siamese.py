@@ -6,7 +6,7 @@
 __all__ = ['pair', 'Siamese', 'MomentumSiamese']
 
 # %% ../../nbs/components/12_siamese.ipynb #6cb52a57
-from typing import Any
+from typing import Any, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -66,21 +66,23 @@ class MomentumSiamese(Siamese):
         encoder: nn.Module,                  # the Encoder contract
         projector: nn.Module,                # (B, width) -> (B, d)
         views: nn.Module,                    # makes two views of a batch
-        momentum: float | None = .99,        # share of the old weights that stays, 0..1, at the start; None: no slow copy
+        momentum: float = .99,               # share of the old weights that stays, 0..1, at the start
         momentum_schedule: str = 'cosine',   # "cosine": rises to 1; "constant"
+        slow: Sequence[str] = ('encoder', 'projector'), # which parts have a slow copy; (): none
     ):
         super().__init__(encoder, projector, views)
-        if momentum is not None and not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999.")
+        if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999.")
         self.momentum, self.momentum_schedule = momentum, choose(momentum_schedule, ('cosine', 'constant'), 'schedule of momentum')
-        self.momentum_encoder, self.momentum_projector = (None if momentum is None else momentum_copy(m) for m in (encoder, projector))
+        self.momentum_encoder, self.momentum_projector = (momentum_copy(m) if name in slow else None for name, m in (('encoder', encoder), ('projector', projector)))
 
     @torch.no_grad()
     def momentum_embed(
         self,
         x: Tensor, # (B, C, H, W) normalised
     ) -> Tensor:   # (B, d), no gradient
-        "What the slow copy says."
-        return self.momentum_projector(self.momentum_encoder(x).pooled)
+        "What the slow copy says; a part without one speaks for itself."
+        encoder, projector = (fast if slow is None else slow for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)))
+        return projector(encoder(x).pooled)
 
     def momentum_at(
         self,

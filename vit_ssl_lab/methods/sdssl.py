@@ -55,7 +55,8 @@ class SDSSL(MomentumSiamese):
         if not 0 < ramp <= 1: raise ValueError(f"ramp is the share of the run over which the earlier blocks' loss fades in, above 0 and up to 1, not {ramp}.")
         norm = None if choose(base, ('mocov3', 'byol', 'simclr'), 'method for SDSSL to stand on') == 'byol' else 'batch-without-affine'
         head = lambda width, hidden, layers: mlp_head((width, *[hidden] * (layers - 1), dim), last_norm=norm, bias=False)
-        super().__init__(encoder, head(encoder.width, hidden, 3), default_views(encoder, 'mocov3') if views is None else views, None if base == 'simclr' else momentum)
+        super().__init__(encoder, head(encoder.width, hidden, 3), default_views(encoder, 'mocov3') if views is None else views, momentum,
+                         slow=() if base == 'simclr' else ('encoder', 'projector'))
         self.base, self.temperature, self.ramp, self.ratio = base, temperature, ramp, {'mocov3': 1.}.get(base, .8) if ratio is None else ratio
         early = len(encoder.blocks) - 1 if self.ratio else 0
         self.early_projectors = nn.ModuleList(head(encoder.width, hidden // 2, 3) for _ in range(early))
