@@ -161,7 +161,9 @@ _vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dic
 
 # %% ../../nbs/training/01_recipes.ipynb #b8d22812
 RECIPES |= { # simclr
-    ('simclr', 'laptop'): Recipe('simclr', 'laptop', **_laptop, method_options=dict(hidden=256, dim=64)),
+    ('simclr', 'laptop'): (_simclr_laptop := Recipe('simclr', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=200, checkpoint_every=100)}, method_options=dict(hidden=256, dim=64),
+        views_options=dict(scale=(.3, 1.), jitter=(.4, .4, .4, .1), blur=0.))),
+    ('simclr', 'slow'): replace(_simclr_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
     ('simclr', 'gpu'): Recipe('simclr', 'gpu', **_gpu, method_options=dict(hidden=1024)),
     ('simclr', 'paper'): Recipe('simclr', 'paper', **_resnet50, batch_size=4096, epochs=100, optimizer='lars', base_lr=.3, lr_scale='batch/256', weight_decay=1e-6, warmup=10, sync_bn=True,
         method_options=dict(hidden=None, dim=128, layers=2, temperature=.1),
@@ -171,7 +173,9 @@ RECIPES |= { # simclr
 
 # %% ../../nbs/training/01_recipes.ipynb #565b2818
 RECIPES |= { # byol
-    ('byol', 'laptop'): Recipe('byol', 'laptop', **_laptop, method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=200, base_lr=2e-3, checkpoint_every=100)}, method_options=dict(hidden=256, dim=64, momentum=.97),
+        views_options=dict(scale=(.3, 1.), jitter=(.4, .4, .4, .1), blur=0., solarize=0.))),
+    ('byol', 'slow'): replace(_byol_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
     ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=.99)),
     ('byol', 'paper'): Recipe('byol', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), batch_size=4096, epochs=1000, optimizer='lars', base_lr=.2, lr_scale='batch/256', weight_decay=1.5e-6, warmup=10, sync_bn=True,
         method_options=dict(hidden=4096, dim=256, momentum=.996, momentum_schedule='cosine'),
@@ -181,7 +185,9 @@ RECIPES |= { # byol
 
 # %% ../../nbs/training/01_recipes.ipynb #6e359277
 RECIPES |= { # moco
-    ('moco', 'laptop'): Recipe('moco', 'laptop', **_laptop, views='mocov2', method_options=dict(dim=64, queue=1024, momentum=.97)),
+    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=300, checkpoint_every=100)}, views='mocov2', views_options=dict(scale=(.3, 1.), blur=0.),
+        method_options=dict(dim=64, queue=512, momentum=.99))),
+    ('moco', 'slow'): replace(_moco_laptop, scale='slow', steps=3000, checkpoint_every=500, log_every=50),
     ('moco', 'gpu'): Recipe('moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=.99)),
     ('moco', 'paper'): Recipe('moco', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), views='mocov2', batch_size=256, epochs=200, optimizer='sgd', base_lr=.03, lr_scale='batch/256', weight_decay=1e-4, decay_all=True,
         warmup=0, precision='fp32', sync_bn=False, method_options=dict(dim=128, queue=65536, momentum=.999, temperature=.2, mlp=True),
