@@ -154,6 +154,7 @@ RECIPES = {
 
 # %% ../../nbs/training/01_recipes.ipynb #4e1b1226
 _laptop = dict(img_size=48, patch_size=8, batch_size=128, steps=250, base_lr=1e-3, checkpoint_every=125)
+_short = {**_laptop, 'batch_size': 64, 'steps': 150} # for methods with a slow copy, whose step costs more
 _gpu = dict(data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256', checkpoint_every=1000, log_every=50)
 _resnet50 = dict(data='folder:imagenet', encoder='resnet50', img_size=224, patch_size=None, checkpoint_every=5000, log_every=50)
 _vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dict(positions='sincos'), img_size=224, patch_size=16, epochs=300, betas=(.9, .999), base_lr=1.5e-4, lr_scale='batch/256', warmup=40,
@@ -211,7 +212,7 @@ RECIPES |= { # simsiam
 
 # %% ../../nbs/training/01_recipes.ipynb #fbb3a030
 RECIPES |= { # mocov3
-    ('mocov3', 'laptop'): Recipe('mocov3', 'laptop', **_laptop, encoder_options=dict(positions='sincos'), method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('mocov3', 'laptop'): Recipe('mocov3', 'laptop', **_short, encoder_options=dict(positions='sincos'), method_options=dict(hidden=256, dim=64, momentum=.97)),
     ('mocov3', 'gpu'): Recipe('mocov3', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(hidden=1024, dim=128)),
     ('mocov3', 'paper'): Recipe('mocov3', 'paper', **_vit_base, batch_size=4096, weight_decay=.1, decay_all=True,
         method_options=dict(hidden=4096, dim=256, temperature=.2, momentum=.99, momentum_schedule='cosine', freeze_patches=True),
@@ -221,7 +222,7 @@ RECIPES |= { # mocov3
 
 # %% ../../nbs/training/01_recipes.ipynb #55a18338
 RECIPES |= { # momentum_projector
-    ('momentum_projector', 'laptop'): Recipe('momentum_projector', 'laptop', **_laptop, views='simclr', method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('momentum_projector', 'laptop'): Recipe('momentum_projector', 'laptop', **_short, views='simclr', method_options=dict(hidden=256, dim=64, momentum=.97)),
     ('momentum_projector', 'gpu'): Recipe('momentum_projector', 'gpu', **_gpu, views='simclr', method_options=dict(hidden=1024, dim=128, momentum=.99)),
     ('momentum_projector', 'paper'): Recipe('momentum_projector', 'paper', data='cifar100', encoder='resnet18', encoder_options=dict(stem='small'), views='simclr', views_options=dict(blur=0.), img_size=32, patch_size=None,
         batch_size=256, epochs=200, optimizer='lars', base_lr=.4, lr_scale='batch/256', weight_decay=1e-5, warmup=10, checkpoint_every=1000, log_every=50,
@@ -232,7 +233,7 @@ RECIPES |= { # momentum_projector
 
 # %% ../../nbs/training/01_recipes.ipynb #704251f3
 RECIPES |= { # sdssl
-    ('sdssl', 'laptop'): Recipe('sdssl', 'laptop', **_laptop, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('sdssl', 'laptop'): Recipe('sdssl', 'laptop', **_short, encoder_options=dict(positions='sincos', depth=6), views='mocov3', method_options=dict(ramp=.25, hidden=256, dim=64, momentum=.97)),
     ('sdssl', 'gpu'): Recipe('sdssl', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=1024, dim=128)),
     ('sdssl', 'paper'): Recipe('sdssl', 'paper', **_vit_base, views='mocov3', batch_size=1024, weight_decay=.1, precision='fp32',
         method_options=dict(base='mocov3', hidden=4096, dim=256, temperature=.2, momentum=.996),
