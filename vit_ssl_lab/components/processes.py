@@ -7,7 +7,7 @@ __all__ = ['world', 'rank', 'counts_of', 'all_rows', 'Gather', 'gather', 'offset
            'SplitBatchNorm', 'SyncBatchNorm', 'CudaSyncBatchNorm', 'replace_batchnorm', 'as_class', 'split_batchnorm',
            'sync_batchnorm']
 
-# %% ../../nbs/components/14_processes.ipynb #342eb77c
+# %% ../../nbs/components/14_processes.ipynb #b6de1fce
 import contextlib
 from contextvars import ContextVar
 from typing import Callable, Iterator
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# %% ../../nbs/components/14_processes.ipynb #60d4e4c2
+# %% ../../nbs/components/14_processes.ipynb #7da73434
 _alone = ContextVar('alone', default=False) # see `alone`
 
 def world() -> int: # 1 where nothing was launched
@@ -29,7 +29,7 @@ def rank() -> int: # 0 .. world() - 1
     "Which of them this one is."
     return dist.get_rank() if world() > 1 else 0
 
-# %% ../../nbs/components/14_processes.ipynb #93b16c26
+# %% ../../nbs/components/14_processes.ipynb #9fc1748b
 _waits = ContextVar('waits', default=False) # see `bystander`
 
 def counts_of(
@@ -63,7 +63,7 @@ class Gather(torch.autograd.Function):
         grad = grad.contiguous().clone(); dist.all_reduce(grad)
         return grad.split(ctx.counts)[rank()].clone(), None
 
-# %% ../../nbs/components/14_processes.ipynb #ca24d159
+# %% ../../nbs/components/14_processes.ipynb #bf9f0c8d
 @torch.compiler.disable
 def _gather(x: Tensor) -> Tensor:
     if _waits.get(): x = x[:0]
@@ -88,7 +88,7 @@ def offset(
     "Where this process's rows start among those of `gather`. All processes must ask."
     return 0 if world() == 1 else _offset(n)
 
-# %% ../../nbs/components/14_processes.ipynb #dd14585e
+# %% ../../nbs/components/14_processes.ipynb #6ebb098b
 @contextlib.contextmanager
 def bystander(
     waits: bool = True, # False changes nothing
@@ -98,7 +98,7 @@ def bystander(
     try: yield
     finally: _waits.reset(token)
 
-# %% ../../nbs/components/14_processes.ipynb #8b239407
+# %% ../../nbs/components/14_processes.ipynb #e3060cbd
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     "Within it this process is the only one: nothing waits for the others."
@@ -106,7 +106,7 @@ def alone() -> Iterator[None]:
     try: yield
     finally: _alone.reset(token)
 
-# %% ../../nbs/components/14_processes.ipynb #4fc8ca9a
+# %% ../../nbs/components/14_processes.ipynb #3a367de6
 def shuffle(
     x: Tensor, # (n, ...) this process's rows
     generator: torch.Generator | None = None, # draws the permutation in the first process; None: torch's own, on the CPU
@@ -125,7 +125,7 @@ def unshuffle(
     "Bring every row back to where it came from."
     return gather(x)[restore]
 
-# %% ../../nbs/components/14_processes.ipynb #090048ee
+# %% ../../nbs/components/14_processes.ipynb #4980006d
 class SplitBatchNorm(_BatchNorm):
     "BatchNorm with statistics of each group of neighbouring rows, as that many devices would have: one device imitates several. The CIFAR demo of MoCo's authors."
     def __init__(self,
@@ -154,7 +154,7 @@ class SplitBatchNorm(_BatchNorm):
         for old, new in zip((self.running_mean, self.running_var), stats): old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
         self.num_batches_tracked += 1
 
-# %% ../../nbs/components/14_processes.ipynb #6463b177
+# %% ../../nbs/components/14_processes.ipynb #0e54e7e8
 class SyncBatchNorm(_BatchNorm):
     "BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold. For gloo, and so for CPUs; torch's own needs CUDA."
     def _check_input_dim(self, x): pass
@@ -177,7 +177,7 @@ class SyncBatchNorm(_BatchNorm):
         if self.weight is not None: y = y * self.weight.view(shape)
         return (y if self.bias is None else y + self.bias.view(shape)).to(x.dtype)
 
-# %% ../../nbs/components/14_processes.ipynb #efacb29a
+# %% ../../nbs/components/14_processes.ipynb #8414ae16
 @patch
 def join(self: SyncBatchNorm,
     row: Tensor, # (1, 1 + 2C): count, means, variances of this process
@@ -200,7 +200,7 @@ def track(self: SyncBatchNorm,
     self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
     self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), m)
 
-# %% ../../nbs/components/14_processes.ipynb #0b72c916
+# %% ../../nbs/components/14_processes.ipynb #898b37ce
 class CudaSyncBatchNorm(nn.SyncBatchNorm):
     "torch's own for CUDA, for a process that has no image left as well."
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class CudaSyncBatchNorm(nn.SyncBatchNorm):
         none = super().forward(x[:0])   # no rows, but a part in the messages of both passes
         return torch.cat([none, F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0., self.eps)])
 
-# %% ../../nbs/components/14_processes.ipynb #e9c8f62a
+# %% ../../nbs/components/14_processes.ipynb #e2392e31
 def replace_batchnorm(
     module: nn.Module,                       # changed in place, unless it is a BatchNorm itself
     make: Callable[[_BatchNorm], nn.Module], # one BatchNorm -> what takes its place
@@ -238,7 +238,7 @@ def split_batchnorm(
     "Let every BatchNorm of a network see groups of the batch."
     return replace_batchnorm(module, lambda bn: as_class(bn, SplitBatchNorm, groups=groups))
 
-# %% ../../nbs/components/14_processes.ipynb #c3e0c5d3
+# %% ../../nbs/components/14_processes.ipynb #1266dc60
 def sync_batchnorm(
     module: nn.Module, # a network or a method
     device: torch.device | None = None, # where it trains; None: where its first parameter is
