@@ -1,5 +1,7 @@
-"MoCo v3 against the official formulas in float64, lightly's heads, the official schedules in numbers, and limits."
-import math
+"MoCo v3 against the official implementation's stored numbers and its formulas in float64, lightly's heads, the official schedules in numbers, and limits."
+import json, math, zlib
+from pathlib import Path
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from vit_ssl_lab.encoders.vit import ViT
 from vit_ssl_lab.methods.mocov3 import MoCoV3, init_mocov3
 
 B = 6
+GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mocov3_official.json').read_text())
 
 def make(dtype=torch.float32, stem='patchify', **kw):
     torch.manual_seed(0)
@@ -55,6 +58,42 @@ def test_steps_equal_the_official_forward_pass(dtype, steps, close):
         log.append({n: p.detach() for n, p in m.named_parameters()}); runs.append(log)
     last = None if dtype == torch.float64 else 2 # AdamW makes a step of 0.001 of a gradient that is rounding alone: in float32 loss and gradients are compared
     torch.testing.assert_close(runs[0][:last], runs[1][:last], **close)
+
+# --- the official implementation's numbers
+
+def wave(shape, name):
+    i = np.arange(math.prod(shape))
+    return torch.tensor((i * i * 7919 + zlib.crc32(name.encode())) % 10007 / 10007 * 2 - 1).reshape(shape)
+
+def official_name(ours): return ours.replace('momentum_', '').replace('encoder.', 'base_encoder.').replace('projector.', 'base_encoder.head.')
+
+def golden_views(t):
+    i = np.arange(GOLDEN['batch'] * 3 * 16 * 16)
+    x1 = torch.tensor(np.sin(i * .11 + t) + np.cos(i * .013 - t)).reshape(-1, 3, 16, 16)
+    return x1, .8 * x1 + .2 * torch.tensor(np.sin(i * .17 + 1 + t)).reshape(-1, 3, 16, 16)
+
+def test_official_numbers():
+    "Loss, every gradient, AdamW's step and the slow copy over three steps; MAE's table of positions has the two halves of the official one exchanged."
+    m = make(torch.float64, momentum=.9, momentum_schedule='constant'); close = lambda a, b: np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=2e-5, atol=2e-6)
+    for name, p in m.named_parameters():
+        if name.endswith('pos_embed'): p.data = torch.cat(p.data.chunk(2, -1)[::-1], -1)
+        else: p.data = wave(p.shape, official_name(name)) * ((6 / p[0].numel()) ** .5 if p.ndim > 1 else .1) + (1. if p.ndim == 1 and name.endswith('weight') else 0.)
+    for i, row in ((0, 'class_token'), (2, 'second'), (-1, 'last')): close(m.encoder.pos_embed[0, i], GOLDEN['table'][row])
+    adamw = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-3, weight_decay=.1)
+    for t, want in enumerate(GOLDEN['steps']):
+        close(m.momentum_encoder.blocks[0].attn.qkv.weight.norm(), want['momentum_qkv_in_this_forward'])
+        loss = m(golden_views(t))['loss']; adamw.zero_grad(); loss.backward()
+        close(loss, want['loss'])
+        norms = {official_name(n): p.grad.norm().item() for n, p in m.named_parameters() if p.grad is not None}
+        assert norms.keys() == want['gradient_norms'].keys(), "the same parameters learn"
+        for name, norm in want['gradient_norms'].items(): close(norms[name], norm)
+        adamw.step(); m.after_step(.5)
+        close(m.encoder.blocks[0].attn.qkv.weight.norm(), want['qkv_after'])
+
+@pytest.mark.parametrize('temperature', GOLDEN['losses'])
+def test_official_loss(temperature):
+    q, k = wave((5, 8), 'q').requires_grad_(), wave((5, 8), 'k'); loss = make(temperature=float(temperature)).contrast(q, k)[0]; loss.backward()
+    torch.testing.assert_close((loss.item(), q.grad), (GOLDEN['losses'][temperature]['loss'], torch.tensor(GOLDEN['losses'][temperature]['gradient'], dtype=torch.float64)), rtol=1e-9, atol=1e-11)
 
 @pytest.mark.parametrize('temperature', [.07, .2, 1.])
 def test_loss_and_gradient_for_any_temperature(temperature):
