@@ -1,0 +1,95 @@
+"""The fair benchmark: every method gets the same encoder, pictures, views, budget, number of tuning trials and seeds.
+
+A row is tuned by three pre-training runs that differ in the learning rate only (the middle one is the method's laptop recipe's), judged by kNN on held-out training
+pictures; the best is then run with three seeds and scored on the test set. Each run is a process of its own, on one thread, so that time and memory are its own.
+Stored under results/fair_benchmark.json, row by row.
+
+    python -m benchmarks.fair              # what is missing
+    python -m benchmarks.fair simclr byol  # these rows, anew
+"""
+import argparse, json, os, resource, subprocess, sys
+from dataclasses import replace
+import torch
+from vit_ssl_lab.data import load
+from vit_ssl_lab.evaluation import diagnose, extract, knn, linear_probe, random_encoder_like
+from vit_ssl_lab.evaluation.features import RawPixels
+from vit_ssl_lab.results import load_result, results_dir, save_result
+from vit_ssl_lab.training import build, pretrain, recipe
+from vit_ssl_lab.training.recipes import change
+
+NAME = 'fair_benchmark'
+ROWS = ('mae', 'simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl') # a new method joins here
+BASELINES = ('raw pixels', 'random encoder')
+SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100
+BUDGET = dict(data='scenes', encoder='vit_nano', img_size=48, patch_size=8, batch_size=64, steps=300, optimizer='adamw', weight_decay=.05, warmup=.1)
+VIEWS = dict(views='mocov2', views_options=dict(scale=(.2, 1.), blur=0.)) # of every Siamese row; MAE has one view of its own
+
+def plan_of(row: str, factor: float, seed: int):
+    "The recipe of one run: the method's laptop recipe within the common budget."
+    base = recipe(row, 'laptop')
+    if row != 'mae': base = replace(base, **VIEWS)
+    return change(base, **BUDGET, epochs=None, encoder_options=dict(positions='sincos'), base_lr=base.base_lr * factor, seed=seed)
+
+def parts():
+    "Labelled pictures for the bank, for tuning and for the test; none of the labels is seen by pre-training."
+    train, test = load('scenes', 'train'), load('scenes', 'test')
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
+    return train, train.at(order[:4000]), train.at(order[4000:6000]), test.subset(2000)
+
+def scores(encoder, bank, unseen) -> dict:
+    "kNN on the pooled vector; linear probes on the pooled vector and on the means of nine regions."
+    pooled = 'pooled'
+    return dict(knn=float(knn(encoder, bank, unseen)), probe_pooled=float(linear_probe(encoder, bank, unseen, features=pooled)),
+                probe_regions=float(linear_probe(encoder, bank, unseen, features=pooled if isinstance(encoder, RawPixels) else 'regions')))
+
+def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
+    "One run, in this process."
+    torch.set_num_threads(1)
+    train, bank, held, test = parts()
+    if row in BASELINES:
+        encoder = RawPixels() if row == 'raw pixels' else random_encoder_like(build(plan_of('mae', 1., seed), train).encoder, seed)
+        return scores(encoder, bank, test)
+    plan = plan_of(row, factor, seed)
+    method = build(plan, train)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    history = pretrain(method, train, plan, quiet=True, device='cpu')
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if tuning: return dict(factor=factor, base_lr=plan.base_lr, knn=float(knn(method.encoder, bank, held)))
+    return dict(scores(method.encoder, bank, test), seconds=history.seconds, memory_mib=memory, loss=history.rows[-1]['loss'],
+                parameters=sum(p.numel() for p in method.parameters() if p.requires_grad), health=diagnose(extract(method.encoder, test)[0]))
+
+def run(row: str, factor: float = 1., seed: int = 0, tuning: bool = False) -> dict:
+    "One run, in a process of its own."
+    call = [sys.executable, '-m', 'benchmarks.fair', '--one', json.dumps([row, factor, seed, tuning])]
+    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    if done.returncode: raise RuntimeError(f"The run of {row} with seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+def make_row(row: str) -> dict:
+    "Tune, then run all seeds."
+    if row in BASELINES: return dict(trials=[], seeds={str(s): run(row, seed=s) for s in (SEEDS if row == 'random encoder' else SEEDS[:1])})
+    trials = [run(row, factor, TUNING_SEED, True) for factor in FACTORS]
+    best = max(trials, key=lambda t: t['knn'])
+    return dict(trials=trials, base_lr=best['base_lr'], seeds={str(s): run(row, best['factor'], s) for s in SEEDS})
+
+def main(rows=()) -> dict:
+    "Make these rows anew, or all that are missing; each is stored as soon as it is there."
+    budget = json.loads(json.dumps(dict(BUDGET, **VIEWS, seeds=SEEDS, factors=FACTORS)))
+    stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
+    figures = stored['figures'] if stored['setting'] == budget else {}
+    for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
+        made = make_row(row)
+        figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
+        save_result(NAME, figures, **budget)
+        print(f"{row}: " + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)), flush=True)
+    return dict(rows=[dict(row=r, **f['seeds']['0']) for r, f in figures.items()])
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('rows', nargs='*', help=', '.join((*BASELINES, *ROWS))); p.add_argument('--one', help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one: print(json.dumps(one(*json.loads(args.one))))
+    else:
+        unknown = [r for r in args.rows if r not in (*BASELINES, *ROWS)]
+        if unknown: p.error(f"there is no row {unknown[0]!r}; there are: {', '.join((*BASELINES, *ROWS))}")
+        main(args.rows)
