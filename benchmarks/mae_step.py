@@ -1,7 +1,7 @@
 """One MAE training step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 4, float32, beside transformers' ViTMAE and lightly's parts.
 
 All arms do the same work: encoder of 12 blocks and width 384 on 49 visible patches, decoder of 8 blocks and width 512 on 196, loss on normalised pixels.
-Arms take turns in one process; figures are medians over the turns, ratios are taken turn by turn, by the clock and by the processor's time of this process.
+Arms take turns in one process, in an order drawn for each round; figures are medians over the turns, ratios are taken turn by turn, by the clock and by the processor's time of this process.
 
 Memory is measured in a process of its own for each arm, beside the built model's weights, over three steps, in four ways:
  - activations: what the forward pass leaves for the backward pass;
@@ -12,7 +12,7 @@ Memory is measured in a process of its own for each arm, beside the built model'
    own size), so this figure holds 80 to 130 MiB of holes in all arms.
 Run: python -m benchmarks.mae_step
 """
-import json, os, resource, subprocess, sys, time, warnings
+import json, os, random, resource, subprocess, sys, time, warnings
 from statistics import median
 import torch
 import torch.nn.functional as F
@@ -95,13 +95,14 @@ def memory(name: str) -> dict[str, float]:
 def turns(threads: int, rounds: int) -> dict[str, list[tuple[float, float]]]: # arm -> seconds by the clock and of processor time
     torch.set_num_threads(threads)
     steps, times = {name: make(name)[0] for name in ARMS}, {name: [] for name in ARMS}
-    for step in steps.values(): step() # warm-up
+    order = random.Random(0)
+    for step in [*steps.values()] * 2: step() # warm-up
     for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.perf_counter(), time.process_time(); step(); times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        for name in order.sample(list(steps), len(steps)): # no arm always inherits the same arm's heap and caches
+            start = time.perf_counter(), time.process_time(); steps[name](); times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
 
-def main(rounds: int = 15) -> dict:
+def main(rounds: int = 21) -> dict:
     rows, kept = [], {name: memory(name) for name in ARMS}
     for threads in (1, 2):
         times = turns(threads, rounds)

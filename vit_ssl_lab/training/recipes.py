@@ -153,8 +153,10 @@ RECIPES = {
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #4e1b1226
-_laptop = dict(img_size=48, patch_size=8, batch_size=128, steps=250, base_lr=1e-3, checkpoint_every=125)
-_short = {**_laptop, 'batch_size': 64, 'steps': 150} # for methods with a slow copy, whose step costs more
+_small_views = dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.) # strong hue, since scenes tints its garments; no blur, at 32 pixels little would be left
+_laptop_resnet = dict(encoder='resnet_nano', encoder_options=dict(stem='imagenet', zero_init_last=False), img_size=32, patch_size=None, batch_size=64, steps=600, views_options=_small_views, checkpoint_every=300) # views of 32 pixels from pictures of 48: more steps in a minute
+_laptop_vit = dict(data_options=dict(size=32), encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), img_size=32, patch_size=8, batch_size=64, base_lr=2e-3,
+    views_options=dict(_small_views, solarize=0.), checkpoint_every=100) # in a minute the class token learns little, and a patch projection less than a convolution
 _gpu = dict(data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256', checkpoint_every=1000, log_every=50)
 _resnet50 = dict(data='folder:imagenet', encoder='resnet50', img_size=224, patch_size=None, checkpoint_every=5000, log_every=50)
 _vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dict(positions='sincos'), img_size=224, patch_size=16, epochs=300, betas=(.9, .999), base_lr=1.5e-4, lr_scale='batch/256', warmup=40,
@@ -162,9 +164,8 @@ _vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dic
 
 # %% ../../nbs/training/01_recipes.ipynb #b8d22812
 RECIPES |= { # simclr
-    ('simclr', 'laptop'): (_simclr_laptop := Recipe('simclr', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=200, checkpoint_every=100)}, method_options=dict(hidden=256, dim=64),
-        views_options=dict(scale=(.3, 1.), jitter=(.4, .4, .4, .1), blur=0.))),
-    ('simclr', 'slow'): replace(_simclr_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
+    ('simclr', 'laptop'): (_simclr_laptop := Recipe('simclr', 'laptop', **_laptop_resnet, base_lr=3e-3, method_options=dict(hidden=256, dim=64))),
+    ('simclr', 'slow'): replace(_simclr_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('simclr', 'gpu'): Recipe('simclr', 'gpu', **_gpu, method_options=dict(hidden=1024)),
     ('simclr', 'paper'): Recipe('simclr', 'paper', **_resnet50, batch_size=4096, epochs=100, optimizer='lars', base_lr=.3, lr_scale='batch/256', weight_decay=1e-6, warmup=10, sync_bn=True,
         method_options=dict(hidden=None, dim=128, layers=2, temperature=.1),
@@ -174,9 +175,9 @@ RECIPES |= { # simclr
 
 # %% ../../nbs/training/01_recipes.ipynb #565b2818
 RECIPES |= { # byol
-    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=200, base_lr=2e-3, checkpoint_every=100)}, method_options=dict(hidden=256, dim=64, momentum=.97),
-        views_options=dict(scale=(.3, 1.), jitter=(.4, .4, .4, .1), blur=0., solarize=0.))),
-    ('byol', 'slow'): replace(_byol_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
+    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop_resnet, **dict(encoder_options=dict(stem='imagenet'), views_options=dict(_small_views, solarize=0.))}, optimizer='sgd', base_lr=.2, weight_decay=1e-4,
+        method_options=dict(hidden=256, dim=64, momentum=.9))),
+    ('byol', 'slow'): replace(_byol_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=.99)),
     ('byol', 'paper'): Recipe('byol', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), batch_size=4096, epochs=1000, optimizer='lars', base_lr=.2, lr_scale='batch/256', weight_decay=1.5e-6, warmup=10, sync_bn=True,
         method_options=dict(hidden=4096, dim=256, momentum=.996, momentum_schedule='cosine'),
@@ -186,9 +187,8 @@ RECIPES |= { # byol
 
 # %% ../../nbs/training/01_recipes.ipynb #6e359277
 RECIPES |= { # moco
-    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **{**_laptop, **dict(patch_size=12, batch_size=64, steps=300, checkpoint_every=100)}, views='mocov2', views_options=dict(scale=(.3, 1.), blur=0.),
-        method_options=dict(dim=64, queue=512, momentum=.99))),
-    ('moco', 'slow'): replace(_moco_laptop, scale='slow', steps=3000, checkpoint_every=500, log_every=50),
+    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **_laptop_resnet, views='mocov2', optimizer='sgd', base_lr=.1, weight_decay=1e-4, method_options=dict(dim=64, queue=1024, momentum=.97))),
+    ('moco', 'slow'): replace(_moco_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('moco', 'gpu'): Recipe('moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=.99)),
     ('moco', 'paper'): Recipe('moco', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), views='mocov2', batch_size=256, epochs=200, optimizer='sgd', base_lr=.03, lr_scale='batch/256', weight_decay=1e-4, decay_all=True,
         warmup=0, precision='fp32', sync_bn=False, method_options=dict(dim=128, queue=65536, momentum=.999, temperature=.2, mlp=True),
@@ -197,12 +197,11 @@ RECIPES |= { # moco
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #686bae08
-_simsiam_laptop = Recipe('simsiam', 'laptop', encoder='resnet_nano', encoder_options=dict(stem='imagenet'), method_options=dict(dim=256, pred_dim=64), views_options=dict(scale=(.5, 1.)), img_size=32, patch_size=None,
-    batch_size=64, steps=500, optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0, checkpoint_every=250) # views of 32 pixels from pictures of 48: more steps in a minute
+_simsiam_laptop = Recipe('simsiam', 'laptop', **{**_laptop_resnet, **dict(encoder_options=dict(stem='imagenet'), views_options=dict(scale=(.5, 1.)))}, method_options=dict(dim=256, pred_dim=64), optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0)
 
 RECIPES |= { # simsiam
     ('simsiam', 'laptop'): _simsiam_laptop,
-    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=20),
+    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('simsiam', 'gpu'): Recipe('simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)),
     ('simsiam', 'paper'): Recipe('simsiam', 'paper', **_resnet50, batch_size=512, epochs=100, optimizer='sgd', base_lr=.05, lr_scale='batch/256', weight_decay=1e-4, decay_all=True, constant_lr=('predictor',),
         warmup=0, precision='fp32', sync_bn=True, method_options=dict(dim=2048, pred_dim=512, layers=3),
@@ -212,7 +211,8 @@ RECIPES |= { # simsiam
 
 # %% ../../nbs/training/01_recipes.ipynb #fbb3a030
 RECIPES |= { # mocov3
-    ('mocov3', 'laptop'): Recipe('mocov3', 'laptop', **_short, encoder_options=dict(positions='sincos'), method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('mocov3', 'laptop'): (_mocov3_laptop := Recipe('mocov3', 'laptop', **_laptop_vit, steps=300, method_options=dict(hidden=256, dim=64, momentum=.97))),
+    ('mocov3', 'slow'): replace(_mocov3_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
     ('mocov3', 'gpu'): Recipe('mocov3', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(hidden=1024, dim=128)),
     ('mocov3', 'paper'): Recipe('mocov3', 'paper', **_vit_base, batch_size=4096, weight_decay=.1, decay_all=True,
         method_options=dict(hidden=4096, dim=256, temperature=.2, momentum=.99, momentum_schedule='cosine', freeze_patches=True),
@@ -222,7 +222,8 @@ RECIPES |= { # mocov3
 
 # %% ../../nbs/training/01_recipes.ipynb #55a18338
 RECIPES |= { # momentum_projector
-    ('momentum_projector', 'laptop'): Recipe('momentum_projector', 'laptop', **_short, views='simclr', method_options=dict(hidden=256, dim=64, momentum=.97)),
+    ('momentum_projector', 'laptop'): (_momentum_projector_laptop := Recipe('momentum_projector', 'laptop', **_laptop_resnet, views='simclr', base_lr=3e-3, method_options=dict(hidden=256, dim=64, momentum=.97))),
+    ('momentum_projector', 'slow'): replace(_momentum_projector_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('momentum_projector', 'gpu'): Recipe('momentum_projector', 'gpu', **_gpu, views='simclr', method_options=dict(hidden=1024, dim=128, momentum=.99)),
     ('momentum_projector', 'paper'): Recipe('momentum_projector', 'paper', data='cifar100', encoder='resnet18', encoder_options=dict(stem='small'), views='simclr', views_options=dict(blur=0.), img_size=32, patch_size=None,
         batch_size=256, epochs=200, optimizer='lars', base_lr=.4, lr_scale='batch/256', weight_decay=1e-5, warmup=10, checkpoint_every=1000, log_every=50,
@@ -233,7 +234,8 @@ RECIPES |= { # momentum_projector
 
 # %% ../../nbs/training/01_recipes.ipynb #704251f3
 RECIPES |= { # sdssl
-    ('sdssl', 'laptop'): Recipe('sdssl', 'laptop', **_short, encoder_options=dict(positions='sincos', depth=6), views='mocov3', method_options=dict(ramp=.25, hidden=256, dim=64, momentum=.97)),
+    ('sdssl', 'laptop'): (_sdssl_laptop := Recipe('sdssl', 'laptop', **_laptop_vit, steps=300, views='mocov3', method_options=dict(base='simclr', hidden=256, dim=64, freeze_patches=False))),
+    ('sdssl', 'slow'): replace(_sdssl_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
     ('sdssl', 'gpu'): Recipe('sdssl', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=1024, dim=128)),
     ('sdssl', 'paper'): Recipe('sdssl', 'paper', **_vit_base, views='mocov3', batch_size=1024, weight_decay=.1, precision='fp32',
         method_options=dict(base='mocov3', hidden=4096, dim=256, temperature=.2, momentum=.996),
