@@ -1,6 +1,6 @@
 """The fair benchmark: every method gets the same encoder, pictures, views, budget, number of tuning trials and seeds.
 
-A row is tuned by three pre-training runs that differ in the learning rate only (the middle one is the method's laptop recipe's), judged by kNN on held-out training
+A row is tuned by three pre-training runs that differ in the learning rate only, judged by kNN on held-out training
 pictures; the best is then run with three seeds and scored on the test set. Each run is a process of its own, on one thread, so that time and memory are its own.
 Stored under results/fair_benchmark.json, row by row.
 
@@ -15,26 +15,26 @@ from vit_ssl_lab.evaluation import diagnose, extract, knn, linear_probe, random_
 from vit_ssl_lab.evaluation.features import RawPixels
 from vit_ssl_lab.results import load_result, results_dir, save_result
 from vit_ssl_lab.training import build, pretrain, recipe
-from vit_ssl_lab.training.recipes import change
 
 NAME = 'fair_benchmark'
 ROWS = ('mae', 'simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl') # a new method joins here
 BASELINES = ('raw pixels', 'random encoder')
-SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100
-BUDGET = dict(data='scenes', encoder='vit_nano', img_size=48, patch_size=8, batch_size=64, steps=300, optimizer='adamw', weight_decay=.05, warmup=.1)
-VIEWS = dict(views='mocov2', views_options=dict(scale=(.2, 1.), blur=0.)) # of every Siamese row; MAE has one view of its own
+SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100 # the same for every row
+BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_scale=None, warmup=.1)
+RATE = 2e-3 # the middle learning rate of every row
+OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
+VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row; MAE has one view of its own
 
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = recipe(row, 'laptop')
-    if row != 'mae': base = replace(base, **VIEWS)
-    return change(base, **BUDGET, epochs=None, encoder_options=dict(positions='sincos'), base_lr=base.base_lr * factor, seed=seed)
+    base = replace(recipe(row, 'laptop'), **OPTIONS, **(VIEWS if row != 'mae' else {}))
+    return replace(base, **BUDGET, epochs=None, base_lr=RATE * factor, seed=seed)
 
 def parts():
     "Labelled pictures for the bank, for tuning and for the test; none of the labels is seen by pre-training."
-    train, test = load('scenes', 'train'), load('scenes', 'test')
+    train, test = (load(BUDGET['data'], split, **OPTIONS['data_options']) for split in ('train', 'test'))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
-    return train, train.at(order[:4000]), train.at(order[4000:6000]), test.subset(2000)
+    return train, train.at(order[:3000]), train.at(order[3000:5000]), test.subset(2000)
 
 def scores(encoder, bank, unseen) -> dict:
     "kNN on the pooled vector; linear probes on the pooled vector and on the means of nine regions."
@@ -74,7 +74,7 @@ def make_row(row: str) -> dict:
 
 def main(rows=()) -> dict:
     "Make these rows anew, or all that are missing; each is stored as soon as it is there."
-    budget = json.loads(json.dumps(dict(BUDGET, **VIEWS, seeds=SEEDS, factors=FACTORS)))
+    budget = json.loads(json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS)))
     stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
     figures = stored['figures'] if stored['setting'] == budget else {}
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
