@@ -9,6 +9,7 @@ from lightly.models.modules.heads import MoCoProjectionHead
 from torch import nn
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import ViT
+from vit_ssl_lab.evaluation import Classifier
 from vit_ssl_lab.methods.mocov3 import MoCoV3, init_mocov3
 
 B = 6
@@ -122,7 +123,22 @@ def test_what_is_trained_and_what_is_frozen():
     m(two())['loss'].backward(); sgd.step(); m.after_step(.1)
     assert torch.equal(m.encoder.patch_embed.proj.weight, before) and torch.equal(m.momentum_encoder.patch_embed.proj.weight, before)
     assert any(p.requires_grad for p in make(stem='conv').encoder.patch_embed.parameters()), "a convolutional stem learns"
-    assert make(freeze_patches=False).encoder.patch_embed.proj.weight.requires_grad
+    again = MoCoV3(m.encoder, hidden=32, dim=8, freeze_patches=False) # an encoder that came in frozen
+    assert all(p.requires_grad for p in again.encoder.patch_embed.parameters()) and not again.encoder.pos_embed.requires_grad
+    again(two())['loss'].backward(); assert all(p.grad is not None for p in again.encoder.patch_embed.parameters())
+
+def test_fine_tuning_trains_what_pre_training_froze():
+    m = make(); model = Classifier(m.encoder, 3)
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ['encoder.pos_embed'], "a fixed table of positions, and nothing else"
+    assert not any(p.requires_grad for p in m.encoder.patch_embed.parameters()), "the encoder that was given stays as it was"
+
+def test_hooks_tell_each_layers_gradient_once_a_step():
+    "What the study of spikes reads: one call a parameter and step, with the whole step's gradient."
+    m, found = make(freeze_patches=False), {}
+    for n, p in m.encoder.named_parameters():
+        if p.requires_grad: p.register_post_accumulate_grad_hook(lambda p, n=n: found.setdefault(n, []).append(p.grad.norm().item()))
+    m(two())['loss'].backward()
+    assert found == {n: [p.grad.norm().item()] for n, p in m.encoder.named_parameters() if p.requires_grad and p.grad is not None}
 
 def test_switches():
     assert isinstance(make(predictor=False).predictor, nn.Identity)

@@ -70,6 +70,18 @@ def test_chance_and_a_resnet():
     r = MomentumProjector(resnet_nano(img_size=32), hidden=16, dim=8); r(list(torch.randn(2, B, 3, 32, 32)))['loss'].backward()
     assert all(p.grad is not None for p in r.encoder.parameters() if p.requires_grad)
 
+def test_the_gradient_of_each_stage_can_be_watched():
+    "What the study of fluctuation reads: one gradient a view at each stage of a ResNet and at the projector, none from the slow parts."
+    for where in PLACES:
+        torch.manual_seed(0); m = MomentumProjector(resnet_nano(img_size=32, stem='imagenet', zero_init_last=False), where, hidden=16, dim=8)
+        found = {i: [] for i in range(5)}
+        for i, part in enumerate([*(getattr(m.encoder, f'layer{k}') for k in range(1, 5)), m.projector]):
+            def watch(_, given, out, i=i):
+                if out.requires_grad: out.register_hook(lambda grad: found[i].append(grad.norm().item()))
+            part.register_forward_hook(watch)
+        m(list(torch.randn(2, B, 3, 32, 32, generator=torch.Generator().manual_seed(2))))['loss'].backward()
+        assert all(len(v) == 2 and min(v) > 0 for v in found.values())
+
 @pytest.mark.parametrize('case, match', [
     (lambda: make('head'), "no place for momentum 'head'"), (lambda: make('both', stop_gradient=False), "use where='none'"), (lambda: make(temperature=-1.), 'must be above 0'),
     (lambda: make(momentum=1.01), '0 to 1; 1.01 is not'), (lambda: make()(two()[:1]), 'compares two views'), (lambda: make()([v[:1] for v in two()]), 'batch of one')])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from vit_ssl_lab.encoders.vit import ViT
+from vit_ssl_lab.evaluation import Classifier
 from vit_ssl_lab.methods.sdssl import SDSSL, block_outputs, exit_after
 
 DEPTH, B, TAU = 3, 6, .2
@@ -88,7 +89,16 @@ def test_leaving_early_and_a_frozen_patch_projection():
     m = make().eval(); x = two()[0]
     for i, o in enumerate(block_outputs(m.encoder, x)): torch.testing.assert_close(o, exit_after(m.encoder, i + 1)(x).pooled, rtol=0, atol=1e-6)
     assert len(m.encoder.blocks) == DEPTH and not any(p.requires_grad for p in m.encoder.patch_embed.parameters())
-    assert all(p.requires_grad for p in make(freeze_patches=False).encoder.patch_embed.parameters())
+    assert all(p.requires_grad for p in SDSSL(m.encoder, hidden=16, dim=8, freeze_patches=False).encoder.patch_embed.parameters()), "frozen before, learns now"
+    assert [n for n, p in Classifier(make().encoder, 3).named_parameters() if not p.requires_grad] == ['encoder.pos_embed'], "fine-tuning trains the patch projection"
+
+@pytest.mark.parametrize('base', ['mocov3', 'byol', 'simclr'])
+def test_a_convolutional_stem_and_a_mean_of_patches(base):
+    "The laptop recipe's encoder: every block's output, the last one the encoder's own, and gradient in the stem."
+    torch.manual_seed(0)
+    m = SDSSL(ViT(16, 8, 3, embed_dim=24, depth=DEPTH, num_heads=2, positions='sincos', stem='conv', global_pool='avg'), base, hidden=16, dim=8, freeze_patches=False).eval()
+    torch.testing.assert_close(block_outputs(m.encoder, two()[0])[-1], m.encoder(two()[0]).pooled, rtol=0, atol=1e-6)
+    m.train()(two())['loss'].backward(); assert all(p.grad is not None for p in m.encoder.patch_embed.parameters())
 
 def test_chance_at_the_start():
     m = make()

@@ -25,6 +25,7 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
+        for name, p in self.encoder.named_parameters(): p.requires_grad_(p.requires_grad or not name.endswith('pos_embed')) # what pre-training had frozen learns now, but a fixed table of positions
         if isinstance(getattr(self.encoder, 'norm', None), nn.LayerNorm): self.encoder.norm = nn.Identity() # the new norm takes its place, after the mean
         self.head = LinearHead(encoder.width, classes, norm='layer', std=2e-5)
 

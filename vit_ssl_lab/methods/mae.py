@@ -36,7 +36,7 @@ class MAE(nn.Module):
     ):
         super().__init__()
         missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"MAE needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use vit_ssl_lab.encoders, or ViT.from_timm(model) for a timm model.")
+        if missing: raise TypeError(f"MAE needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
         self.mask_ratio, self.norm_pix, self.masking = mask_ratio, norm_pix, choose(masking, KINDS, "kind of masking")
         kept(math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is
@@ -70,7 +70,8 @@ class MAE(nn.Module):
         pred = self.predict(views, mask, hidden)          # (B, M, ph*pw*C)
         patches = take(patchify(views, self.patch_size), hidden)
         loss = masked_mse(pred, self.target(patches), mask.mask.gather(1, hidden))
-        return dict(loss=loss, pred_std=pred.detach().std(), flat=flat_fraction(patches))
+        worth = dict(pred_std=pred.detach().std(), flat=flat_fraction(patches)) if hidden.numel() else {} # of nothing hidden there is no spread
+        return dict(loss=loss, **worth)
 
     def after_step(self, progress: float) -> None: "MAE has no momentum and no queue."
 

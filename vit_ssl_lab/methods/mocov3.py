@@ -42,7 +42,7 @@ class MoCoV3(MomentumSiamese):
         temperature: float = .2,           # tau; 1 for a ResNet
         momentum: float = .99,             # of the slow copy, at the start
         momentum_schedule: str = 'cosine', # "cosine": rises to 1; "constant"
-        freeze_patches: bool = True,       # a ViT's patch projection stays as it was drawn (a convolutional stem learns)
+        freeze_patches: bool = True,       # a ViT's patch projection stays as it was drawn during pre-training (a convolutional stem learns); False: it learns
         predictor: bool = True,            # False: queries are projections
         stop_gradient: bool = True,        # False: the keys are the network's own, with gradient; to see what breaks
         views: nn.Module | None = None,    # makes the two views; None: the paper's, with ImageNet's mean and std
@@ -53,7 +53,7 @@ class MoCoV3(MomentumSiamese):
         if views is None: self.views = default_views(encoder, 'mocov3')
         self.predictor = mocov3_predictor(dim, hidden, last_norm=vit) if predictor else nn.Identity()
         self.temperature, self.stop_gradient = temperature, stop_gradient
-        if freeze_patches and isinstance(getattr(encoder, 'patch_embed', None), PatchEmbed): encoder.patch_embed.requires_grad_(False)
+        if vit: encoder.patch_embed.requires_grad_(not (freeze_patches and isinstance(encoder.patch_embed, PatchEmbed)))
 
     def contrast(
         self,

@@ -47,7 +47,7 @@ class SDSSL(MomentumSiamese):
         ratio: float | None = None,     # final strength of the earlier blocks' loss (rho); None: 1 for "mocov3", 0.8 for the others; 0: the method underneath
         ramp: float = 1.,               # share of the run over which it fades in
         momentum: float = .996,         # of the slow copy, rising to 1
-        freeze_patches: bool = True,    # leave the patch projection as it was drawn
+        freeze_patches: bool = True,    # leave the patch projection as it was drawn, during pre-training; False: it learns
         views: nn.Module | None = None, # makes the two views; None: MoCo v3's, with ImageNet's mean and std
     ):
         if not hasattr(encoder, 'blocks') or len(encoder.blocks) < 2: raise ValueError(f"SDSSL needs a transformer of two blocks or more, whose early ones learn from the last; {type(encoder).__name__} has {len(getattr(encoder, 'blocks', ()))}.")
@@ -61,7 +61,7 @@ class SDSSL(MomentumSiamese):
         early = len(encoder.blocks) - 1 if self.ratio else 0
         self.early_projectors = nn.ModuleList(head(encoder.width, hidden // 2, 3) for _ in range(early))
         self.predictors = nn.ModuleList(head(dim, hidden, 2) for _ in range(early + 1) if base != 'simclr')
-        if freeze_patches: encoder.patch_embed.requires_grad_(False)
+        encoder.patch_embed.requires_grad_(not freeze_patches)
         self.register_buffer('strength', torch.zeros(()))
 
     def layers(self, x: Tensor) -> list[Tensor]:
