@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'parts', 'raw_pixels', 'score_run', 'for_fashion', 'taught', 'measure_laptop', 'measure_slow', 'show_laptop']
 
-# %% ../../nbs/training/06_scores.ipynb #6aa73c72
+# %% ../../nbs/training/06_scores.ipynb #743b0cac
 from functools import cache
 from typing import Any, Sequence
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from ..show import show
 from . import pretrain
 from .recipes import Recipe, build, change, recipe
 
-# %% ../../nbs/training/06_scores.ipynb #54ae12c7
+# %% ../../nbs/training/06_scores.ipynb #9536f80d
 SCORES = {'kNN': knn, 'linear probe': linear_probe}
 
 @cache
@@ -42,7 +42,7 @@ def score_run(
     figures = {f'{who}, {kind}, {score}': float(f(e, *parts(plan.data, options), features=kind)) for who, e in encoders.items() for kind in ('pooled', 'regions') for score, f in SCORES.items()}
     return figures | raw_pixels(plan.data, options) | dict(seconds=log.seconds, steps=log.rows[-1]['step'], loss=log.rows[-1]['loss'])
 
-# %% ../../nbs/training/06_scores.ipynb #533f5f30
+# %% ../../nbs/training/06_scores.ipynb #1fffc573
 def for_fashion(
     plan: Recipe, # a Siamese method's laptop recipe for scenes
 ) -> Recipe:
@@ -51,7 +51,7 @@ def for_fashion(
     vit = {} if plan.patch_size is None else dict(patch_size=4, steps=plan.steps // 2)
     return change(plan, data='fashion-mnist', img_size=28, views_options=dict(jitter=(bright, contrast, 0., 0.), grey=0.), **vit)
 
-# %% ../../nbs/training/06_scores.ipynb #e7ca6ed9
+# %% ../../nbs/training/06_scores.ipynb #8d96a978
 def taught(
     method: str, # a name of `METHODS`
 ) -> nn.Module:  # in eval mode, on the CPU
@@ -66,7 +66,7 @@ def taught(
         write_whole(path, save({k: v.half().contiguous() if v.is_floating_point() else v for k, v in made.state_dict().items()}))
     return made.eval()
 
-# %% ../../nbs/training/06_scores.ipynb #3299a875
+# %% ../../nbs/training/06_scores.ipynb #c4188315
 def measure_laptop(
     method: str,                      # a name of `METHODS`
     seeds: Sequence[int] = (0, 1, 2), # runs on each data set
@@ -86,6 +86,7 @@ def measure_slow(
 def show_laptop(
     method: str,             # a name of `METHODS`
     name: str | None = None, # how the pictures call it; None: the name itself
+    stronger: str | None = None, # another method's name, whose random encoder is a harder rival: the same network, drawn in another way
 ) -> None:
     "Pictures and sentences of the stored scores: against the random encoder and raw pixels, on both data sets; then the slow run, where there is one."
     name = name or method
@@ -107,6 +108,9 @@ def show_laptop(
                 for rival in (f'random encoder, {kind}', 'raw pixels'):
                     a, b = pick(f'encoder, {kind}', score), pick(rival, score)
                     if len(a) > 1: print(verdict(f"{data}, {score}, {kind}: {name} beats {rival}", compare(a, b)))
+                if stronger:
+                    b = over_seeds(load_result(f'{stronger}_laptop')['figures'][data], f'random encoder, {kind}, {score}')
+                    print(verdict(f"{data}, {score}, {kind}: {name} beats a random encoder drawn as {stronger}'s ({np.mean(b):.1f} %)", compare(pick(f'encoder, {kind}', score), b)))
     for data, arm in slow.items():
         run = arm['0']
         for kind in ('pooled', 'regions'):
