@@ -6,22 +6,16 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
+from small_pairs import SMALL, two
 from vit_ssl_lab.components.losses import regression_loss
 from vit_ssl_lab.encoders import encoder
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.byol import BYOL
 from vit_ssl_lab.training.optim import make_optimizer, param_groups
 
-SMALL = dict(img_size=24, patch_size=8, embed_dim=48, depth=2)
-
 def small(seed: int = 0, enc: dict = {}, **kw) -> BYOL:
     torch.manual_seed(seed)
     return BYOL(vit_nano(**SMALL, **enc), **{'hidden': 64, 'dim': 16, **kw})
-
-def two(batch: int = 8, seed: int = 1) -> list:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, 24, 24, generator=g)
-    return [x + .3 * torch.randn(x.shape, generator=g) for _ in range(2)]
 
 def mlp(a, h, b): return nn.Sequential(nn.Linear(a, h), nn.BatchNorm1d(h), nn.ReLU(), nn.Linear(h, b, bias=False)) # networks.py: MLP
 

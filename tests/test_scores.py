@@ -4,7 +4,7 @@ import torch
 from vit_ssl_lab.results import load_result, results_dir
 from vit_ssl_lab.training import build, recipe
 from vit_ssl_lab.training.recipes import METHODS, Recipe
-from vit_ssl_lab.training import scores
+from vit_ssl_lab.evaluation import scores
 from vit_ssl_lab.data import load
 
 SIAMESE = [m for m in METHODS if m != 'mae']

@@ -6,22 +6,16 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from torch import nn
+from small_pairs import SMALL, two
 from vit_ssl_lab.components.losses import nt_xent
 from vit_ssl_lab.encoders import encoder
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.simclr import SimCLR
 from vit_ssl_lab.training.optim import make_optimizer, param_groups
 
-SMALL = dict(img_size=24, patch_size=8, embed_dim=48, depth=2)
-
 def small(seed: int = 0, **kw) -> SimCLR:
     torch.manual_seed(seed)
     return SimCLR(vit_nano(**SMALL), **{'dim': 16, **kw})
-
-def two(batch: int = 8, seed: int = 1) -> list:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, 24, 24, generator=g)
-    return [x + .3 * torch.randn(x.shape, generator=g) for _ in range(2)]
 
 class Peer(nn.Module):
     "SimCLR without our components: the head of the official code in plain torch, lightly's loss."

@@ -9,22 +9,17 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from lightly.utils.debug import std_of_l2_normalized
 from torch import nn
+from small_pairs import SMALL, two
 from vit_ssl_lab.components.losses import spread
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.simsiam import HEAD_NORMS, SimSiam, cross_entropy_similarity
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'simsiam_official.json').read_text())
-SMALL = dict(img_size=24, patch_size=8, embed_dim=48, depth=2)
 
 def small(seed: int = 0, **kw) -> SimSiam:
     torch.manual_seed(seed)
     return SimSiam(vit_nano(**SMALL), **{'dim': 64, 'pred_dim': 16, **kw})
-
-def two(batch: int = 8, seed: int = 1) -> list:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, 24, 24, generator=g)
-    return [x + .3 * torch.randn(x.shape, generator=g) for _ in range(2)]
 
 class Peer(nn.Module):
     "SimSiam of lightly's parts, as its own example puts them together."

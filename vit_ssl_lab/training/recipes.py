@@ -71,8 +71,8 @@ class Recipe:
         for name in ('steps', 'epochs', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep', 'probe_every'):
             value = getattr(self, name)
             if value is not None and not value > 0: raise ValueError(f"{name}={value} of the recipe must be above 0.")
-        for name in ('img_size', 'patch_size', 'betas', 'constant_lr', 'milestones'):
-            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has no tuples
+        tuples = lambda v: tuple(map(tuples, v)) if isinstance(v, list) else {k: tuples(x) for k, x in v.items()} if isinstance(v, dict) else v
+        for f in fields(self): object.__setattr__(self, f.name, tuples(getattr(self, f.name)))  # JSON has no tuples
         for name, example in (('constant_lr', "('predictor',)"), ('milestones', '(120, 160)')):
             if not isinstance(getattr(self, name), tuple): raise ValueError(f"{name} is a tuple, such as {example}: got {getattr(self, name)!r}.")
         if self.milestones and self.schedule != 'step': raise ValueError(f"milestones={self.milestones} mean nothing to a {self.schedule} schedule: give schedule='step', or no milestones.")
