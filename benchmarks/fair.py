@@ -20,7 +20,7 @@ NAME = 'fair_benchmark'
 ROWS = ('mae', 'simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl') # a new method joins here
 BASELINES = ('raw pixels', 'random encoder')
 SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100 # the same for every row
-BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_scale=None, warmup=.1)
+BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_factors={}, lr_scale=None, warmup=.1)
 RATE = 2e-3 # the middle learning rate of every row
 OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
 VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row; MAE has one view of its own

@@ -86,7 +86,6 @@ def measure_slow(
 def show_laptop(
     method: str,             # a name of `METHODS`
     name: str | None = None, # how the pictures call it; None: the name itself
-    stronger: str | None = None, # another method's name, whose random encoder is a harder rival: the same network, drawn in another way
 ) -> None:
     "Pictures and sentences of the stored scores: against the random encoder and raw pixels, on both data sets; then the slow run, where there is one."
     name = name or method
@@ -108,9 +107,6 @@ def show_laptop(
                 for rival in (f'random encoder, {kind}', 'raw pixels'):
                     a, b = pick(f'encoder, {kind}', score), pick(rival, score)
                     if len(a) > 1: print(verdict(f"{data}, {score}, {kind}: {name} beats {rival}", compare(a, b)))
-                if stronger:
-                    b = over_seeds(load_result(f'{stronger}_laptop')['figures'][data], f'random encoder, {kind}, {score}')
-                    print(verdict(f"{data}, {score}, {kind}: {name} beats a random encoder drawn as {stronger}'s ({np.mean(b):.1f} %)", compare(pick(f'encoder, {kind}', score), b)))
     for data, arm in slow.items():
         run = arm['0']
         for kind in ('pooled', 'regions'):

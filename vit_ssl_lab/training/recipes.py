@@ -175,8 +175,8 @@ RECIPES |= { # simclr
 
 # %% ../../nbs/training/01_recipes.ipynb #565b2818
 RECIPES |= { # byol
-    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop_resnet, **dict(encoder_options=dict(stem='imagenet'), views_options=dict(_small_views, solarize=0.))}, optimizer='sgd', base_lr=.2, weight_decay=1e-4,
-        method_options=dict(hidden=256, dim=64, momentum=.9))),
+    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop_resnet, **dict(views_options=dict(_small_views, solarize=0.))}, base_lr=1e-3, lr_factors={'predictor': 10.},
+        method_options=dict(hidden=256, dim=64, momentum=.9))), # in so few steps the predictor has to be ahead of the projector
     ('byol', 'slow'): replace(_byol_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=.99)),
     ('byol', 'paper'): Recipe('byol', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), batch_size=4096, epochs=1000, optimizer='lars', base_lr=.2, lr_scale='batch/256', weight_decay=1.5e-6, warmup=10, sync_bn=True,
@@ -187,7 +187,7 @@ RECIPES |= { # byol
 
 # %% ../../nbs/training/01_recipes.ipynb #6e359277
 RECIPES |= { # moco
-    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **_laptop_resnet, views='mocov2', optimizer='sgd', base_lr=.1, weight_decay=1e-4, method_options=dict(dim=64, queue=1024, momentum=.97))),
+    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **{**_laptop_resnet, **dict(steps=500, checkpoint_every=250)}, views='mocov2', base_lr=3e-3, method_options=dict(dim=64, queue=256, momentum=.97, symmetric=True))),
     ('moco', 'slow'): replace(_moco_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('moco', 'gpu'): Recipe('moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=.99)),
     ('moco', 'paper'): Recipe('moco', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), views='mocov2', batch_size=256, epochs=200, optimizer='sgd', base_lr=.03, lr_scale='batch/256', weight_decay=1e-4, decay_all=True,
@@ -197,7 +197,7 @@ RECIPES |= { # moco
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #686bae08
-_simsiam_laptop = Recipe('simsiam', 'laptop', **{**_laptop_resnet, **dict(encoder_options=dict(stem='imagenet'), views_options=dict(scale=(.5, 1.)))}, method_options=dict(dim=256, pred_dim=64), optimizer='sgd', base_lr=.4, weight_decay=1e-4, decay_all=True, constant_lr=('predictor',), warmup=0)
+_simsiam_laptop = Recipe('simsiam', 'laptop', **_laptop_resnet, method_options=dict(dim=256, pred_dim=64), base_lr=1e-3, lr_factors={'predictor': 10.}, constant_lr=('predictor',), warmup=0)
 
 RECIPES |= { # simsiam
     ('simsiam', 'laptop'): _simsiam_laptop,
