@@ -1,7 +1,8 @@
 """One MAE training step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 4, float32, beside transformers' ViTMAE and lightly's parts.
 
 All arms do the same work: encoder of 12 blocks and width 384 on 49 visible patches, decoder of 8 blocks and width 512 on 196, loss on normalised pixels.
-Arms take turns in one process, in an order drawn for each round; figures are medians over the turns, ratios are taken turn by turn, by the clock and by the processor's time of this process.
+Arms take turns in one process, in an order drawn for each round; figures are medians over the turns, ratios are taken turn by turn, by the clock (with
+their quartiles) and by the processor's time of this process.
 
 Memory is measured in a process of its own for each arm, beside the built model's weights, over three steps, in four ways:
  - activations: what the forward pass leaves for the backward pass;
@@ -13,7 +14,7 @@ Memory is measured in a process of its own for each arm, beside the built model'
 Run: python -m benchmarks.mae_step
 """
 import json, os, random, resource, subprocess, sys, time, warnings
-from statistics import median
+from statistics import median, quantiles
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -108,7 +109,8 @@ def main(rounds: int = 21) -> dict:
         times = turns(threads, rounds)
         for name in ARMS:
             ratios = [median(t[i] / o[i] for t, o in zip(times[name], times['ours'])) for i in (0, 1)]
-            rows.append(dict(arm=name, threads=threads, step_ms=round(1000 * median(t for t, _ in times[name]), 1), time_to_ours=round(ratios[0], 3), cpu_to_ours=round(ratios[1], 3),
+            low, _, high = quantiles([t[0] / o[0] for t, o in zip(times[name], times['ours'])], n=4)
+            rows.append(dict(arm=name, threads=threads, step_ms=round(1000 * median(t for t, _ in times[name]), 1), time_to_ours=round(ratios[0], 3), quartiles=f'{low:.3f} to {high:.3f}', cpu_to_ours=round(ratios[1], 3),
                              **{f'{k}_mib': round(v, 1) for k, v in kept[name].items()}, **{f'{k}_to_ours': round(v / kept['ours'][k], 3) for k, v in kept[name].items()}))
     save_result('bench_mae_step', rows, batch=BATCH, size=SIZE, rounds=rounds, model='ViT-S/16, decoder 8 x 512')
     return dict(rows=rows)
