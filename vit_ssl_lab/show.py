@@ -131,7 +131,7 @@ def show_bars(
     fig, ax = plt.subplots(figsize=(5, .4 * len(values) + .8), layout='constrained')
     for i, v in enumerate(values.values()):
         v = np.atleast_1d(np.asarray(v, dtype=float))
-        ax.barh(i, v.mean(), height=.65, alpha=.75); ax.text(v.mean(), i, f' {v.mean():.1f}', va='center', fontsize=8)
+        ax.barh(i, v.mean(), height=.65, alpha=.75); ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8) # beside the last dot
         if len(v) > 1: ax.plot(v, [i] * len(v), 'k.', markersize=4)
-    ax.set(yticks=range(len(values)), yticklabels=list(values), xlabel=xlabel, title=title); ax.invert_yaxis(); ax.grid(axis='y', visible=False)
+    ax.set(yticks=range(len(values)), yticklabels=list(values), xlabel=xlabel, title=title); ax.invert_yaxis(); ax.grid(axis='y', visible=False); ax.margins(x=.1)
     show(fig, alt)
