@@ -72,9 +72,13 @@ def make_row(row: str) -> dict:
     best = max(trials, key=lambda t: t['knn'])
     return dict(trials=trials, base_lr=best['base_lr'], seeds={str(s): run(row, best['factor'], s) for s in SEEDS})
 
+def setting() -> dict:
+    "What is the same for every row, as it is stored beside the runs."
+    return json.loads(json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS)))
+
 def main(rows=()) -> dict:
     "Make these rows anew, or all that are missing; each is stored as soon as it is there."
-    budget = json.loads(json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS)))
+    budget = setting()
     stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
     figures = stored['figures'] if stored['setting'] == budget else {}
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:

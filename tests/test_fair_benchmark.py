@@ -8,7 +8,8 @@ from vit_ssl_lab.results import load_result
 from vit_ssl_lab.training.recipes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = load_result('fair_benchmark')['figures']
+STORED = load_result('fair_benchmark')
+RUNS = STORED['figures']
 KEYS = ('knn', 'probe_pooled', 'probe_regions', 'seconds', 'memory_mib') # of the columns, from left to right
 
 def stored_table() -> dict[str, list[str]]:
@@ -19,6 +20,7 @@ def stored_table() -> dict[str, list[str]]:
     return {name: re.findall(r'<td>(.*?)</td>', rest, re.S) for name, rest in rows}
 
 def test_every_method_has_a_row_and_every_row_its_runs():
+    assert STORED['setting'] == fair.setting()
     assert set(fair.ROWS) == set(METHODS) and set(RUNS) == {*fair.ROWS, *fair.BASELINES}
     for row in fair.ROWS:
         assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS)) and set(RUNS[row]['seeds']) == {str(s) for s in fair.SEEDS}

@@ -19,6 +19,14 @@ def test_the_laptop_recipe_beats_a_random_encoder(method):
     for score in scores.SCORES:
         assert sum(r[f'encoder, pooled, {score}'] - r[f'random encoder, pooled, {score}'] for r in runs) > 0
 
+@pytest.mark.parametrize('method', ['byol', 'moco', 'simsiam', 'mocov3', 'sdssl'])
+def test_the_slow_recipe_beats_raw_pixels(method):
+    "Where the laptop recipe does not: stored, made with the slow recipe of today."
+    record = load_result(f'{method}_slow')
+    run = record['figures']['scenes']['0']
+    assert Recipe.from_json(record['setting']['recipe']) == recipe(method, 'slow') and run['steps'] == recipe(method, 'slow').steps
+    for score in scores.SCORES: assert run[f'encoder, pooled, {score}'] > run[f'raw pixels, {score}']
+
 @pytest.mark.parametrize('method', SIAMESE)
 def test_fashion_recipe_builds_and_steps(method):
     plan = scores.for_fashion(recipe(method, 'laptop'))
