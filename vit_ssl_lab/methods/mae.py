@@ -6,21 +6,15 @@
 __all__ = ['MAE']
 
 # %% ../../nbs/methods/01_mae.ipynb #fe7a3a8d
-import math
-import torch
-from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
-from ..components.decoders import MAEDecoder
-from ..components.masking import KINDS, kept, mask_of, take
-from ..components.patches import patchify, unpatchify
-from ..components.reconstruction import Reconstruction, panes
-from ..components.targets import flat_fraction, masked_mse, normalise_patches, unnormalise_honest, unnormalise_leaky
-from ..core import Mask, choose
+from ..components.masked import MaskedAutoencoder
+from ..components.targets import flat_fraction, masked_mse
+from ..core import Mask
 from ..data.views import MAEViews
 
 # %% ../../nbs/methods/01_mae.ipynb #a17676cc
-class MAE(nn.Module):
+class MAE(MaskedAutoencoder):
     "Masked autoencoder: encode the visible patches, decode all, regress the hidden ones. (He et al. 2021, section 3; `models_mae.py`)"
     def __init__(
         self,
@@ -34,29 +28,8 @@ class MAE(nn.Module):
         decoder_positions: str | None = 'sincos', # None: leave them out, to see what breaks
         views: nn.Module | None = None, # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
     ):
-        super().__init__()
-        missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"MAE needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
-        self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
-        self.mask_ratio, self.norm_pix, self.masking = mask_ratio, norm_pix, choose(masking, KINDS, "kind of masking")
-        kept(math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is
-        out = math.prod(self.patch_size) * encoder.in_chans
-        self.decoder = MAEDecoder(encoder.width, self.grid, out, decoder_width, decoder_depth, decoder_heads, positions=decoder_positions)
-        self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD) if views is None else views
-
-    def predict(
-        self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # which patches the encoder sees
-        want: Tensor | None = None, # (B, M) indices of the patches to predict; None: every patch
-    ) -> Tensor:        # (B, N or M, ph*pw*C) in the target's unit
-        "Encode the visible patches, decode all. The class token goes through the decoder too. (section 3, MAE encoder and decoder)"
-        f = self.encoder(images, mask.keep)               # patches (B, K, D)
-        return self.decoder(f.patches, mask.keep, f.pooled, want)
-
-    def target(self, patches: Tensor) -> Tensor:
-        "What is regressed: pixels (B, M, ph*pw*C), normalised patch by patch with `norm_pix`. (section 3, reconstruction target)"
-        return normalise_patches(patches)[0] if self.norm_pix else patches
+        super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking, decoder_positions)
+        if views is None: self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
 
     def forward(
         self,
@@ -65,34 +38,9 @@ class MAE(nn.Module):
         mask: Mask | None = None,    # any mask of the contract instead of a drawn one
     ) -> dict:                       # loss, and scalars worth plotting
         "One step's loss: the mean squared error on hidden patches."
-        if mask is None: mask = mask_of(self.masking, len(views), self.grid, self.mask_ratio, noise=noise, device=views.device)
-        hidden = mask.hidden                              # (B, M) indices
-        pred = self.predict(views, mask, hidden)          # (B, M, ph*pw*C)
-        patches = take(patchify(views, self.patch_size), hidden)
-        loss = masked_mse(pred, self.target(patches), mask.mask.gather(1, hidden))
-        worth = dict(pred_std=pred.detach().std(), flat=flat_fraction(patches)) if hidden.numel() else {} # of nothing hidden there is no spread
+        mask = self.draw_mask(views, noise, mask)         # 1 = hidden
+        pred = self.predict(views, mask, mask.hidden)     # (B, M, ph*pw*C): encode the visible patches, decode the hidden ones
+        patches = self.hidden_patches(views, mask)        # (B, M, ph*pw*C)
+        loss = masked_mse(pred, self.target(patches), mask.mask.gather(1, mask.hidden))
+        worth = dict(pred_std=pred.detach().std(), flat=flat_fraction(patches)) if patches.numel() else {} # of nothing hidden there is no spread
         return dict(loss=loss, **worth)
-
-    def after_step(self, progress: float) -> None: "MAE has no momentum and no queue."
-
-# %% ../../nbs/methods/01_mae.ipynb #5cc31af2
-@patch
-@torch.no_grad()
-def reconstruct(
-    self: MAE,
-    images: Tensor,                           # (B, C, h, w) uint8, or float in 0..1
-    mask: Mask | None = None,                 # None: drawn with the model's kind and ratio
-    generator: torch.Generator | None = None, # where that draw comes from
-    pixels: str = 'honest',                   # with norm_pix: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
-) -> Reconstruction:                          # pictures in 0..1, error, mask
-    "What the model sees, says, and where it is wrong, in pixel space."
-    choose(pixels, ['honest', 'leaky'], "way to un-normalise")
-    training, x = self.training, self.views.prepare(images)
-    if mask is None: mask = mask_of(self.masking, len(x), self.grid, self.mask_ratio, generator=generator)
-    mask = mask.to(x.device)
-    self.eval(); pred = self.predict(x, mask).float(); self.train(training)
-    if self.norm_pix:
-        patches = patchify(x, self.patch_size)
-        pred = unnormalise_honest(pred, patches, mask.mask, self.grid) if pixels == 'honest' else unnormalise_leaky(pred, patches)
-    prediction = unpatchify(pred, self.patch_size, self.grid, x.shape[1])
-    return panes(self.views.restore(x), self.views.restore(prediction), mask, self.patch_size, self.grid)
