@@ -4,10 +4,15 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'BatchNormGamma', 'norm_of', 'LinearHead', 'mlp_head', 'simclr_head', 'byol_head', 'moco_head',
-           'simsiam_projector', 'simsiam_predictor', 'mocov3_projector', 'mocov3_predictor']
+           'simsiam_projector', 'simsiam_predictor', 'mocov3_projector', 'mocov3_predictor', 'extrema_head',
+           'ClassAttention', 'ClassAttentionBlock', 'ClassAttentionPool', 'PositionHead']
 
 # %% ../../nbs/components/06_heads.ipynb #685d5a38
-from typing import Sequence
+from functools import partial
+from typing import Callable, Sequence
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 from ..core import choose
 
@@ -53,15 +58,16 @@ def mlp_head(
     norm: str | None = 'batch',      # after each hidden layer; see NORMS
     last_norm: str | None = None,    # after the last layer
     bias: bool | Sequence[bool] | None = None, # of the linear layers, one for all or one each; None: where no normalisation follows (it would subtract the bias again)
+    act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True), # makes what stands between the layers
 ) -> nn.Sequential:                  # (B, sizes[0]) -> (B, sizes[-1])
-    "Linear, normalise, ReLU, and again; the last layer without ReLU: the projection and prediction heads of SimCLR, BYOL, SimSiam and MoCo v3."
+    "Linear, normalise, ReLU (`act`), and again; the last layer without: the projection and prediction heads of SimCLR, BYOL, SimSiam and MoCo v3."
     if len(sizes) < 2: raise ValueError(f"A head needs an input and an output width, not {tuple(sizes)}: give at least two sizes.")
     layers, last = [], len(sizes) - 2
     biases = [bias] * (last + 1) if bias is None or isinstance(bias, bool) else list(bias)
     if len(biases) != last + 1: raise ValueError(f"A head of sizes {tuple(sizes)} has {last + 1} linear layers, and {len(biases)} values of bias were given: give one for each, or one for all.")
     for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
         after = last_norm if i == last else norm
-        layers += [nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]), *norm_of(after, b)] + ([nn.ReLU(inplace=True)] if i < last else [])
+        layers += [nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]), *norm_of(after, b)] + ([act()] if i < last else [])
     return nn.Sequential(*layers)
 
 # %% ../../nbs/components/06_heads.ipynb #3d66a09d
@@ -122,3 +128,128 @@ def mocov3_predictor(
 ) -> nn.Sequential:         # (B, dim) -> (B, dim)
     "MoCo v3's predictor. (moco-v3, builder.py: MoCo_ViT, MoCo_ResNet)"
     return mlp_head((dim, hidden, dim), last_norm='batch-without-affine' if last_norm else None, bias=False)
+
+# %% ../../nbs/components/06_heads.ipynb #e895cf22
+def extrema_head(
+    width: int,           # of the input
+    hidden: int = 4096,   # of the hidden layers
+    dim: int = 256,       # of the output
+    layers: int = 3,      # 3 in the projector, 2 in the predictor
+    norm: str = 'layer',  # "layer" as published, or "batch"
+) -> nn.Sequential:       # (B, width) -> (B, dim)
+    "ExtreMA's projector and predictor: GELU, a bias everywhere, nothing that looks at the batch; Xavier-uniform at the start. (ExtreMA, builder.py: _build_proj, _build_pred)"
+    head = mlp_head((width, *[hidden] * (layers - 1), dim), choose(norm, ('layer', 'batch'), "normalisation of ExtreMA's heads"), bias=True, act=nn.GELU)
+    for m in head:
+        if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
+    return head
+
+# %% ../../nbs/components/06_heads.ipynb #c66084a5
+class ClassAttention(nn.Module):
+    "One token, the first, asks all, itself included; nobody else asks. (CaiT, section 2, equations 2 to 6)"
+    def __init__(
+        self,
+        width: int, # D
+        heads: int, # H; must divide D
+    ):
+        super().__init__()
+        if width % heads: raise ValueError(f"{heads} heads do not divide a width of {width}: each head takes width / heads numbers of a token.")
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def split(self, x: Tensor) -> Tensor: return x.unflatten(-1, (self.heads, -1)).transpose(1, 2) # (B, n, D) -> (B, H, n, D/H)
+
+    def forward(
+        self,
+        u: Tensor, # (B, 1 + N, D), the asking token first
+    ) -> Tensor:   # (B, 1, D)
+        "What the first token reads."
+        q, k, v = self.split(self.q(u[:, :1])), self.split(self.k(u)), self.split(self.v(u))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def weights(
+        self,
+        u: Tensor, # (B, 1 + N, D)
+    ) -> Tensor:   # (B, H, 1 + N), each row adds up to 1
+        "From where it reads."
+        q, k = self.split(self.q(u[:, :1])), self.split(self.k(u))
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -.5).softmax(-1)[:, :, 0]
+
+# %% ../../nbs/components/06_heads.ipynb #694c3b4e
+class ClassAttentionBlock(nn.Module):
+    "Class attention and a perceptron for the one token, each with a learned scale that starts small. (CaiT, section 2; timm's `LayerScaleBlockClassAttn` has the same keys)"
+    def __init__(
+        self,
+        width: int,          # D
+        heads: int,          # H
+        mlp_ratio: float = 4., # hidden width of the perceptron, in widths
+        scale: float = .1,   # of both branches at the start (LayerScale); ExtreMA: 0.1 for ViT-B, 1e-5 for ViT-L
+    ):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), ClassAttention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width, eps=1e-6), Mlp(width, int(width * mlp_ratio))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), scale)) for _ in range(2))
+
+    def forward(
+        self,
+        x: Tensor,   # (B, N, D) patches, which stay as they are
+        cls: Tensor, # (B, 1, D)
+    ) -> Tensor:     # (B, 1, D)
+        "The token, having read."
+        cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat([cls, x], 1)))
+        return cls + self.gamma_2 * self.mlp(self.norm2(cls))
+
+class ClassAttentionPool(nn.Module):
+    "A learned token that reads the patches in a few blocks. (CaiT, section 2; ExtreMA, vits.py: blocks_token)"
+    def __init__(
+        self,
+        width: int,          # D
+        heads: int,          # H
+        depth: int = 2,      # blocks
+        mlp_ratio: float = 4., # hidden width of the perceptrons, in widths
+        scale: float = .1,   # LayerScale at the start
+    ):
+        super().__init__()
+        if depth < 1: raise ValueError(f"A class token reads the patches in one block or more, not in {depth}.")
+        self.cls_token = nn.Parameter(.02 * torch.randn(width)) # (D,): a vector does not decay, as in the official code
+        self.blocks = nn.ModuleList(ClassAttentionBlock(width, heads, mlp_ratio, scale) for _ in range(depth))
+        for m in self.modules():
+            if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
+
+    def forward(
+        self,
+        x: Tensor, # (B, N, D) patches, any N
+    ) -> Tensor:   # (B, D)
+        "One vector a picture."
+        cls = self.cls_token.expand(len(x), 1, -1)
+        for block in self.blocks: cls = block(x, cls)
+        return cls[:, 0]
+
+# %% ../../nbs/components/06_heads.ipynb #658e9c46
+import math
+import torch
+import torch.nn.functional as F
+from .positions import grid_steps
+
+class PositionHead(LinearHead):
+    "For every token one logit a place; its target is the token's own place in raster order. (MP3, figure 1)"
+    def __init__(self,
+                 width: int,              # D of the tokens
+                 grid: tuple[int, ...],   # (n,), (rows, columns), ...; N = its product
+                 std: float = .01):       # of the weight: small, so that at first every place is equally likely
+        super().__init__(width, math.prod(grid), norm='layer', std=std)
+        self.register_buffer('steps', grid_steps(grid), persistent=False)
+
+    def loss(self,
+             logits: Tensor, # (B, N, N): token, place
+             ) -> Tensor:    # scalar; log N at chance
+        "Cross-entropy over all tokens."
+        return F.cross_entropy(logits.flatten(0, 1).float(), torch.arange(len(self.steps), device=logits.device).repeat(len(logits)))
+
+    @torch.no_grad()
+    def judge(self,
+              logits: Tensor, # (B, N, N), or probabilities
+              ) -> tuple[Tensor, Tensor]: # (B, N) bool: right; (B, N) float: steps between the most likely place and the true one
+        "Which tokens are put where they belong, and how far off the others are."
+        guess = logits.argmax(-1)
+        away = self.steps[torch.arange(len(self.steps), device=logits.device), guess]
+        return away == 0, away

@@ -9,13 +9,13 @@ __all__ = ['LiveBytes', 'forget', 'remake', 'LeanBlock']
 import weakref
 from contextlib import contextmanager, nullcontext
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from .attention import attend
 from .masking import take
 
 # %% ../../nbs/components/15_lean.ipynb #06ddd4a3
@@ -100,13 +100,7 @@ def at(
     want: Tensor, # (B, K) int64: which tokens
 ) -> Tensor:      # (B, K, D)
     "What the block gives at some tokens, without the work for the others."
-    a, D = self.attn, self.attn.attn_dim
-    bias = (None, None) if a.qkv.bias is None else (a.qkv.bias[:D], a.qkv.bias[D:])
     with self.sparing(x):
         h = self.norm1(x)
-        q = F.linear(take(h, want), a.qkv.weight[:D], bias[0]).unflatten(-1, (a.num_heads, -1)).transpose(1, 2)   # (B, H, K, d)
-        k, v = F.linear(h, a.qkv.weight[D:], bias[1]).unflatten(-1, (2, a.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
-        y = F.scaled_dot_product_attention(a.q_norm(q), a.k_norm(k), v, dropout_p=a.attn_drop.p if self.training else 0.)
-        y = a.proj_drop(a.proj(a.norm(y.transpose(1, 2).flatten(2))))                                             # (B, K, D)
-        x = take(x, want) + self.drop_path1(self.ls1(y))
+        x = take(x, want) + self.drop_path1(self.ls1(attend(self.attn, take(h, want), h)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['sincos_1d', 'sincos_nd', 'sincos_2d', 'LearnedPositions', 'position_similarity', 'show_position_similarity',
-           'resample_positions']
+           'resample_positions', 'grid_steps', 'with_positions', 'without_positions']
 
 # %% ../../nbs/components/03_positions.ipynb #6a4b1444
-import math
+import copy, math
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -116,3 +116,36 @@ def resample_positions(
     image = table[:, prefix:].float().reshape(1, *old, -1).permute(0, 3, 1, 2) # (1, D, rows, columns)
     image = F.interpolate(image, size=new, mode='bicubic', antialias=True) if mode == 'bicubic' else F.interpolate(image, size=new, mode='bilinear', align_corners=True)
     return torch.cat([table[:, :prefix], image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+# %% ../../nbs/components/03_positions.ipynb #43b90b4a
+def grid_steps(
+    grid: tuple[int, ...], # (n,), (rows, columns), (frames, rows, columns)
+) -> Tensor:               # (N, N) float32: steps along the axes from one place to another, raster order
+    "Manhattan distance between any two places of a grid."
+    places = torch.stack(torch.meshgrid(*[torch.arange(n) for n in grid], indexing='ij'), -1).flatten(0, -2)  # (N, axes)
+    return (places[:, None] - places).abs().sum(-1).float()
+
+# %% ../../nbs/components/03_positions.ipynb #ba0449fe
+def with_positions(
+    encoder: nn.Module,           # has `grid`, `width` and a `pos_embed` of None, as a ViT with positions="none"
+    std: float = 0.,              # of the normal distribution that draws the table; 0: all zero, which changes nothing yet
+    table: Tensor | None = None,  # (1, P+N, D) instead; P prefix rows, as the encoder adds them
+    learn: bool = True,           # False: the table stays as it is
+) -> nn.Module:                   # a copy of the encoder that adds the table to its tokens
+    "Give a network that learned without positions a table of them."
+    if getattr(encoder, 'pos_embed', None) is not None: raise ValueError("This encoder has a table of positions already: take it away with `without_positions` first, or go on with it.")
+    prefix = 0 if getattr(encoder, 'no_embed_class', False) else getattr(encoder, 'num_prefix_tokens', 0)
+    shape = (1, prefix + math.prod(encoder.grid), encoder.width)
+    if table is None: table = torch.randn(shape) * std
+    if tuple(table.shape) != shape: raise ValueError(f"Positions for this encoder are {shape}: {prefix} prefix rows and a grid of {tuple(encoder.grid)}, not {tuple(table.shape)}.")
+    new, home = copy.deepcopy(encoder), next(encoder.parameters())
+    new.pos_embed = nn.Parameter(table.detach().clone().to(home), requires_grad=learn)
+    return new
+
+def without_positions(
+    encoder: nn.Module, # adds `pos_embed` to its tokens where that is not None, as timm's
+) -> nn.Module:         # a copy that adds none
+    "Take the table of positions out of a network: what is left sees a set of patches."
+    new = copy.deepcopy(encoder)
+    new.pos_embed = None
+    return new

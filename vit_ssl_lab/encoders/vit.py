@@ -18,6 +18,9 @@ from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from ..components.attention import block_in_context
+from ..components.heads import ClassAttentionPool
 from ..components.lean import LeanBlock
 from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem
@@ -36,12 +39,19 @@ class ViT(VisionTransformer):
         stem: str | Callable = 'patchify', # "patchify", "conv", or a class with timm's `embed_layer` interface
         positions: str = 'learn',      # "learn", "sincos" (MAE's table, frozen) or "none"
         num_classes: int = 0,          # outputs of timm's head; 0: no head
-        **kw,                          # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, global_pool, ...
+        global_pool: str = 'token',    # timm's, or "class_attention": no class token in the blocks, one that reads the patches after them
+        class_depth: int = 2,          # with "class_attention": blocks in which it reads
+        class_scale: float = .1,       # with "class_attention": LayerScale of those blocks at the start
+        **kw,                          # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
     ):
+        late = global_pool == 'class_attention'
+        if late: kw |= dict(class_token=False, fc_norm=True) # patches reach the token unnormalised, and the last norm is the token's
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
         embed_layer = STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_layer=embed_layer,
-                         pos_embed='none' if positions == 'none' else 'learn', **{'block_fn': LeanBlock, **kw})
+                         pos_embed='none' if positions == 'none' else 'learn', global_pool='avg' if late else global_pool, **{'block_fn': LeanBlock, **kw})
+        if late:
+            self.global_pool, self.attn_pool = global_pool, ClassAttentionPool(self.width, kw.get('num_heads', 12), class_depth, kw.get('mlp_ratio', 4.), class_scale) # timm's place for a pool with weights
         if positions == 'sincos':
             prefix = 0 if self.no_embed_class else self.num_prefix_tokens
             self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
@@ -123,6 +133,20 @@ def set_grad_checkpointing(
     "timm's switch: keep each block's input only and run the block again in the backward pass."
     self.grad_checkpointing = enable
     for b in self.blocks: b.lean = not enable
+
+# %% ../../nbs/encoders/01_vit.ipynb #84225721
+@patch
+def in_context(
+    self: ViT,
+    images: Tensor,                # (B, C, H, W) float, normalised
+    context: Tensor | None = None, # (B, M) int64 indices of the patches that may be looked at; None: all
+) -> Tensor:                       # (B, N, D) every patch after the last norm, raster order
+    "Encode every patch; keys and values come from the patches in `context` only, in each layer from that layer's. (MP3, figure 1)"
+    self.check(images, context)
+    x, P = self.norm_pre(self._pos_embed(self.patch_embed(images))), self.num_prefix_tokens
+    if context is not None: context = torch.cat([torch.arange(P, device=x.device).expand(len(x), P), context + P], 1)
+    for b in self.blocks: x = checkpoint(block_in_context, b, x, context, use_reentrant=False) if self.grad_checkpointing else block_in_context(b, x, context)
+    return self.norm(x)[:, P:]
 
 # %% ../../nbs/encoders/01_vit.ipynb #aff81900
 def _vit(size: dict, **kw) -> ViT: return ViT(**{**size, **kw})
