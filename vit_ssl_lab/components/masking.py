@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'kept', 'random_masking', 'take', 'show_masks', 'mask_from', 'two_axes', 'random_boxes', 'block_masking',
-           'dither', 'grid_masking', 'mask_of']
+           'dither', 'grid_masking', 'group_members', 'group_masking', 'mask_of', 'disjoint_masking']
 
 # %% ../../nbs/components/04_masking.ipynb #a7a566cc
 import math
@@ -166,20 +166,72 @@ def grid_masking(
     keep = order[:, :k].sort(dim=1).values.to(device)
     return Mask(keep, torch.ones(batch, n, device=keep.device).scatter(1, keep, 0.))
 
+# %% ../../nbs/components/04_masking.ipynb #4d43d9ee
+def group_members(
+    grid: tuple[int, ...],         # patches along each axis
+    group: int | tuple[int, ...],  # patches of a group along each axis, or one number for all axes
+) -> Tensor:                       # (G, M) int64: the M patches of each of G groups, both in raster order
+    "Which patches belong to which group."
+    grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    size = (group,) * len(grid) if isinstance(group, int) else tuple(group)
+    if len(size) != len(grid) or min(size) < 1 or any(g % s for g, s in zip(grid, size)):
+        raise ValueError(f"Groups of {' x '.join(map(str, size))} patches don't tile a grid of {' x '.join(map(str, grid))}: each side must be a multiple of the group's; choose another group, patch size or picture size, or \"random\" masking of single patches.")
+    split = torch.arange(math.prod(grid)).reshape([n for g, s in zip(grid, size) for n in (g // s, s)]) # (groups, inside, groups, inside, ...)
+    axes = range(split.ndim)
+    return split.permute(*axes[::2], *axes[1::2]).reshape(-1, math.prod(size))
+
+def group_masking(
+    batch: int,                          # B
+    grid: tuple[int, ...],               # patches along each axis, of any number of axes
+    ratio: float,                        # share of hidden groups, 0 <= ratio < 1; CMAE has .65
+    *,
+    group: int | tuple[int, ...] = 2,    # patches of a group along each axis, or one number for all axes; 1: random masking
+    generator: Generator | None = None,  # where the noise comes from; None: torch's global generator
+    noise: Tensor | None = None,         # (B, G) sort keys of the groups; or (B, N) of the patches, of which a group's first patch speaks for it
+    device=None,                         # where the mask goes; None: where the noise is
+) -> Mask:                               # keep: group by group in the order of rising noise
+    "Hide a random subset of groups of neighbouring patches. CMAE, `cmae_vit.py: random_masking`, for any group and any number of axes."
+    members = group_members(grid, group)
+    if noise is not None and noise.shape == (batch, members.numel()): noise = noise[:, members[:, 0].to(noise.device)]
+    groups = random_masking(batch, len(members), ratio, generator=generator, noise=noise, device=device)
+    keep = members.to(groups.keep.device)[groups.keep].flatten(1)
+    return Mask(keep, torch.ones(batch, members.numel(), device=keep.device).scatter(1, keep, 0.))
+
 # %% ../../nbs/components/04_masking.ipynb #6a7f32b7
-KINDS = ('random', 'block', 'grid')
+KINDS = ('random', 'block', 'grid', 'group')
 
 def mask_of(
-    kind: str,                           # "random", "block" or "grid"
+    kind: str,                           # "random", "block", "grid" or "group"
     batch: int,                          # B
-    grid: tuple[int, ...],               # (rows, columns); any grid for "random"
-    ratio: float,                        # share of hidden patches, 0 <= ratio < 1
+    grid: tuple[int, ...],               # (rows, columns); any grid for "random" and "group"
+    ratio: float,                        # share of hidden patches (groups), 0 <= ratio < 1
     generator: Generator | None = None,  # None: torch's global generator
-    noise: Tensor | None = None,         # (B, N) sort keys, for "random" only
+    noise: Tensor | None = None,         # (B, N) sort keys, for "random" and "group" only
     device=None,                         # where the mask goes
+    group: int | tuple[int, ...] = 2,    # patches of a group along each axis, for "group"
 ) -> Mask:                               # of the kind asked for
     "A mask of the kind with this name."
     choose(kind, KINDS, "kind of mask")
     if kind == 'random': return random_masking(batch, grid, ratio, generator=generator, noise=noise, device=device)
+    if kind == 'group': return group_masking(batch, grid, ratio, group=group, generator=generator, noise=noise, device=device)
     if noise is not None: raise ValueError(f"Noise are the sort keys of random masking; {kind} masking takes a generator instead.")
     return {'block': block_masking, 'grid': grid_masking}[kind](batch, grid, ratio, generator=generator, device=device)
+
+# %% ../../nbs/components/04_masking.ipynb #0483c201
+def disjoint_masking(
+    batch: int,                          # B
+    grid: int | tuple[int, ...],         # N, or a grid of any number of axes whose product is N
+    ratio: float,                        # share of hidden patches in each mask, 0 <= ratio < 1
+    masks: int,                          # V, how many masks of each picture; V <= N // K, about 1 / (1 - ratio)
+    *,
+    generator: Generator | None = None,  # where the noise comes from; None: torch's global generator
+    noise: Tensor | None = None,         # (B, N) sort keys instead of drawing them, one draw for all masks
+    device=None,                         # where the masks go; None: where the noise is
+) -> list[Mask]:                         # V of them; no patch is visible in two
+    "Several masks of each picture that share no visible patch. (ExtreMA, builder.py: generate_mask)"
+    n = grid if isinstance(grid, int) else math.prod(grid)
+    k = kept(n, ratio)
+    if not 1 <= masks <= n // k: raise ValueError(f"{masks} masks that each show {k} of {n} patches can't be disjoint: at a ratio of {ratio} give 1 to {n // k} masks, or hide more.")
+    order = random_masking(batch, n, 0., generator=generator, noise=noise, device=device).keep # (B, N) all patches by rising noise
+    keeps = order[:, :masks * k].split(k, dim=1)
+    return [Mask(keep, torch.ones(batch, n, device=order.device).scatter(1, keep, 0.)) for keep in keeps]
