@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'PLACE', 'VIEWS', 'NOISE', 'FORWARD', 'seed_of', 'set_seed', 'Order', 'shard', 'parts_of', 'make_views',
-           'make_noise', 'InMemory', 'Streamed', 'History', 'FileTracker', 'read_log', 'Screen', 'device_settings',
-           'make_accelerator', 'Run', 'identity', 'pretrain', 'finish', 'load_run']
+           'asks_for', 'make_noise', 'InMemory', 'Streamed', 'History', 'FileTracker', 'read_log', 'Screen',
+           'device_settings', 'make_accelerator', 'Run', 'identity', 'pretrain', 'finish', 'load_run']
 
 # %% ../../nbs/training/04_pretrain.ipynb #43b41f74
 import base64, contextlib, csv, inspect, io, json, math, sys, time, warnings, zlib
@@ -101,29 +101,39 @@ def make_views(
     draws = views.draw(total, images.shape[-2:], device=images.device)
     return views(images, draws=[type(d)(*(t[lo:hi] for t in d)) for d in draws])
 
+def asks_for(
+    method: nn.Module, # its forward says what it takes beside the views
+    name: str,         # 'noise', 'labels'
+) -> bool:
+    "Whether a method's forward has an argument of that name. Labels go only to a method that learns from them (SupMAE)."
+    return name in inspect.signature(method.forward).parameters
+
 def make_noise(
-    method: nn.Module,       # has a grid, or its encoder has
+    method: nn.Module,       # has a grid, or its encoder has; a method that needs other numbers than one a patch says their `noise_shape`
     lo: int, hi: int, total: int, # which part, and B of the whole batch
     seed: int,               # of this step
     device: torch.device,    # where the method is
-) -> dict[str, Tensor]:      # {'noise': (b, N)} for a method that masks, {} for others
+) -> dict[str, Tensor]:      # {'noise': (b, N)}, or (b, *noise_shape), for a method that masks, {} for others
     "The sort keys of the mask for one part of a batch."
-    if 'noise' not in inspect.signature(method.forward).parameters: return {}
-    n = math.prod(getattr(method, 'grid', None) or method.encoder.grid)
+    if not asks_for(method, 'noise'): return {}
+    shape = getattr(method, 'noise_shape', None) or (math.prod(getattr(method, 'grid', None) or method.encoder.grid),)
     set_seed(seed, device)
-    return dict(noise=torch.rand(total, n, device=device)[lo:hi])
+    return dict(noise=torch.rand(total, *shape, device=device)[lo:hi])
 
 # %% ../../nbs/training/04_pretrain.ipynb #519844d7
 class InMemory:
     "Images that moved to the device once, as uint8."
     def __init__(self,
         images: Tensor,       # (n, C, H, W) uint8
+        labels: Tensor,       # (n,) int64
         device: torch.device, # where to train
-    ): self.images = images.to(device)
+    ): self.images, self.labels = images.to(device), labels.to(device)
 
     def __call__(self,
         index: Tensor, # (b,) into the set
-    ) -> Tensor: return self.images[index.to(self.images.device)]
+    ) -> tuple[Tensor, Tensor]: # pictures, and labels for a method that asks for them
+        index = index.to(self.images.device)
+        return self.images[index], self.labels[index]
 
 class Streamed:
     "Images that worker processes decode in the order in which the run will ask for them, from any step on."
@@ -143,7 +153,7 @@ class Streamed:
                 for lo, hi, _ in parts(len(index)): yield [(int(i), float(x), float(y)) for i, (x, y) in zip(index[lo:hi], at[lo:hi])]
         self.stream = data.stream(items(), device)
 
-    def __call__(self, index: Tensor) -> Tensor: return next(self.stream)[0]
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]: return next(self.stream)[:2]
 
 # %% ../../nbs/training/04_pretrain.ipynb #b6398db3
 class History:
@@ -330,7 +340,7 @@ class Run:
 
     def open_data(self) -> None:
         "Get the images ready, from the step on at which the run starts."
-        if hasattr(self.data, 'images'): self.source = InMemory(self.data.images, self.device); return
+        if hasattr(self.data, 'images'): self.source = InMemory(self.data.images, self.data.labels, self.device); return
         data = self.data if self.recipe.workers is None else replace(self.data, workers=self.recipe.workers)
         self.source = Streamed(data, Order(self.plan, self.recipe.seed), self.parts, range(self.start, self.plan.total), self.recipe.seed, self.device)
 
@@ -350,11 +360,13 @@ def update(self: Run,
     set_lr(self.optimizer, lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr, r.schedule, self.plan.milestones))
     parts = self.parts(len(index))
     for i, (lo, hi, share) in enumerate(parts):
-        x = make_views(self.method.views, self.source(index[lo:hi]), lo, hi, len(index), seed_of(seed, VIEWS, step))
-        noise = make_noise(self.method, lo, hi, len(index), seed_of(seed, NOISE, step), self.device)
+        images, labels = self.source(index[lo:hi])
+        x = make_views(self.method.views, images, lo, hi, len(index), seed_of(seed, VIEWS, step))
+        more = make_noise(self.method, lo, hi, len(index), seed_of(seed, NOISE, step), self.device)
+        if asks_for(self.method, 'labels'): more['labels'] = labels
         set_seed(seed_of(seed, FORWARD, step, lo), self.device) # dropout and the like: other chance for every part
         with bystander(not share), contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model):
-            res = self.model(x, **noise)
+            res = self.model(x, **more)
             self.acc.backward(res['loss'] * (share * self.acc.num_processes))
         for k, v in res.items():
             if k == 'loss' or isinstance(v, (int, float)) or isinstance(v, Tensor) and v.ndim == 0: sums[k] = sums.get(k, 0) + share * torch.as_tensor(v, device=self.device).detach().float()
@@ -464,7 +476,8 @@ def identity(
     "What makes a run this run and no other."
     shape = list(data.images.shape[1:]) if hasattr(data, 'images') else [len(data.mean), data.size, data.size]
     labels = zlib.crc32(data.labels.cpu().numpy().tobytes()) # which pictures, in which order: unlike pixels, the same on every machine that draws them
-    return dict(recipe=asdict(recipe), data=dict(name=data.name, split=data.split, n=len(data), labels=labels, shape=shape, mean=list(data.mean), std=list(data.std)))
+    data_facts = dict(name=data.name, split=data.split, n=len(data), labels=labels, shape=shape, mean=list(data.mean), std=list(data.std))
+    return dict(recipe=asdict(recipe), data=data_facts, classes=list(data.classes)) # the names decide nothing: a run of before they were noted goes on
 
 def pretrain(
     method: nn.Module,              # encoder, views, forward, after_step; trained in place
@@ -516,7 +529,7 @@ def load_run(
 ) -> nn.Module:              # the method with that checkpoint's weights, in eval mode, on the CPU
     "Read a run back without its data set: the folder knows its recipe."
     run = ckpt.read_run(out)
-    method = build(Recipe(**run['recipe']), SimpleNamespace(mean=run['data']['mean'], std=run['data']['std']))
+    method = build(Recipe(**run['recipe']), SimpleNamespace(mean=run['data']['mean'], std=run['data']['std'], classes=run.get('classes')))
     tensors, state = ckpt.load_checkpoint(out, step)
     ckpt.load_into(method, tensors['method'], f"The checkpoint of step {state['step']} in {out}")
     return method.eval()
