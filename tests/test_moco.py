@@ -144,7 +144,7 @@ def test_eval_mode_touches_nothing():
     model = toy().eval()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model(two_views(0))
-    assert model.pending == [], "keys were kept in eval mode"
+    assert model.queue.held == [], "keys were kept in eval mode"
     for k, v in model.state_dict().items(): assert torch.equal(v, state[k]), k
 
 def test_micro_batches_enqueue_what_one_batch_does():

@@ -8,8 +8,9 @@ __all__ = ['Queue']
 # %% ../../nbs/components/13_queue.ipynb #83df3dcc
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
-from .processes import gather
+from .processes import counts_of, gather, rank, world
 
 # %% ../../nbs/components/13_queue.ipynb #1c6e62c8
 class Queue(nn.Module):
@@ -21,7 +22,7 @@ class Queue(nn.Module):
     ):
         super().__init__()
         if size < 1 or dim < 1: raise ValueError(f"A queue of {size} keys of width {dim} holds nothing: both must be at least 1.")
-        self.size, self.dim, self.batch = size, dim, None
+        self.size, self.dim, self.batch, self.held = size, dim, None, []
         self.register_buffer('keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1)) # (K, d) unit rows
         self.register_buffer('pointer', torch.zeros(1, dtype=torch.int64)) # row where the next batch starts
         self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))    # keys that were ever put in
@@ -46,3 +47,16 @@ class Queue(nn.Module):
         self.pointer.add_(n).remainder_(self.size); self.seen.add_(n)
 
     def extra_repr(self) -> str: return f"{self.size}, {self.dim}"
+
+# %% ../../nbs/components/13_queue.ipynb #f1bfafa3
+@patch
+def hold(self: Queue,
+    keys: Tensor, # (n, d) of this process's part of a batch
+) -> None:
+    "Remember keys until the step is done. Where the last batch doesn't go round, a process's borrowed picture adds none."
+    self.held.append(keys[:counts_of(len(keys))[rank()]] if world() > 1 else keys)
+
+@patch
+def enqueue_held(self: Queue) -> None:
+    "Put the keys in that the step's forward passes have held."
+    if self.held: self.enqueue(torch.cat(self.held)); self.held = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..components.heads import byol_head, mlp_head, moco_head
 from ..components.losses import info_nce, spread
-from ..components.processes import counts_of, rank, shuffle, unshuffle, world
+from ..components.processes import shuffle, unshuffle
 from ..components.queue import Queue
 from ..components.siamese import MomentumSiamese
 from ..core import choose
@@ -45,7 +45,7 @@ class MoCo(MomentumSiamese):
         super().__init__(encoder, projector, views, momentum, momentum_schedule)
         if views is None: self.views = default_views(encoder, 'mocov2')
         if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.07 and 0.2.")
-        self.predictor, self.queue, self.pending = predictor, Queue(queue, dim), []
+        self.predictor, self.queue = predictor, Queue(queue, dim)
         self.temperature, self.symmetric = temperature, symmetric
         self.shuffle = shuffle and any(isinstance(m, _BatchNorm) for m in self.modules())
 
@@ -71,10 +71,10 @@ class MoCo(MomentumSiamese):
         if self.symmetric:
             other = info_nce(self.query(x2), self.keys(x1), self.temperature, self.queue.keys)
             loss, accuracy = loss + other.loss, (accuracy + other.accuracy) / 2
-        if self.training: self.pending.append(k[:counts_of(len(k))[rank()]] if world() > 1 else k) # a process that had no image left adds none
+        if self.training: self.queue.hold(k)
         return dict(loss=loss, accuracy=accuracy, std=spread(q))
 
     def after_step(self, progress: float) -> None:
         "The slow copy follows, and the step's keys take the place of the oldest. (algorithm 1, its last lines)"
         super().after_step(progress)
-        if self.pending: self.queue.enqueue(torch.cat(self.pending)); self.pending = []
+        self.queue.enqueue_held()
