@@ -7,6 +7,7 @@ __all__ = ['SCORES', 'score_run', 'for_fashion', 'taught', 'measure_laptop', 'me
 
 # %% ../../nbs/evaluation/06_scores.ipynb #743b0cac
 from functools import cache
+from inspect import signature
 from typing import Any, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,11 +15,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 from ..core import write_whole
 from ..data import load
+from ..data.views import PRESETS
 from . import RawPixels, knn, linear_probe, random_encoder_like
 from ..results import compare, load_result, over_seeds, results_dir, run_arms, verdict
 from ..show import show
 from ..training import pretrain
-from ..training.recipes import Recipe, build, change, recipe
+from ..training.recipes import Recipe, build, change, method_class, recipe
 
 # %% ../../nbs/evaluation/06_scores.ipynb #9536f80d
 SCORES = {'kNN': knn, 'linear probe': linear_probe}
@@ -44,12 +46,16 @@ def score_run(
 
 # %% ../../nbs/evaluation/06_scores.ipynb #1fffc573
 def for_fashion(
-    plan: Recipe, # a Siamese method's laptop recipe for scenes
+    plan: Recipe, # a laptop recipe for scenes
 ) -> Recipe:
-    "The recipe for Fashion-MNIST: 28 pixels, no saturation, hue or greying; a ViT gets patches of 4, which are three times as many, and half the steps."
-    bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
-    vit = {} if plan.patch_size is None else dict(patch_size=4, steps=plan.steps // 2)
-    return change(plan, data='fashion-mnist', img_size=28, views_options=dict(jitter=(bright, contrast, 0., 0.), grey=0.), **vit)
+    "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; a method that masks gets patches of 7 and mild crops."
+    policies, changes = PRESETS[plan.views or plan.method], {}
+    if any(strength for p in policies for strength in p.jitter):
+        bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
+        changes = dict(jitter=(bright, contrast, 0., 0.), grey=0.)
+    if 'noise' in signature(method_class(plan.method).forward).parameters: patches, changes = dict(patch_size=7), dict(changes, scale=(.8, 1.))
+    else: patches = {} if plan.patch_size is None else dict(patch_size=4, steps=plan.steps // 2)
+    return change(plan, data='fashion-mnist', img_size=28, views_options=changes, **patches)
 
 # %% ../../nbs/evaluation/06_scores.ipynb #8d96a978
 def taught(
