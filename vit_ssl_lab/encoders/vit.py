@@ -23,8 +23,8 @@ from ..components.attention import block_in_context
 from ..components.heads import ClassAttentionPool
 from ..components.lean import LeanBlock
 from ..components.positions import sincos_2d
-from ..components.stems import ConvStem, PatchifyStem
-from ..core import Features, choose
+from ..components.stems import ConvStem, PatchifyStem, hide_pixels
+from ..core import Features, Mask, choose
 
 # %% ../../nbs/encoders/01_vit.ipynb #62cc386b
 STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
@@ -123,6 +123,22 @@ def check(
     # Reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails on a bad index
     if keep.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= keep.min() and keep.max() < n):
         raise ValueError(f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}.")
+
+# %% ../../nbs/encoders/01_vit.ipynb #626d5960
+@patch
+def masked(
+    self: ViT,
+    images: Tensor, # (B, C, H, W) float, normalised
+    mask: Mask,     # of the Mask contract; in `mask.mask` 1 = hidden
+    token: Tensor,  # (D,) or (1, 1, D), what stands in place of hidden patches
+) -> Features:      # of all N patches
+    "Encode every place, hidden ones as the mask token, replaced before positions are added. (BEiT, section 2.3; SimMIM; MaskFeat, `masked.py: _maskfeat_forward`)"
+    self.check(images, mask.keep)
+    x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))        # (B, N, D)
+    x = torch.where(mask.mask[..., None] > 0, token.to(x.dtype), x)
+    x = self.norm_pre(self.patch_drop(self._pos_embed(x)))
+    x = self.norm(checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
+    return Features(self.forward_head(x, pre_logits=True), x[:, self.num_prefix_tokens:], self.grid)
 
 # %% ../../nbs/encoders/01_vit.ipynb #50047c07
 @patch
