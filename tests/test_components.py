@@ -1,5 +1,5 @@
 "Patches, positions, masks, heads, the decoder, targets and momentum: properties, and equality with independent implementations."
-import math
+import itertools, math
 import numpy as np
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEEm
 
 from vit_ssl_lab.components.decoders import MAEDecoder
 from vit_ssl_lab.components.heads import LinearHead, mlp_head
-from vit_ssl_lab.components.masking import KINDS, block_masking, grid_masking, kept, mask_from, mask_of, random_masking, take
+from vit_ssl_lab.components.masking import KINDS, block_masking, grid_masking, group_masking, group_members, kept, mask_from, mask_of, random_masking, take
 from vit_ssl_lab.components.momentum import cosine_momentum, momentum_copy, momentum_update
 from vit_ssl_lab.components.patches import grid_of, mask_to_pixels, patchify, unpatchify
 from vit_ssl_lab.components.positions import LearnedPositions, position_similarity, resample_positions, sincos_1d, sincos_2d, sincos_nd
@@ -126,7 +126,7 @@ def test_kept_rounds_as_mae_does(n, ratio, k): assert kept(n, ratio) == int(n * 
 
 
 @few
-@given(kind=st.sampled_from(KINDS), batch=st.integers(1, 4), grid=grids, ratio=st.floats(0, .95), seed=st.integers(0, 99))
+@given(kind=st.sampled_from([k for k in KINDS if k != 'group']), batch=st.integers(1, 4), grid=grids, ratio=st.floats(0, .95), seed=st.integers(0, 99))
 def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
     n = math.prod(grid)
     k = int(n * (1 - ratio))
@@ -141,6 +141,33 @@ def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
     assert torch.equal(m.keep, again.keep) and torch.equal(m.mask, again.mask)
     tokens = torch.arange(batch * n).reshape(batch, n, 1)
     assert torch.equal(take(tokens, m.keep)[..., 0], m.keep + n * torch.arange(batch)[:, None])
+
+
+@few
+@given(batch=st.integers(1, 3), axes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=3), ratio=st.floats(0, .8), seed=st.integers(0, 99))
+def test_groups_keep_the_contract_on_any_number_of_axes(batch, axes, ratio, seed):
+    "Checked group by group with slices, patch by patch."
+    grid, group, groups = tuple(g * s for g, s in axes), tuple(s for _, s in axes), math.prod(g for g, _ in axes)
+    k = int(groups * (1 - ratio))
+    if k == 0:
+        with pytest.raises(ValueError, match='leaves none'): group_masking(batch, grid, ratio, group=group)
+        return
+    noise = torch.rand(batch, groups, generator=seeded(seed))
+    m = group_masking(batch, grid, ratio, group=group, noise=noise)
+    picture, kept_groups = m.mask.reshape(batch, *grid), noise.argsort(1)[:, :k]
+    for i, at in enumerate(itertools.product(*(range(g) for g, _ in axes))):
+        block = picture[(slice(None), *(slice(a * s, a * s + s) for a, s in zip(at, group)))].flatten(1)
+        assert torch.equal(block, (~(kept_groups == i).any(1)).float()[:, None].expand_as(block))
+    assert m.keep.shape == (batch, k * math.prod(group)) and m.mask.gather(1, m.keep).eq(0).all() and all(len(set(row)) == len(row) for row in m.keep.tolist())
+    assert sorted(group_members(grid, group).flatten().tolist()) == list(range(math.prod(grid)))
+
+
+def test_noise_of_patches_serves_groups():
+    "Whoever hands out one number a patch need not know the groups; and any part of a batch is masked as in the whole."
+    noise = torch.rand(6, 64, generator=seeded(0))
+    whole = mask_of('group', 6, (8, 8), .65, noise=noise)
+    assert whole.keep.shape == (6, 20) and torch.equal(whole.keep[2:5], mask_of('group', 3, (8, 8), .65, noise=noise[2:5]).keep)
+    assert torch.equal(whole.mask, group_masking(6, (8, 8), .65, noise=noise[:, group_members((8, 8), 2)[:, 0]]).mask)
 
 
 def test_random_masking_is_transformers():
@@ -351,6 +378,9 @@ def refusals():
         'blocks of a clip': (lambda: block_masking(1, (2, 4, 4), .5), 'needs rows and columns, not (2, 4, 4)'),
         'unknown kind': (lambda: mask_of('rndom', 1, (4, 4), .5), "Did you mean 'random'?"),
         'noise for blocks': (lambda: mask_of('block', 1, (4, 4), .5, noise=torch.rand(1, 16)), 'block masking takes a generator'),
+        'groups that do not fit': (lambda: group_masking(1, (7, 7), .5), 'Groups of 2 x 2 patches'),
+        'groups of other axes': (lambda: mask_of('group', 1, (4, 4), .5, group=(2, 2, 2)), "don't tile a grid of 4 x 4"),
+        'no group left': (lambda: group_masking(1, (4, 4), .8), 'leaves none of 4 patches'),
         'keep of another count': (lambda: decoder(torch.rand(1, 2, 8), torch.tensor([[0]])), 'keep names 1'),
         'keep forgotten': (lambda: decoder(torch.rand(1, 2, 8)), 'has 4 and keep is None'),
         'heads do not divide': (lambda: MAEDecoder(8, (2, 2), 12, decoder_width=18, heads=4), 'multiple of the heads'),

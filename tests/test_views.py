@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 from vit_ssl_lab.data import operations as ops
-from vit_ssl_lab.data.views import PRESETS, Draw, MAEViews, Policy, Views, throw, views
+from vit_ssl_lab.data.views import PRESETS, Draw, MAEViews, Policy, ShiftedViews, Views, throw, views
 
 TOLERANCE = 1e-5
 MEAN, STD = (.485, .456, .406), (.229, .224, .225)
@@ -146,7 +146,7 @@ def test_grey_and_solarize_equal_torchvision():
 # --- views
 
 def test_every_preset_makes_its_views_for_grey_and_colour():
-    count = dict(mae=1, mocov2=2, simsiam=2, mocov3=2, byol=2, simclr=2, dino=10, none=1)
+    count = dict(mae=1, mocov2=2, simsiam=2, mocov3=2, byol=2, simclr=2, dino=10, extrema=2, cmae=2, macrl=2, none=1)
     assert count.keys() == PRESETS.keys()
     for name in PRESETS:
         for channels in (1, 3):
@@ -164,16 +164,46 @@ def test_presets_probabilities_and_ranges_come_out(name):
     for p, d in zip(PRESETS[name], views(name, 64, MEAN, STD).draw(n, (64, 64), dice(1))):
         came = dict(flip=d.flip, grey=d.grey, blur=d.sigma > 0, solarize=d.solarize, jitter_p=(d.factors != torch.tensor([1., 1, 1, 0])).any(1))
         for field, on in came.items():
-            share, wanted = on.float().mean().item(), getattr(p, field)
+            share, wanted = on.float().mean().item(), getattr(p, field) if field != 'jitter_p' or any(p.jitter) else 0.
             assert abs(share - wanted) <= 4.5 * (wanted * (1 - wanted) / n) ** .5, (name, field, share)
         on = d.factors[came['jitter_p']]
         middle = torch.tensor([1., 1., 1., 0.])
-        close(on.amax(0), middle + torch.tensor(p.jitter), .01); close(on.amin(0), middle - torch.tensor(p.jitter), .01)
+        if any(p.jitter): close(on.amax(0), middle + torch.tensor(p.jitter), .01); close(on.amin(0), middle - torch.tensor(p.jitter), .01)
         blurred = d.sigma[d.sigma > 0]
-        assert .1 <= blurred.min() < .2 and 1.9 < blurred.max() <= 2
+        if p.blur: assert .1 <= blurred.min() < .2 and 1.9 < blurred.max() <= 2
         assert max(Counter(map(tuple, d.order.tolist())).values()) < 1.3 * n / 24 and len(set(map(tuple, d.order.tolist()))) == 24
-        area = d.box[:, 2:].prod(-1) / 64 ** 2
+        area = d.box[:, 2:].prod(-1) / 64 ** 2 * ((64 + 9) / 64) ** (2 * (name == 'cmae')) # there a view is a window of the crop
         assert area.min() > p.scale[0] * .9 and area.max() < p.scale[1] * 1.05
+
+
+def test_shifted_views_are_windows_of_one_crop():
+    "Against making the larger crop and cutting it, as the official pipeline does; a window's rim, as wide as the kernel, doesn't see beyond it."
+    x, m = pictures(6, 3, 60, 60), 7
+    v = views('cmae', 48, MEAN, STD, jitter=(0., 0., 0., 0.), grey=0., blur=0.)
+    draws = v.draw(6, (60, 60), dice(5)); crop = throw(v.policies[0], 6, (60, 60), dice(5))
+    assert (v.margin, v.shift) == (m, m - 1) and torch.equal(draws[0].flip, draws[1].flip)
+    larger = ops.resized_crop(x, crop.box, 48 + m, crop.flip, 'bicubic')
+    a, b = v.pixels(x, draws)
+    step = crop.box[:, 2:] / (48 + m)
+    offset = (draws[1].box - draws[0].box)[:, :2] / step
+    down, right = offset[:, 0].round().int(), torch.where(crop.flip, -offset[:, 1], offset[:, 1]).round().int()
+    assert down.min() >= 0 and right.min() >= 0 and max(down.max(), right.max()) < m
+    for i in range(6):
+        rim = int(2 * max(1., 1 / step[i].min().item())) + 2
+        inner = slice(rim, 48 - rim)
+        close(a[i][:, inner, inner], larger[i, :, :48, :48][:, inner, inner], 1e-4)
+        close(b[i][:, inner, inner], larger[i, :, down[i]:down[i] + 48, right[i]:right[i] + 48][:, inner, inner], 1e-4)
+
+
+def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
+    v = views('cmae', 48, MEAN, STD, generator=dice(7))
+    draws = v.draw(7000, (60, 80)); step = draws[0].box[:, 2:] / 48
+    offset = (draws[1].box - draws[0].box)[:, :2] / step; offset[:, 1] *= 1 - 2 * draws[0].flip.float()
+    for axis in offset.round().int().T: assert axis.unique().tolist() == list(range(7)) and axis.bincount().min() > 850
+    x = pictures(6, 3, 60, 60); draws = v.draw(6, (60, 60))
+    for whole, part in zip(v(x, draws), v(x[2:4], [d.take(slice(2, 4)) for d in draws])): close(whole[2:4], part)
+    still = views('cmae', 48, MEAN, STD, jitter=(0., 0., 0., 0.), grey=0., blur=0., shift=0)
+    close(*still(x))
 
 
 def test_published_figures():
@@ -254,6 +284,10 @@ def test_changes_reach_every_view(field):
     (lambda: MAEViews(32, MEAN, STD)(torch.zeros(3, 32, 32)), r"shape \(B, C, H, W\)"),
     (lambda: Views(32, MEAN, (1.,), [Policy()]), "one value a channel"),
     (lambda: Views(32, MEAN, STD, []), "at least one"),
+    (lambda: views('cmae', 48, MEAN, STD, shift=9), "shift of up to 9 pixels goes beyond the border: the crop is 7 pixels larger"),
+    (lambda: views('cmae', 48, MEAN, STD, margin=-4), "goes beyond the border"),
+    (lambda: views('mae', 48, MEAN, STD, shift=2), "no field of Policy 'shift'"),
+    (lambda: ShiftedViews(48, MEAN, STD, [Policy()] * 3), "got 3 policies"),
     (lambda: Policy(flip=-.1), "flip is a probability"),
     (lambda: Policy(jitter=(1, 1, 1, 1)), "hue in 0..0.5"),
     (lambda: Policy(sigma=(0., 1.)), "sigma is a range"),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'BatchNormGamma', 'norm_of', 'LinearHead', 'mlp_head', 'simclr_head', 'byol_head', 'moco_head',
-           'simsiam_projector', 'simsiam_predictor', 'mocov3_projector', 'mocov3_predictor', 'extrema_head',
-           'ClassAttention', 'ClassAttentionBlock', 'ClassAttentionPool', 'PositionHead']
+           'simsiam_projector', 'simsiam_predictor', 'mocov3_projector', 'mocov3_predictor', 'cmae_head',
+           'extrema_head', 'ClassAttention', 'ClassAttentionBlock', 'ClassAttentionPool', 'PositionHead']
 
 # %% ../../nbs/components/06_heads.ipynb #685d5a38
 from functools import partial
@@ -59,6 +59,7 @@ def mlp_head(
     last_norm: str | None = None,    # after the last layer
     bias: bool | Sequence[bool] | None = None, # of the linear layers, one for all or one each; None: where no normalisation follows (it would subtract the bias again)
     act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True), # makes what stands between the layers
+    eps: float = 1e-5,               # added to the variance by the normalisations
 ) -> nn.Sequential:                  # (B, sizes[0]) -> (B, sizes[-1])
     "Linear, normalise, ReLU (`act`), and again; the last layer without: the projection and prediction heads of SimCLR, BYOL, SimSiam and MoCo v3."
     if len(sizes) < 2: raise ValueError(f"A head needs an input and an output width, not {tuple(sizes)}: give at least two sizes.")
@@ -67,7 +68,7 @@ def mlp_head(
     if len(biases) != last + 1: raise ValueError(f"A head of sizes {tuple(sizes)} has {last + 1} linear layers, and {len(biases)} values of bias were given: give one for each, or one for all.")
     for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
         after = last_norm if i == last else norm
-        layers += [nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]), *norm_of(after, b)] + ([act()] if i < last else [])
+        layers += [nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]), *norm_of(after, b, eps)] + ([act()] if i < last else [])
     return nn.Sequential(*layers)
 
 # %% ../../nbs/components/06_heads.ipynb #3d66a09d
@@ -128,6 +129,15 @@ def mocov3_predictor(
 ) -> nn.Sequential:         # (B, dim) -> (B, dim)
     "MoCo v3's predictor. (moco-v3, builder.py: MoCo_ViT, MoCo_ResNet)"
     return mlp_head((dim, hidden, dim), last_norm='batch-without-affine' if last_norm else None, bias=False)
+
+# %% ../../nbs/components/06_heads.ipynb #e9feb15c
+def cmae_head(
+    width: int,         # of the input
+    hidden: int = 1536, # of the hidden layer
+    dim: int = 256,     # of the output
+) -> nn.Sequential:     # (B, width) -> (B, dim)
+    "CMAE's projector and predictor: a bias everywhere, no last normalisation. (CMAE, nonlinear_neck.py and its configurations)"
+    return mlp_head((width, hidden, dim), bias=True, eps=1e-6)
 
 # %% ../../nbs/components/06_heads.ipynb #e895cf22
 def extrema_head(
@@ -220,9 +230,21 @@ class ClassAttentionPool(nn.Module):
         x: Tensor, # (B, N, D) patches, any N
     ) -> Tensor:   # (B, D)
         "One vector a picture."
+        return self.read(x, len(self.blocks))[:, 0]
+
+    def read(self, x: Tensor, blocks: int) -> Tensor:
+        "The token (B, 1, D) after some of the blocks."
         cls = self.cls_token.expand(len(x), 1, -1)
-        for block in self.blocks: cls = block(x, cls)
-        return cls[:, 0]
+        for block in self.blocks[:blocks]: cls = block(x, cls)
+        return cls
+
+    def weights(
+        self,
+        x: Tensor, # (B, N, D)
+    ) -> Tensor:   # (B, H, 1 + N): of itself, then of the patches; each row adds up to 1
+        "From where the token reads in the last block."
+        last = self.blocks[-1]
+        return last.attn.weights(last.norm1(torch.cat([self.read(x, len(self.blocks) - 1), x], 1)))
 
 # %% ../../nbs/components/06_heads.ipynb #658e9c46
 import math

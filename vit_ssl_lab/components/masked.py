@@ -7,14 +7,15 @@ __all__ = ['MaskedAutoencoder']
 
 # %% ../../nbs/components/17_masked.ipynb #mskd0002
 import math
+from typing import Callable
 import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
 from .decoders import MAEDecoder
-from .masking import KINDS, kept, mask_of, take
+from .masking import KINDS, group_members, kept, mask_of, take
 from .patches import patchify, unpatchify
 from .reconstruction import Reconstruction, panes
-from .targets import normalise_patches, unnormalise_honest, unnormalise_leaky
+from .targets import masked_mse, normalise_patches, unnormalise_honest, unnormalise_leaky
 from ..core import Features, Mask, choose
 
 # %% ../../nbs/components/17_masked.ipynb #mskd0006
@@ -29,15 +30,17 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: int = 16,        # attention heads of the decoder
         mask_ratio: float = .75,        # share of hidden patches, 0 <= ratio < 1
         norm_pix: bool = True,          # regress each patch's pixels normalised by its own mean and spread
-        masking: str = 'random',        # "random", "block" or "grid"
+        masking: str = 'random',        # "random", "block", "grid" or "group"
         decoder_positions: str | None = 'sincos', # None: leave them out, to see what breaks
+        group: int | tuple[int, ...] = 2, # patches along each axis that "group" hides together
     ):
         super().__init__()
         missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)]
         if missing: raise TypeError(f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
         self.mask_ratio, self.norm_pix, self.masking = mask_ratio, norm_pix, choose(masking, KINDS, "kind of masking")
-        kept(math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is
+        self.group = group
+        kept(len(group_members(self.grid, group)) if masking == 'group' else math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is, and groups that don't fit
         out = math.prod(self.patch_size) * encoder.in_chans
         self.decoder = MAEDecoder(encoder.width, self.grid, out, decoder_width, decoder_depth, decoder_heads, positions=decoder_positions)
         self.views = views
@@ -52,7 +55,7 @@ class MaskedAutoencoder(nn.Module):
     ) -> Mask:
         "The mask that was given, or one of the method's kind. (section 3, masking)"
         if mask is not None: return mask.to(images.device)
-        return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, noise, images.device)
+        return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, noise, images.device, self.group)
 
     def encode(
         self,
@@ -91,6 +94,16 @@ class MaskedAutoencoder(nn.Module):
     def target(self, patches: Tensor) -> Tensor:
         "What is regressed: pixels (B, M, ph*pw*C), normalised patch by patch with `norm_pix`. (section 3, reconstruction target)"
         return normalise_patches(patches)[0] if self.norm_pix else patches
+
+    def pixel_loss(
+        self,
+        pred: Tensor,   # (B, M, ph*pw*C), from `decode` or `predict` with want=mask.hidden
+        images: Tensor, # (B, C, H, W) normalised, what is to be predicted
+        mask: Mask,     # of these pictures
+        error: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse, # of prediction, target and a mask
+    ) -> Tensor:        # scalar
+        "The mean error on hidden patches."
+        return error(pred, self.target(self.hidden_patches(images, mask)), mask.mask.gather(1, mask.hidden))
 
     def after_step(self, progress: float) -> None: "No momentum and no queue."
 

@@ -73,7 +73,7 @@ function render({model, el}) {
   const offHand = v => model.get('kind') === hand ? {kind: 'random', ...v} : v;
   const bar = h('div', {class: 'vsl-bar'},
     slider(ui, 'ratio', {label: 'hide', min: 0, max: .95, step: .05, format: percent, changes: ratio => offHand({ratio})}),
-    radio(ui, 'kind', {label: 'kind', options: [['random', 'random'], ['block', 'block'], ['grid', 'grid'], [hand, hand]]}),
+    radio(ui, 'kind', {label: 'kind', options: [['random', 'random'], ['block', 'block'], ['grid', 'grid'], ['group', 'groups'], [hand, hand]]}),
     number(ui, 'seed', {label: 'seed'}),
     predicts ? radio(ui, 'pixels', {label: 'pixels', options: [['honest', 'honest'], ['leaky', 'leaky']]}) : null);
   const thumbs = chooser(ui, pictures);
