@@ -136,8 +136,8 @@ def cmae_head(
     hidden: int = 1536, # of the hidden layer
     dim: int = 256,     # of the output
 ) -> nn.Sequential:     # (B, width) -> (B, dim)
-    "CMAE's projector and predictor: a bias everywhere, no last normalisation. (CMAE, nonlinear_neck.py and its configurations)"
-    return mlp_head((width, hidden, dim), bias=True, eps=1e-6)
+    "CMAE's projector and predictor: a bias in front of the normalisation, none at the end, as in BYOL, and a smaller epsilon. (CMAE, nonlinear_neck.py and its configurations)"
+    return mlp_head((width, hidden, dim), bias=(True, False), eps=1e-6)
 
 # %% ../../nbs/components/06_heads.ipynb #e895cf22
 def extrema_head(
