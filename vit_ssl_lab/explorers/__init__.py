@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer',
-           'SiameseExplorer', 'CollapseExplorer']
+           'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle']
 
 # %% ../../nbs/explorers/00_explorers.ipynb #e96895c6
 from .attention import AttentionExplorer
@@ -12,7 +12,8 @@ from .collapse import CollapseExplorer
 from .features import FeatureExplorer
 from .mask import MaskExplorer, ReconstructionExplorer
 from .positions import PositionExplorer
+from .puzzle import PositionPuzzle
 from .siamese import SiameseExplorer
 from .views import ViewsExplorer
 
-_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer']
+_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle']
