@@ -252,8 +252,18 @@ RECIPES |= { # sdssl
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked00
+_maskfeat_laptop = Recipe('maskfeat', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), method_options=dict(target='hog', target_options=dict(cell=4)), views='mae',
+    views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600, base_lr=2e-3, checkpoint_every=200) # all places are encoded: fewer steps in a minute than MAE
+
 RECIPES |= { # maskfeat
-    ('maskfeat', 'laptop'): replace(_mae_laptop, method='maskfeat', views='mae'),
+    ('maskfeat', 'laptop'): _maskfeat_laptop,
+    ('maskfeat', 'slow'): replace(_maskfeat_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
+    ('maskfeat', 'gpu'): Recipe('maskfeat', 'gpu', **{**_gpu, **dict(base_lr=2e-4)}, encoder_options=dict(positions='sincos', global_pool='avg'), method_options=dict(target='hog', target_options=dict(cell=4)), views='mae', views_options=dict(scale=(.5, 1.))),
+    ('maskfeat', 'paper'): Recipe('maskfeat', 'paper', data='folder:imagenet', encoder='vit_base', method_options=dict(target='hog', target_options=dict(cell=8, bins=9, norm='l2'), mask_ratio=.4, masking='block'),
+        views='mae', views_options=dict(scale=(.5, 1.)), img_size=224, patch_size=16, batch_size=2048, epochs=1600, betas=(.9, .999), base_lr=2e-4, lr_scale='batch/256', weight_decay=.05, warmup=30, min_lr=1e-6, clip_grad=.02,
+        checkpoint_every=6250, log_every=50,
+        note="arXiv 2112.09133 and SlowFast, configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml: ViT-B/16, AdamW (0.9, 0.999), weight decay 0.05, 2e-4 x batch/256, 30 epochs of warm-up, gradient norm clipped at 0.02, crop (0.5, 1) and flip, "
+             "no colour augmentation; 300 epochs in that file, 1600 for the released model. The batch of 2048 is mmpretrain's; SlowFast gives it a node. There the class token and the positions are decayed too, and biases of the network start at 0.02."),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked01
