@@ -281,8 +281,17 @@ RECIPES |= { # supmae
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked02
+_cmae_laptop = Recipe('cmae', 'laptop', encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.), img_size=48, patch_size=8, batch_size=64, steps=450,
+    base_lr=2e-3, checkpoint_every=150, method_options=dict(decoder_width=64, decoder_depth=1, decoder_heads=2, feature_depth=1, hidden=256, dim=64, norm_pix=False, momentum=.97)) # at the published 0.996 the slow copy would hardly move in a minute
+
 RECIPES |= { # cmae
-    ('cmae', 'laptop'): replace(_mae_laptop, method='cmae', views='mae'),
+    ('cmae', 'laptop'): _cmae_laptop,
+    ('cmae', 'slow'): replace(_cmae_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
+    ('cmae', 'gpu'): Recipe('cmae', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6, hidden=768, dim=128, momentum=.99)),
+    ('cmae', 'paper'): Recipe('cmae', 'paper', **{**_vit_base, **dict(betas=(.9, .95), epochs=1600)}, batch_size=4096, weight_decay=.05,
+        method_options=dict(decoder_width=512, decoder_depth=8, decoder_heads=16, feature_depth=2, hidden=1536, dim=256, mask_ratio=.65, group=2, temperature=.07, momentum=.996, momentum_schedule='constant'),
+        note="arXiv 2207.13532 and the configurations of the official code: ViT-B/16, AdamW (0.9, 0.95), 1.5e-4 x batch/256, weight decay 0.05, 40 epochs of warm-up, 1600 epochs (300 and 800 exist), 65 % hidden in groups of 2 by 2 patches "
+             "(the paper speaks of MAE's settings, 75 %), crops of 256 pixels with windows of 224 shifted by up to 31, BatchNorm over all devices. The official run used fp16; here bf16. There the scales of BatchNorm decay too."),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked03
@@ -300,8 +309,16 @@ RECIPES |= { # macrl
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked04
+_occlusion_laptop = Recipe('occlusion', 'laptop', encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600,
+    base_lr=2e-3, checkpoint_every=200, method_options=dict(similarity='decoder', decoder_width=64, decoder_depth=1, decoder_heads=2, hidden=256, dim=64, norm_pix=False))
+
 RECIPES |= { # occlusion
-    ('occlusion', 'laptop'): replace(_mae_laptop, method='occlusion', views='mae'),
+    ('occlusion', 'laptop'): _occlusion_laptop,
+    ('occlusion', 'slow'): replace(_occlusion_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
+    ('occlusion', 'gpu'): Recipe('occlusion', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mae', method_options=dict(similarity='decoder', decoder_width=192, decoder_depth=4, decoder_heads=6)),
+    ('occlusion', 'paper'): Recipe('occlusion', 'paper', **{**_vit_base, **dict(betas=(.9, .95), epochs=100)}, views='mae', batch_size=4096, weight_decay=.05,
+        method_options=dict(similarity='decoder', decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=.75, strength=1.),
+        note="UNVERIFIED: arXiv 2208.04164 takes MAE as its base, and there is no official code. MAE's settings (arXiv 2111.06377, table 8) with ViT-B/16; the 100 epochs, lambda = 1, normalised pixels, and everything of the contrastive similarity are guesses."),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked05
