@@ -219,11 +219,12 @@ def arguments(
     elif size is None: raise ValueError("Without positions the weights don't say the picture's size: give img_size=.")
     has = lambda k: f'blocks.0.{k}' in s
     depth = 1 + max(int(m[1]) for k in s if (m := re.match(r'blocks\.(\d+)\.', k)))
-    pool = hints.get('global_pool') or ('avg' if 'fc_norm.weight' in s or not cls else 'token')
+    late = {int(m[1]) for k in s if (m := re.match(r'attn_pool\.blocks\.(\d+)\.gamma_1', k))}  # class attention: blocks in which a token reads the patches
+    pool = hints.get('global_pool') or ('class_attention' if late else 'avg' if 'fc_norm.weight' in s or not cls else 'token')
     return dict(stem, img_size=tuple(pair(size)) if not isinstance(size, list) else tuple(size), embed_dim=width, depth=depth, num_heads=heads_of(width, hints.get('num_heads'), 'num_heads', assumed),
                 mlp_ratio=s['blocks.0.mlp.fc1.weight'].shape[0] / width, qkv_bias=has('attn.qkv.bias'), qk_norm=has('attn.q_norm.weight'), init_values=1e-5 if has('ls1.gamma') else None,
                 class_token=cls, reg_tokens=regs, no_embed_class=no_embed_class, pre_norm='norm_pre.weight' in s, global_pool=pool, fc_norm='fc_norm.weight' in s,
-                positions='none' if n is None else 'sincos' if hints.get('sincos') else 'learn', norm_layer=partial(nn.LayerNorm, eps=hints.get('eps', 1e-6)))
+                class_depth=len(late), positions='none' if n is None else 'sincos' if hints.get('sincos') else 'learn', norm_layer=partial(nn.LayerNorm, eps=hints.get('eps', 1e-6)))
 
 # %% ../nbs/weights.ipynb #a436278e
 @dataclass
@@ -414,7 +415,8 @@ def save(
     if not isinstance(encoder, ViT): raise ValueError(f"This door takes Vision Transformers, not {type(encoder).__name__}: write its state_dict() with safetensors.torch.save_file (a ResNet's names are timm's and torchvision's already).")
     if model is not encoder and not hasattr(model, 'decoder'): raise ValueError(f"{type(model).__name__} has no decoder, so only its encoder has a place in other libraries: save {type(model).__name__.lower()}.encoder; the whole method is kept in the folder of its run.")
     state, hints = tensors_of(model, layout), facts(model)
-    if layout == 'timm' and not is_file and 'patch_embed.proj.weight' not in state: raise ValueError(f"timm's config.json can't describe a convolutional stem: save it as a file, {path.name}.safetensors.")
+    odd = 'a convolutional stem' if 'patch_embed.proj.weight' not in state else 'class attention' if encoder.global_pool == 'class_attention' else None
+    if layout == 'timm' and not is_file and odd: raise ValueError(f"timm's config.json can't describe {odd}: save it as a file, {path.name}.safetensors.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.pth': put(path, lambda temp: torch.save({'model': state, 'config': hints}, temp)); return path
     metadata = dict(format='pt', vit_ssl_lab=json.dumps(hints))
