@@ -361,4 +361,6 @@ def target_of(
     "A target by name."
     if not isinstance(target, Target): return TARGETS[choose(target, TARGETS, 'target')](patch_size, channels, **options).freeze()
     if options: raise ValueError(f"A ready target has its options already: {', '.join(options)} can be given with a name only.")
+    theirs = getattr(target, 'patch_size', pair(patch_size))
+    if theirs != pair(patch_size): raise ValueError(f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike.")
     return target.freeze()

@@ -113,7 +113,9 @@ def check(
     size = self.img_size
     if images.ndim != 4 or images.shape[1] != self.in_chans or (images.shape[-2:] != size and not self.dynamic_img_size) or not images.is_floating_point():
         raise ValueError(f"This ViT takes float pictures (B, {self.in_chans}, {size[0]}, {size[1]}), got {images.dtype} {tuple(images.shape)}: "
-                         "resize and normalise them, or build the encoder with their img_size and in_chans.")
+                         "resize and normalise them, or build the encoder with their img_size and in_chans (crops of several sizes: with dynamic_img_size=True).")
+    if self.dynamic_img_size and any(n % p for n, p in zip(images.shape[-2:], self.patch_size)):
+        raise ValueError(f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of the patch.")
     if keep is None: return
     n = self.grid[0] * self.grid[1]
     if self.dynamic_img_size: raise ValueError("An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: build it without, or call set_input_size.")
