@@ -14,6 +14,8 @@ from ..core import choose
 ENCODERS = { # name -> module of this folder that has a function of that name
     **dict.fromkeys(('vit_nano', 'vit_tiny', 'vit_small', 'vit_base', 'vit_large', 'vit_huge', 'vit_1gf', 'vit_4gf', 'vit_18gf', 'vit_36gf'), 'vit'),
     **dict.fromkeys(('resnet_nano', 'resnet18', 'resnet50'), 'resnet'),
+    **dict.fromkeys(('convnextv2_yocto', 'convnextv2_atto', 'convnextv2_femto', 'convnextv2_pico', 'convnextv2_nano', 'convnextv2_tiny', 'convnextv2_base', 'convnextv2_large', 'convnextv2_huge'), 'convnextv2'),
+    **dict.fromkeys(('swin_nano', 'swin_tiny', 'swin_small', 'swin_base'), 'swin'),
 }
 
 def encoder(
