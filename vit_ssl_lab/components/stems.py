@@ -82,11 +82,13 @@ class ConvStem(nn.Module):
         strides: tuple | None = None,   # of the 3x3 convolutions; None: 2 each
         bias: bool = True,              # of the 1x1
         dynamic_img_pad: bool = False,  # timm passes it; this stem never pads pictures
+        strict_img_size: bool = True,   # timm passes it where pictures have several sizes; the convolutions take any
+        output_fmt: str | None = None,  # "NHWC": the grid stays a grid, as timm wants it where pictures have several sizes
         device=None, dtype=None,   # where and as what the weights are made
     ):
         super().__init__()
         self.plan = plan_for(patch_size, embed_dim) if channels is None else StemPlan(tuple(channels), tuple(strides or (2,) * len(channels)))
-        self.patch_size = pair(patch_size)
+        self.patch_size, self.as_grid = pair(patch_size), output_fmt == 'NHWC'
         if len(self.plan.channels) != len(self.plan.strides) or {prod(self.plan.strides)} != set(self.patch_size):
             raise ValueError(f"Strides {self.plan.strides} with channels {self.plan.channels} do not make patches of {self.patch_size[0]}x{self.patch_size[1]}: "
                              "give one stride a convolution, and the patch size as their product.")
@@ -101,9 +103,9 @@ class ConvStem(nn.Module):
     def forward(
         self,
         images: Tensor, # (B, C, H, W) float
-    ) -> Tensor:        # (B, N, D), raster order
+    ) -> Tensor:        # (B, N, D), raster order; (B, rows, columns, D) with output_fmt="NHWC"
         "A token for every patch of the picture."
-        return rearrange(self.backbone(images), 'b d h w -> b (h w) d')
+        return rearrange(self.backbone(images), 'b d h w -> b h w d' if self.as_grid else 'b d h w -> b (h w) d')
 
     def visible(
         self,

@@ -309,6 +309,8 @@ def views(
     mean: Sequence[float],              # of the channels, pixels in 0..1
     std: Sequence[float],               # of the channels
     local: int | None = None,           # how many small views, where the preset has them; None: as published
+    local_size: int | None = None,      # of the small views in pixels; None: 96 / 224 of `size`, in steps of 4
+    local_scale: tuple | None = None,   # share of the area that small views keep; None: as published. `scale` is then that of the large ones
     generator: Generator | None = None, # None: torch's global one
     **changes,                          # fields of `Policy`, changed in every view: blur=0.; of "cmae", colours change in the target only, and shift and margin can be given
 ) -> Views:                             # MAEViews for 'mae', ShiftedViews for 'cmae'
@@ -316,11 +318,11 @@ def views(
     policies = list(PRESETS[choose(name, PRESETS, "preset of views")])
     shifts = {k: changes.pop(k) for k in ('shift', 'margin') if k in changes and name == 'cmae'}
     for field in changes: choose(field, [f.name for f in fields(Policy)], "field of Policy")
-    if local is not None:
-        whole, part = [p for p in policies if p.size is None], [p for p in policies if p.size is not None]
-        if not part and local: raise ValueError(f"The preset {name!r} has no small views, so local={local} means nothing: use 'dino', or build Views from policies.")
-        policies = whole + part[:1] * local
-    policies = [replace(p, **{k: v for k, v in changes.items() if name != 'cmae' or i or k in SHAPE}) for i, p in enumerate(policies)]
+    whole, part = [p for p in policies if p.size is None], [p for p in policies if p.size is not None]
+    small = {k: v for k, v in dict(size=local_size, scale=local_scale).items() if v is not None}
+    if not part and (local or small): raise ValueError(f"The preset {name!r} has no small views, so local={local}, local_size={local_size}, local_scale={local_scale} mean nothing: use 'dino', or build Views from policies.")
+    if part: policies = whole + [replace(p, **small) for p in (part if local is None else part[:1] * local)]
+    policies = [replace(p, **{k: v for k, v in changes.items() if (name != 'cmae' or i or k in SHAPE) and (k != 'scale' or p.size is None)}) for i, p in enumerate(policies)]
     if name == 'cmae': return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)
     if name != 'mae': return Views(size, mean, std, policies, generator)
     out = MAEViews(size, mean, std, generator=generator)
