@@ -66,31 +66,6 @@ class MACRL(MaskedAutoencoder):
             if not weight: part.requires_grad_(False) # on many devices a branch that is off must not wait for gradients
         if views is None: self.views = default_views(encoder, 'macrl')
 
-# %% ../../nbs/methods/12_macrl.ipynb #macr0021
-@patch
-def forward(
-    self: MACRL,
-    views: list,                 # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third is what view 1 is restored to
-    noise: Tensor | None = None, # (B, 2, N) sort keys of both masks; None: drawn
-    masks: tuple[Mask, Mask] | None = None, # of both views, instead of drawn ones
-) -> dict:                       # loss, both parts (log(1 + Q) by chance for contrast), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
-    "One step's loss: InfoNCE of the masked views' vectors + lambda * the mean error of their hidden patches."
-    x1, x2, restored = self.check_views(views)
-    mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks              # 1 = hidden
-    latent1, parts = self.encode(x1, mask1), {}                                        # patches (B, K1, D)
-    with torch.no_grad(): latent2 = self.momentum_encoder(x2, mask2.keep)              # patches (B, K2, D), a key for the contrast, a code for the decoder
-    if self.contrast_weight:
-        q = self.projector(self.pooled(latent1))                                       # (B, d)
-        with torch.no_grad(): k = self.momentum_projector(self.pooled(latent2))        # (B, d)
-        parts['contrast'], parts['accuracy'] = info_nce(q, k, self.temperature, None if self.queue is None else self.queue.keys)
-        parts['std'] = spread(q)
-        if self.training and self.queue is not None: self.queue.hold(k)
-    if self.pixel_weight:
-        branches = [(latent1, restored, mask1), (latent2, x2, mask2)][:self.branches]
-        parts['pixels'] = torch.stack([self.pixels(*b) for b in branches if self.where == 'all' or b[2].ratio > 0]).mean() # a whole view has nothing to fill in
-    loss = self.contrast_weight * parts.get('contrast', 0.) + self.pixel_weight * parts.get('pixels', 0.)
-    return dict(loss=loss, **{name: v.detach() for name, v in parts.items()})
-
 # %% ../../nbs/methods/12_macrl.ipynb #macr0022
 @patch
 def pooled(self: MACRL, latent: Features) -> Tensor:
@@ -140,3 +115,28 @@ def after_step(
     "The second encoder follows, parameters only; the step's keys take the place of the oldest."
     for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)): momentum_update(slow, fast, cosine_momentum(self.momentum, progress), buffers=False)
     if self.queue is not None: self.queue.enqueue_held()
+
+# %% ../../nbs/methods/12_macrl.ipynb #macr0021
+@patch
+def forward(
+    self: MACRL,
+    views: list,                 # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third is what view 1 is restored to
+    noise: Tensor | None = None, # (B, 2, N) sort keys of both masks; None: drawn
+    masks: tuple[Mask, Mask] | None = None, # of both views, instead of drawn ones
+) -> dict:                       # loss, both parts (log(1 + Q) by chance for contrast), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
+    "One step's loss: InfoNCE of the masked views' vectors + lambda * the mean error of their hidden patches."
+    x1, x2, restored = self.check_views(views)
+    mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks              # 1 = hidden
+    latent1, parts = self.encode(x1, mask1), {}                                        # patches (B, K1, D)
+    with torch.no_grad(): latent2 = self.momentum_encoder(x2, mask2.keep)              # patches (B, K2, D), a key for the contrast, a code for the decoder
+    if self.contrast_weight:
+        q = self.projector(self.pooled(latent1))                                       # (B, d)
+        with torch.no_grad(): k = self.momentum_projector(self.pooled(latent2))        # (B, d)
+        parts['contrast'], parts['accuracy'] = info_nce(q, k, self.temperature, None if self.queue is None else self.queue.keys)
+        parts['std'] = spread(q)
+        if self.training and self.queue is not None: self.queue.hold(k)
+    if self.pixel_weight:
+        branches = [(latent1, restored, mask1), (latent2, x2, mask2)][:self.branches]
+        parts['pixels'] = torch.stack([self.pixels(*b) for b in branches if self.where == 'all' or b[2].ratio > 0]).mean() # a whole view has nothing to fill in
+    loss = self.contrast_weight * parts.get('contrast', 0.) + self.pixel_weight * parts.get('pixels', 0.)
+    return dict(loss=loss, **{name: v.detach() for name, v in parts.items()})
