@@ -270,7 +270,7 @@ def test_mask_and_points_follow_the_view():
 @pytest.mark.parametrize('field', [f.name for f in fields(Policy) if f.name not in ('crop', 'kernel', 'size')])
 def test_changes_reach_every_view(field):
     other = dict(scale=(.5, .6), ratio=(1., 1.), mode='bicubic', antialias=False, flip=.1, jitter=(0., 0, 0, 0), jitter_p=.3, dialect='tensorflow', add=True, grey=.7, blur=.3,
-                 sigma=(1., 1.5), border='black', solarize=.9, threshold=.4)[field]
+                 sigma=(1., 1.5), border='black', solarize=.9, threshold=.4, shared=True)[field]
     assert [getattr(p, field) for p in views('mocov2', 32, MEAN, STD, **{field: other}).policies] == [other] * 2
 
 
