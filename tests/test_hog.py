@@ -68,6 +68,7 @@ def test_edges_by_hand():
 def test_types_and_layout():
     x = noise(2, 3, 32, 48, dtype=torch.float32)
     assert hog(x.bfloat16()).dtype == torch.float32 and hog(x.double()).dtype == torch.float64 and not hog(x.requires_grad_()).requires_grad
+    torch.testing.assert_close(hog(x.detach().to(memory_format=torch.channels_last)), hog(x.detach()), atol=1e-6, rtol=0)
     cells = hog(x.detach(), 4); tokens = patch_cells(cells, (4, 6))
     assert tokens.shape == (2, 24, 108) and torch.equal(unpatch_cells(tokens, (4, 6)), cells)
     assert tokens[1, 9, (2 * 9 + 4) * 4 + 1] == cells[1, 2, 4, 2, 7] # patch (1, 3): colour, bin, cell row 0, cell column 1

@@ -130,7 +130,7 @@ def hog(
     gx, gy = gradient(images if images.dtype == torch.float64 else images.float(), kind)
     bin_of = (torch.atan2(gx, gy) / math.pi * bins).floor().long() % bins # half a turn later is the same bin
     place = (torch.arange(h, device=gx.device) // cell)[:, None] * (w // cell) + torch.arange(w, device=gx.device) // cell
-    votes = gx.new_zeros(b * c, h * w // cell ** 2 * bins).scatter_add_(1, (place * bins + bin_of).view(b * c, -1), torch.hypot(gx, gy).view(b * c, -1))
+    votes = gx.new_zeros(b * c, h * w // cell ** 2 * bins).scatter_add_(1, (place * bins + bin_of).reshape(b * c, -1), torch.hypot(gx, gy).reshape(b * c, -1)) # any memory format
     cells = votes.view(b, c, h // cell, w // cell, bins).movedim(-1, 2)
     return cells if norm == 'none' else F.normalize(cells, p=float(norm[1]), dim=2)
 

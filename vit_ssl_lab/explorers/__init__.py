@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer',
-           'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle']
+           'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer']
 
 # %% ../../nbs/explorers/00_explorers.ipynb #e96895c6
 from .attention import AttentionExplorer
@@ -14,6 +14,7 @@ from .mask import MaskExplorer, ReconstructionExplorer
 from .positions import PositionExplorer
 from .puzzle import PositionPuzzle
 from .siamese import SiameseExplorer
+from .targets import HogExplorer, TargetExplorer
 from .views import ViewsExplorer
 
-_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle']
+_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer']
