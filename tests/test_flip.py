@@ -1,0 +1,163 @@
+"""FLIP, its loss, its text encoder and its data, against open_clip, timm and formulas worked out by hand."""
+import json, math, warnings
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from open_clip.transformer import TextTransformer
+from timm.layers.patch_dropout import patch_dropout_forward
+from timm.models.vision_transformer import VisionTransformer
+from two_processes import group
+from vit_ssl_lab.components.clip import LogitScale, clip_loss
+from vit_ssl_lab.components.masking import random_masking
+from vit_ssl_lab.data import load
+from vit_ssl_lab.data.image_text import captions_of, index_shard
+from vit_ssl_lab.data.views import views
+from vit_ssl_lab.encoders.text import TextEncoder, own_words, text_encoder
+from vit_ssl_lab.encoders.vit import ViT, vit_nano
+from vit_ssl_lab.methods.flip import FLIP
+from vit_ssl_lab.methods.mae import MAE
+
+WORDS = ['a red bag', 'a blue coat on brick', 'two cats', 'an orange shirt', 'a teal dress on grass', 'white trousers', 'a dog', 'a purple sneaker']
+
+def small(seed=0, mask_ratio=.5, words=WORDS, **kw):
+    torch.manual_seed(seed)
+    encoder = vit_nano(img_size=24, patch_size=6, embed_dim=32, depth=2, num_heads=2, positions='sincos', global_pool='avg', class_token=False, fc_norm=False)
+    return FLIP(encoder, TextEncoder(10, 32, 2, 2, own_words(words)), dim=16, mask_ratio=mask_ratio, views=views('mae', 24, (.5,) * 3, (.25,) * 3), **kw)
+
+def batch(n=8, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 24, 24, generator=g), torch.rand(n, 16, generator=g)
+
+# --- the loss
+
+@pytest.mark.parametrize('t', [math.log(1 / .07), 0., math.log(100.)])
+def test_loss_and_gradients_are_those_of_open_clip(t):
+    u, v = torch.randn(2, 12, 16).unbind(0)
+    grads = []
+    for ours in (True, False):
+        a, b, s = u.clone().requires_grad_(), v.clone().requires_grad_(), torch.tensor(t, requires_grad=True)
+        loss = clip_loss(a, b, s.exp()).loss if ours else ClipLoss()(F.normalize(a, dim=1), F.normalize(b, dim=1), s.exp())
+        loss.backward(); grads.append((loss.detach(), a.grad, b.grad, s.grad))
+    for ours, theirs in zip(*grads): torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+def test_loss_is_the_papers_formula():
+    "L = 1/2 [mean(-l_ii + ln sum_j e^l_ij) + mean(-l_ii + ln sum_j e^l_ji)], t clipped to [0, ln 100] in the forward pass, in float64."
+    rng = np.random.default_rng(0); u, v = rng.standard_normal((2, 9, 5))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    for t in (-1., 2.659, 6.):
+        l = np.exp(np.clip(t, 0, np.log(100))) * unit(u) @ unit(v).T
+        want = .5 * ((-np.diag(l) + np.log(np.exp(l).sum(1))).mean() + (-np.diag(l) + np.log(np.exp(l).sum(0))).mean())
+        scale = LogitScale(); scale.log_scale.data.fill_(t)
+        s = scale(); loss = clip_loss(torch.tensor(u, dtype=torch.float32), torch.tensor(v, dtype=torch.float32), s).loss; loss.backward()
+        assert loss.item() == pytest.approx(want, rel=1e-5)
+        assert (scale.log_scale.grad == 0) == (not 0 <= t <= math.log(100)), "beyond the bound nothing is learned"
+
+def test_equal_captions_are_no_rivals():
+    "Published losses count an equal caption as a negative. Spread over all equal captions, the target gives the same loss and gradients, since their columns are the same vector."
+    names = torch.tensor([1, 2, 1, 3, 1]); texts = torch.randn(4, 8)[names]; right = (names[:, None] == names).float(); right /= right.sum(1, keepdim=True)
+    u = (texts + torch.randn(5, 8)).requires_grad_(); s = torch.tensor(7., requires_grad=True)
+    l = s * F.normalize(u, dim=1) @ F.normalize(texts, dim=1).T
+    want = -((right * l.log_softmax(1)).sum(1).mean() + (right * l.T.log_softmax(1)).sum(1).mean()) / 2
+    loss = clip_loss(u, texts, s).loss
+    torch.testing.assert_close(loss, want)
+    for a, b in zip(torch.autograd.grad(loss, (u, s)), torch.autograd.grad(want, (u, s))): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+def test_loss_at_the_start_is_ln_batch():
+    m = small(); x, noise = batch()
+    m.image_head.weight.data.zero_() # nothing known: every picture is at the same place
+    assert m(x, m.tokenize(WORDS), noise=noise)['loss'].item() == pytest.approx(math.log(8), abs=1e-4)
+    m = small(1, temperature=1.) # at scale 1 a fresh network is near it
+    assert m(x, m.tokenize(WORDS), noise=noise)['loss'].item() == pytest.approx(math.log(8), abs=.3)
+
+# --- masks
+
+def test_masks_are_those_of_mae():
+    m, (x, noise) = small(), batch()
+    mae = MAE(vit_nano(img_size=24, patch_size=6), decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=.5)
+    ours, theirs = m.draw_mask(x, noise), mae.draw_mask(x, noise)
+    assert torch.equal(ours.keep, theirs.keep) and torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.keep, noise.argsort(1)[:, :8]) # models_flip.py: random_mask keeps the smallest
+
+def test_hidden_patches_do_not_matter():
+    m, (x, noise) = small().eval(), batch(); tokens = m.tokenize(WORDS)
+    mask = m.draw_mask(x, noise)
+    hidden = mask.mask.view(8, 1, 4, 4).repeat_interleave(6, 2).repeat_interleave(6, 3)
+    other = torch.where(hidden > 0, torch.randn_like(x), x)
+    torch.testing.assert_close(m(other, tokens, mask=mask)['loss'], m(x, tokens, mask=mask)['loss'])
+    x.requires_grad_(); m(x, tokens, mask=mask)['loss'].backward()
+    assert (x.grad * hidden).abs().max() == 0 < x.grad.abs().max()
+
+def test_image_tower_is_timms_with_patch_dropout():
+    "FLIP's own image tower: fixed positions, a class token without one, the mean of all tokens behind the last norm; timm drops patches behind the positions, which is the same as embedding only those that stay."
+    torch.manual_seed(0)
+    size = dict(img_size=24, patch_size=6, embed_dim=32, depth=2, num_heads=2, num_classes=0, class_token=True, no_embed_class=True, global_pool='avg', pool_include_prefix=True, fc_norm=False)
+    ours = ViT(positions='sincos', **size).eval(); theirs = VisionTransformer(**size).eval(); theirs.load_state_dict(ours.state_dict())
+    x, noise = batch(); keep = random_masking(8, 16, .5, noise=noise).keep
+    torch.testing.assert_close(ours(x).pooled, theirs(x), atol=1e-5, rtol=1e-5)
+    tokens = theirs._pos_embed(theirs.patch_embed(x))
+    kept = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, keep[..., None].expand(-1, -1, 32))], 1)
+    want = theirs.norm(theirs.blocks(theirs.norm_pre(kept))).mean(1)
+    torch.testing.assert_close(ours(x, keep).pooled, want, atol=1e-5, rtol=1e-5)
+    dropped, _ = patch_dropout_forward(tokens, prob=.5, num_prefix_tokens=1, ordered=False, training=True)
+    assert dropped.shape[1] == kept.shape[1] == 1 + 8
+
+# --- text
+
+def test_text_tower_is_open_clips():
+    torch.manual_seed(0); ours = TextEncoder(12, 32, 2, 4).eval()
+    theirs = TextTransformer(12, 49408, 32, 4, 2, output_dim=None, no_causal_mask=True, pool_type='first').eval(); theirs.load_state_dict(ours.state_dict())
+    from open_clip.tokenizer import SimpleTokenizer
+    assert torch.equal(ours.tokenize(WORDS), SimpleTokenizer(context_length=12)(WORDS))
+    torch.testing.assert_close(ours(ours.tokenize(WORDS)), theirs(SimpleTokenizer(context_length=12)(WORDS)), atol=1e-5, rtol=1e-5)
+    long = ['one two three four five six seven eight nine ten eleven twelve']
+    assert torch.equal(TextEncoder(12, 32, 1, 4, truncate=True).tokenize(long), SimpleTokenizer(context_length=12)(long))
+
+def test_words_are_part_of_the_weights():
+    a, b = TextEncoder(10, 32, 1, 2, own_words(WORDS)), TextEncoder(10, 32, 1, 2, own_words(WORDS[::-1]))
+    assert torch.equal(a.vocabulary, b.vocabulary) and 'vocabulary' in a.state_dict()
+    assert a.tokenize(['a zebra'])[0, 2] == len(a.vocabulary) and a.unknown('a zebra') == ['zebra']
+
+# --- the method
+
+def test_one_step_is_that_of_open_clip():
+    "The same towers, heads and SGD under open_clip's loss, whose scale is clamped after the step: the same weights after it."
+    ours, theirs = small(clamp='step'), small(clamp='step'); x, noise = batch(); tokens = ours.tokenize(WORDS)
+    keep = ours.draw_mask(x, noise).keep
+    for m, mine in ((ours, True), (theirs, False)):
+        opt = torch.optim.SGD(m.parameters(), lr=.1, weight_decay=.2) # AdamW would blow up the noise of key biases, whose true gradient is 0
+        if mine: loss = m(x, tokens, noise=noise)['loss']
+        else: loss = ClipLoss()(F.normalize(m.image_head(m.encoder(x, keep).pooled), dim=-1), F.normalize(m.text_head(m.text_encoder(tokens)), dim=-1), m.scale.log_scale.exp())
+        loss.backward(); opt.step(); m.after_step(.5)
+    for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+def test_patches_add_up_to_the_cosine():
+    m, (x, _) = small().eval(), batch()
+    v = F.normalize(m.embed_texts(WORDS), dim=1)
+    u = F.normalize(m.embed_images(x), dim=1)
+    torch.testing.assert_close((m.embed_patches(x) @ v.T).mean(1), u @ v.T, atol=1e-5, rtol=1e-4)
+
+def test_intact_pictures_need_no_noise():
+    m, (x, noise) = small(mask_ratio=0.), batch(); tokens = m.tokenize(WORDS)
+    assert torch.equal(m(x, tokens)['loss'], m(x, tokens, noise=noise)['loss'])
+
+def part(rank, world):
+    "Loss and gradients of one process's rows of a batch of seven, in float64; equal captions lie in both parts."
+    m, (x, noise) = small().double(), batch(7); tokens = m.tokenize(WORDS[:2] + WORDS[:5])
+    lo, hi = rank * 7 // world, (rank + 1) * 7 // world
+    loss = m(x[lo:hi].double(), tokens[lo:hi], noise=noise[lo:hi])['loss'] * (hi - lo) / 7; loss.backward()
+    return loss.detach(), {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
+
+def part_here(): import torch.distributed as dist; return part(dist.get_rank(), 2)
+
+@pytest.fixture(scope='module')
+def processes():
+    with group(2) as g: yield g
+
+def test_two_processes_equal_one(processes):
+    (loss, grads), answers = part(0, 1), processes(part_here)
+    torch.testing.assert_close(sum(l for l, _ in answers), loss)
+    assert 'scale.log_scale' in grads and 'text_encoder.token_embedding.weight' in grads
+    for name, g in grads.items(): torch.testing.assert_close(sum(other[name] for _, other in answers), g, atol=1e-7, rtol=1e-5)
