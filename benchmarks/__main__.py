@@ -3,7 +3,7 @@ import importlib, sys
 import pandas as pd
 import torch
 
-NAMES = ['mae_step', 'siamese_step', 'two_views', 'explorers', *(['gpu'] if torch.cuda.is_available() else [])]
+NAMES = ['mae_step', 'siamese_step', 'two_views', 'hog', 'explorers', *(['gpu'] if torch.cuda.is_available() else [])]
 
 def run() -> None:
     for name in sys.argv[1:] or NAMES:

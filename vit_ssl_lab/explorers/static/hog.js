@@ -60,7 +60,10 @@ function render({model, el}) {
   const build = () => {
     const arrived = floats(model, 'votes'), dims = model.get('dims');
     if (arrived.length !== dims.reduce((a, b) => a * b, 1)) return; // traits arrive one after the other
-    votes = arrived; [channels, bins, rows, cols] = dims; hover = -1;
+    const same = input && String(dims) === String([channels, bins, rows, cols]);
+    votes = arrived;
+    if (same) return rescale(); // the panes stay, and with them the focus
+    [channels, bins, rows, cols] = dims; hover = -1;
     chosen = Math.min(chosen, rows * cols - 1);
     const on = {hover(cell) { hover = cell; look(); }, press(cell) { chosen = cell; look(); }, move(cell) { chosen = cell; hover = -1; look(); }, focus() { input.cursor(chosen); strokes.cursor(chosen); }};
     const common = {rows, cols, ratio: height / width, on, label: 'cells: point at one, or move with the arrow keys, to read its histogram'};
