@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'PLACE', 'VIEWS', 'NOISE', 'FORWARD', 'seed_of', 'set_seed', 'Order', 'shard', 'parts_of', 'make_views',
-           'asks_for', 'make_noise', 'InMemory', 'Streamed', 'History', 'FileTracker', 'read_log', 'Screen',
+           'asks_for', 'make_noise', 'InMemory', 'Streamed', 'Captions', 'History', 'FileTracker', 'read_log', 'Screen',
            'device_settings', 'make_accelerator', 'Run', 'identity', 'pretrain', 'finish', 'load_run']
 
 # %% ../../nbs/training/04_pretrain.ipynb #43b41f74
@@ -28,6 +28,7 @@ from .. import show as pictures
 from ..components.momentum import momentum_copy, momentum_update
 from ..components.processes import alone, bystander, sync_batchnorm
 from ..core import best_device, choose, write_whole
+from ..data.image_text import captions_of
 from . import checkpoints as ckpt
 from .optim import lr_at, make_optimizer, param_groups, set_lr
 from .recipes import Plan, Recipe, build, plan
@@ -103,9 +104,9 @@ def make_views(
 
 def asks_for(
     method: nn.Module, # its forward says what it takes beside the views
-    name: str,         # 'noise', 'labels'
+    name: str,         # 'noise', 'labels', 'captions'
 ) -> bool:
-    "Whether a method's forward has an argument of that name. Labels go only to a method that learns from them (SupMAE)."
+    "Whether a method's forward has an argument of that name. Labels go only to a method that learns from them (SupMAE), captions too (FLIP)."
     return name in inspect.signature(method.forward).parameters
 
 def make_noise(
@@ -131,9 +132,9 @@ class InMemory:
 
     def __call__(self,
         index: Tensor, # (b,) into the set
-    ) -> tuple[Tensor, Tensor]: # pictures, and labels for a method that asks for them
+    ) -> tuple[Tensor, Tensor, Tensor]: # pictures, their labels, and which they are
         index = index.to(self.images.device)
-        return self.images[index], self.labels[index]
+        return self.images[index], self.labels[index], index
 
 class Streamed:
     "Images that worker processes decode in the order in which the run will ask for them, from any step on."
@@ -153,7 +154,23 @@ class Streamed:
                 for lo, hi, _ in parts(len(index)): yield [(int(i), float(x), float(y)) for i, (x, y) in zip(index[lo:hi], at[lo:hi])]
         self.stream = data.stream(items(), device)
 
-    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]: return next(self.stream)[:2]
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]: return next(self.stream) # where a picture can't be decoded, another takes its place, and its index
+
+class Captions:
+    "The captions of pictures, as numbers, for a method that learns from them: all at once for a set in memory, else batch by batch."
+    def __init__(self,
+        method: nn.Module,    # its `tokenize` turns texts into (n, L) int64
+        data: Any,            # with truths['caption']
+        device: torch.device, # where to train
+    ):
+        self.method, self.texts, self.device = method, captions_of(data), device
+        self.tokens = method.tokenize(self.texts).to(device) if hasattr(data, 'images') else None
+
+    def __call__(self,
+        index: Tensor, # (b,) into the set
+    ) -> Tensor:       # (b, L) int64
+        if self.tokens is not None: return self.tokens[index.to(self.device)]
+        return self.method.tokenize([self.texts[i] for i in index.tolist()]).to(self.device)
 
 # %% ../../nbs/training/04_pretrain.ipynb #b6398db3
 class History:
@@ -339,7 +356,8 @@ class Run:
         return parts_of(total, self.acc.process_index, self.acc.num_processes, self.recipe.accumulate)
 
     def open_data(self) -> None:
-        "Get the images ready, from the step on at which the run starts."
+        "Get the images, and captions where they are asked for, ready from the step on at which the run starts."
+        self.captions = Captions(self.method, self.data, self.device) if asks_for(self.method, 'captions') else None
         if hasattr(self.data, 'images'): self.source = InMemory(self.data.images, self.data.labels, self.device); return
         data = self.data if self.recipe.workers is None else replace(self.data, workers=self.recipe.workers)
         self.source = Streamed(data, Order(self.plan, self.recipe.seed), self.parts, range(self.start, self.plan.total), self.recipe.seed, self.device)
@@ -360,16 +378,18 @@ def update(self: Run,
     set_lr(self.optimizer, lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr, r.schedule, self.plan.milestones))
     parts = self.parts(len(index))
     for i, (lo, hi, share) in enumerate(parts):
-        images, labels = self.source(index[lo:hi])
+        images, labels, which = self.source(index[lo:hi])
         x = make_views(self.method.views, images, lo, hi, len(index), seed_of(seed, VIEWS, step))
         more = make_noise(self.method, lo, hi, len(index), seed_of(seed, NOISE, step), self.device)
         if asks_for(self.method, 'labels'): more['labels'] = labels
+        if self.captions: more['captions'] = self.captions(which)
         set_seed(seed_of(seed, FORWARD, step, lo), self.device) # dropout and the like: other chance for every part
         with bystander(not share), contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model):
             res = self.model(x, **more)
             self.acc.backward(res['loss'] * (share * self.acc.num_processes))
         for k, v in res.items():
             if k == 'loss' or isinstance(v, (int, float)) or isinstance(v, Tensor) and v.ndim == 0: sums[k] = sums.get(k, 0) + share * torch.as_tensor(v, device=self.device).detach().float()
+    if hasattr(self.method, 'before_step'): self.method.before_step(step / self.plan.total)
     grads = [p.grad for p in self.params if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     self.note_bad(step, sums['loss'], norm)
@@ -529,7 +549,8 @@ def load_run(
 ) -> nn.Module:              # the method with that checkpoint's weights, in eval mode, on the CPU
     "Read a run back without its data set: the folder knows its recipe."
     run = ckpt.read_run(out)
-    method = build(Recipe(**run['recipe']), SimpleNamespace(mean=run['data']['mean'], std=run['data']['std'], classes=run.get('classes')))
     tensors, state = ckpt.load_checkpoint(out, step)
+    data = SimpleNamespace(mean=run['data']['mean'], std=run['data']['std'], classes=run.get('classes'), words=tensors['method'].get('text_encoder.vocabulary'))
+    method = build(Recipe(**run['recipe']), data)
     ckpt.load_into(method, tensors['method'], f"The checkpoint of step {state['step']} in {out}")
     return method.eval()

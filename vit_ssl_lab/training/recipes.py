@@ -155,7 +155,7 @@ RECIPES = {
     ('mae', 'laptop'): _mae_laptop,
     ('mae', 'slow'): replace(_mae_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
     ('mae', 'gpu'): Recipe('mae', 'gpu', data='scenes', data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', encoder_options=dict(positions='sincos'),
-        method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6), img_size=64, patch_size=8, batch_size=1024, steps=12_000, base_lr=1.5e-4, lr_scale='batch/256',
+        method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6), img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256',
         checkpoint_every=1000, log_every=50),
     ('mae', 'paper'): Recipe('mae', 'paper', data='folder:imagenet', encoder='vit_large', encoder_options=dict(positions='sincos'),
         method_options=dict(decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=.75, norm_pix=True), img_size=224, patch_size=16,
@@ -359,14 +359,14 @@ _flip_text = dict(text_encoder='text_nano', text_options=dict(context_length=16,
 
 RECIPES |= { # flip
     ('flip', 'laptop'): (_flip_laptop := Recipe('flip', 'laptop', encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=6, batch_size=64, steps=900, base_lr=2e-3, weight_decay=.2, checkpoint_every=300,
-        method_options=dict(**_flip_text, mask_ratio=.5, twins='share'))), # batches of 64 scenes hold equal captions
+        method_options=dict(**_flip_text, mask_ratio=.5))),
     ('flip', 'slow'): replace(_flip_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
     ('flip', 'gpu'): Recipe('flip', 'gpu', **{**_gpu, **dict(base_lr=2.5e-4)}, encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), weight_decay=.2,
-        method_options=dict(text_encoder='text_tiny', text_options=dict(context_length=16, own_words=True), dim=192, mask_ratio=.5, twins='share')),
+        method_options=dict(text_encoder='text_tiny', text_options=dict(context_length=16, own_words=True), dim=192, mask_ratio=.5)),
     ('flip', 'paper'): Recipe('flip', 'paper', data='webdataset:laion400m', encoder='vit_large', encoder_options=dict(positions='sincos', no_embed_class=True, global_pool='avg', pool_include_prefix=True, fc_norm=False),
-        views='mae', views_options=dict(scale=(.5, 1.)), img_size=224, patch_size=16, batch_size=65_536, epochs=32, base_lr=4e-6, lr_scale='batch/256', weight_decay=.2, warmup=.128, checkpoint_every=1000, log_every=50,
+        views='mae', views_options=dict(scale=(.5, 1.)), img_size=224, patch_size=16, batch_size=65_536, epochs=32, base_lr=4e-6, lr_scale='batch/256', weight_decay=.2, warmup=.004, checkpoint_every=1000, log_every=50,
         method_options=dict(text_encoder='text_large', text_options=dict(context_length=32, truncate=True), dim=768, mask_ratio=.5),
-        note="arXiv 2212.00794, section 4 and appendix A, and the official configurations: ViT-L/16, batch 65,536, 32 epochs of LAION-400M, AdamW (0.9, 0.95), weight decay 0.2, 4e-6 x batch/256, warm-up of 51.2 of 400 million samples (a share of one epoch: 0.128), "
+        note="arXiv 2212.00794, section 4 and appendix A, and the official configurations: ViT-L/16, batch 65,536, 32 epochs of LAION-400M, AdamW (0.9, 0.95), weight decay 0.2, 4e-6 x batch/256, warm-up of 51.2 million samples (0.4 % of the run), "
              "crops of 0.5 to 1, mask 50 %. Then unmasked tuning: mask_ratio=0, base_lr=4e-8, 0.32 epochs, warm-up of 25.6 million samples. Word pieces are CLIP's 49,408 instead of BERT's 30,523, pooled at a start token; the official code runs in float32, here bf16 with the loss in float32; "
              "the released L/16 was trained on blurred faces. Needs more than one node; 65,536 captions and pictures are compared across all devices."),
 }
@@ -381,6 +381,36 @@ RECIPES |= { # fcmae
         checkpoint_every=3120, log_every=50, method_options=dict(decoder_width=512, decoder_depth=1, mask_ratio=.6, norm_pix=True),
         note="arXiv 2301.00808, appendix A.2, and the official code: ConvNeXt V2-B (all sizes alike), AdamW (0.9, 0.95), weight decay 0.05, 1.5e-4 x batch/256, 40 epochs of warm-up, 800 epochs (1600 for the final models), 60 % of cells of 32 pixels hidden, "
              "random resized crop (0.2, 1); the code mirrors pictures too, as here. GRN and the mask token: not decayed and decayed here, both decayed in the official pre-training script."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #de8421e9
+_multicrop = dict(img_size=32, views='dino', views_options=dict(local=2, local_size=16, scale=(.4, 1.), local_scale=(.1, .5), jitter=(.4, .4, .4, .2), blur=0., solarize=0.)) # two large and two small crops; strong hue, since scenes tints its garments
+_laptop_heads = dict(dim=1024, hidden=256, bottleneck=64, momentum=.98, freeze_last=.02)
+_dino_vit = dict(stem='conv', positions='sincos', global_pool='avg', class_token=False, dynamic_img_size=True)
+
+RECIPES |= { # dino
+    ('dino', 'laptop'): (_dino_laptop := Recipe('dino', 'laptop', **_multicrop, data_options=dict(size=32), encoder_options=_dino_vit, patch_size=8, batch_size=64, steps=300, base_lr=2e-3, checkpoint_every=100, method_options=_laptop_heads)),
+    ('dino', 'slow'): replace(_dino_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
+    ('dino', 'gpu'): Recipe('dino', 'gpu', **{**_gpu, **dict(base_lr=5e-4)}, encoder_options=dict(positions='sincos', dynamic_img_size=True), views_options=dict(local=4, local_size=24),
+        method_options=dict(dim=8192, hidden=1024, momentum=.99)),
+    ('dino', 'paper'): Recipe('dino', 'paper', data='folder:imagenet', encoder='vit_small', encoder_options=dict(dynamic_img_size=True, drop_path_rate=.1), img_size=224, patch_size=16, batch_size=1024, epochs=800,
+        betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-5, weight_decay=.04, checkpoint_every=5000, log_every=50, views_options=dict(scale=(.25, 1.), local=10, local_scale=(.05, .25)),
+        method_options=dict(norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 800, momentum=.996, freeze_last=1 / 800, clip=None),
+        note="arXiv 2104.14294 and the arguments of the released ViT-S/16 (README of the official code): 800 epochs, batch 1024, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-5, no clipping, teacher's temperature 0.04 to 0.07 in 30 epochs, "
+             "2 crops of 224 (0.25 to 1) and 10 of 96 (0.05 to 0.25), drop path 0.1. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here."),
+}
+
+# %% ../../nbs/training/01_recipes.ipynb #54cb04e5
+RECIPES |= { # esvit
+    ('esvit', 'laptop'): (_esvit_laptop := Recipe('esvit', 'laptop', **_multicrop, data_options=dict(size=32), encoder='swin_nano', patch_size=2, batch_size=64, steps=150, base_lr=2e-3, checkpoint_every=50, method_options=_laptop_heads)),
+    ('esvit', 'slow'): replace(_esvit_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
+    ('esvit', 'gpu'): Recipe('esvit', 'gpu', **{**_gpu, **dict(encoder='swin_nano', patch_size=2, batch_size=512, base_lr=5e-4)}, encoder_options=dict(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
+        views='dino', views_options=dict(local=4, local_size=32), method_options=dict(dim=4096, hidden=1024, momentum=.99)),
+    ('esvit', 'paper'): Recipe('esvit', 'paper', data='folder:imagenet', encoder='swin_tiny', encoder_options=dict(drop_path_rate=.1), img_size=224, patch_size=4, batch_size=512, epochs=300, views='dino',
+        betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-6, weight_decay=.04, checkpoint_every=5000, log_every=50,
+        method_options=dict(region=.5, norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 300, momentum=.996, freeze_last=1 / 300, clip=3.),
+        note="arXiv 2106.09785 and the released arguments (issue 10 of the official code): Swin-T, window 7, 300 epochs, batch 512 on 16 GPUs, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-6, gradients clipped to 3 tensor by tensor, last layers frozen in the first epoch, "
+             "2 crops of 224 and 8 of 96. Window 14: encoder_options=dict(window_size=14), region loss from epoch 180 to 200 on. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here."),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #851ed064
