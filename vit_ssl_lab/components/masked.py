@@ -7,6 +7,7 @@ __all__ = ['MaskedAutoencoder']
 
 # %% ../../nbs/components/17_masked.ipynb #mskd0002
 import math
+from functools import partial
 from typing import Callable
 import torch
 from fastcore.basics import patch
@@ -33,16 +34,18 @@ class MaskedAutoencoder(nn.Module):
         masking: str = 'random',        # "random", "block", "grid" or "group"
         decoder_positions: str | None = 'sincos', # None: leave them out, to see what breaks
         group: int | tuple[int, ...] = 2, # patches along each axis that "group" hides together
+        decoder: Callable[[int, tuple, int], nn.Module] | None = None, # makes another decoder of the encoder's width, the grid and the numbers of a patch; None: MAE's, with the sizes above
     ):
         super().__init__()
         missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
+        if missing: raise TypeError(f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit and convnextv2, or ViT.from_timm(model) for a timm model.")
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
         self.mask_ratio, self.norm_pix, self.masking = mask_ratio, norm_pix, choose(masking, KINDS, "kind of masking")
         self.group = group
         kept(len(group_members(self.grid, group)) if masking == 'group' else math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is, and groups that don't fit
         out = math.prod(self.patch_size) * encoder.in_chans
-        self.decoder = MAEDecoder(encoder.width, self.grid, out, decoder_width, decoder_depth, decoder_heads, positions=decoder_positions)
+        decoder = decoder or partial(MAEDecoder, decoder_width=decoder_width, depth=decoder_depth, heads=decoder_heads, positions=decoder_positions)
+        self.decoder = decoder(encoder.width, self.grid, out)
         self.views = views
 
     def draw_mask(
@@ -54,7 +57,9 @@ class MaskedAutoencoder(nn.Module):
         generator: Generator | None = None, # where a draw comes from; None: torch's global generator
     ) -> Mask:
         "The mask that was given, or one of the method's kind. (section 3, masking)"
-        if mask is not None: return mask.to(images.device)
+        if mask is not None:
+            if mask.mask.shape[1] != math.prod(self.grid): raise ValueError(f"This mask has {mask.mask.shape[1]} places a picture, and the encoder's grid is {' x '.join(map(str, self.grid))}, one place for every {' x '.join(map(str, self.patch_size))} pixels: make the mask on that grid.")
+            return mask.to(images.device)
         return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, noise, images.device, self.group)
 
     def encode(

@@ -19,6 +19,7 @@ from ..core import write_whole
 from ..data import load
 from ..data.views import PRESETS
 from . import RawPixels, knn, linear_probe, random_encoder_like
+from ..encoders import ENCODERS
 from ..results import compare, load_result, over_seeds, results_dir, run_arms, verdict
 from ..show import show
 from ..training import pretrain
@@ -53,14 +54,14 @@ def score_run(
 def for_fashion(
     plan: Recipe, # a laptop recipe for scenes
 ) -> Recipe:
-    "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; a method that masks gets patches of 7 and mild crops."
-    policies, changes = PRESETS[plan.views or plan.method], {}
+    "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; a method that masks gets patches of 7 (behind ConvNeXt, which halves, cells of 4) and mild crops. A Swin keeps its patches and gets views of 32 pixels, which its stages can halve."
+    policies, changes, swin = PRESETS[plan.views or plan.method], {}, ENCODERS[plan.encoder] == 'swin'
     if any(strength for p in policies for strength in p.jitter):
         bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
         changes = dict(jitter=(bright, contrast, 0., 0.), grey=0.)
-    if 'noise' in signature(method_class(plan.method).forward).parameters: patches, changes = dict(patch_size=7), dict(changes, scale=(.8, 1.))
-    else: patches = {} if plan.patch_size is None else dict(patch_size=4, steps=plan.steps // 2)
-    return change(plan, data='fashion-mnist', img_size=28, views_options=changes, **patches)
+    if 'noise' in signature(method_class(plan.method).forward).parameters: patches, changes = dict(patch_size=4 if ENCODERS[plan.encoder] == 'convnextv2' else 7), dict(changes, scale=(.8, 1.))
+    else: patches = {} if plan.patch_size is None or swin else dict(patch_size=4, steps=plan.steps // 2)
+    return change(plan, data='fashion-mnist', img_size=32 if swin else 28, views_options=changes, **patches)
 
 # %% ../../nbs/evaluation/06_scores.ipynb #8d96a978
 def taught(
