@@ -1,5 +1,5 @@
 "Swin: equal to timm's where windows divide and to EsViT's official network at every size, sizes as published, crops of several sizes, bad input."
-import json, math
+import json, math, re
 from pathlib import Path
 import pytest, timm, torch
 from timm.models.swin_transformer import SwinTransformer
@@ -8,6 +8,7 @@ from vit_ssl_lab.encoders import ENCODERS, encoder
 from vit_ssl_lab.encoders.swin import Swin, SwinBlock, swin_base, swin_nano, swin_small, swin_tiny
 from vit_ssl_lab.evaluation import Classifier, random_encoder_like
 from vit_ssl_lab.methods.simclr import SimCLR
+from vit_ssl_lab.weights import load_encoder
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'swin_esvit_official.json').read_text())['outputs']
 def wave(*shape, f=1.): return torch.sin(f * torch.arange(math.prod(shape), dtype=torch.float64) + .3 * f).reshape(shape)
@@ -57,6 +58,18 @@ def test_in_the_house():
     SimCLR(net, hidden=16, dim=8, views=default_views(net, 'simclr'))([torch.randn(4, 3, 32, 32) for _ in range(2)])['loss'].backward()
     assert not random_encoder_like(net)(torch.ones(1, 3, 32, 32)).pooled.equal(net.eval()(torch.ones(1, 3, 32, 32)).pooled) and all(type(m) is SwinBlock for m in net.modules() if 'Block' in type(m).__name__)
     assert Classifier(net, 5)(torch.randn(2, 3, 32, 32)).shape == (2, 5) and swin_nano(in_chans=1)(torch.randn(2, 1, 32, 32)).pooled.shape == (2, 96)
+
+def test_through_the_weights_door(tmp_path):
+    "The official code's names (a whole EsViT checkpoint: its teacher), timm's names, a timm name, another size."
+    torch.manual_seed(0); net, x = swin_nano(32).eval(), torch.randn(2, 3, 32, 32); state = net.state_dict(); want = net(x).pooled
+    official = {f'module.{k}': v for k, v in ({re.sub(r'^layers\.(\d+)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample', k): v for k, v in state.items()} | {'layers.0.blocks.1.attn_mask': torch.zeros(4, 16, 16), 'head.mlp.0.weight': torch.zeros(8, 96)}).items()}
+    torch.save(dict(teacher=official, student={}, epoch=3), tmp_path / 'esvit.pth'); torch.save(state, tmp_path / 'timm.pth')
+    for name, layout in (('esvit.pth', 'swin'), ('timm.pth', 'timm')):
+        loaded, report = load_encoder(tmp_path / name)
+        assert report.layout == layout and not report.missing and report.assumed == ['img_size=32'] and loaded(x).pooled.equal(want)
+    assert report.unexpected == [] and load_encoder(tmp_path / 'esvit.pth')[1].unexpected == ['head.mlp.0.weight']
+    larger, _ = load_encoder(tmp_path / 'timm.pth', img_size=48); assert larger.grid == (6, 6) and larger(x).pooled.equal(want) and larger.layers[0].blocks[0].window_size == (4, 4)
+    named, report = load_encoder('swin_tiny_patch4_window7_224', pretrained=False); assert isinstance(named, Swin) and len(report.missing) == len(named.state_dict()) and named.grid == (7, 7)
 
 @pytest.mark.parametrize('case, match', [(lambda: swin_nano()(torch.randn(1, 3, 15, 16)), 'crop of 15 x 16 pixels does not divide into patches of 2 x 2'), (lambda: swin_nano()(torch.randn(1, 1, 32, 32)), 'in_chans'),
     (lambda: swin_nano()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), 'uint8'), (lambda: swin_nano()(torch.randn(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.int64)), "can't leave patches out"), (lambda: swin_nano(window_size=3), "don't fit stage 1"),

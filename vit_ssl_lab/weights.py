@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from .components.patches import grid_of, pair
 from .components.positions import resample_positions
 from .core import choose, write_whole
+from .encoders import swin
 from .encoders.convnextv2 import ConvNeXtV2
+from .encoders.swin import Swin
 from .encoders.vit import ViT
 from .methods.fcmae import FCMAE
 from .methods.mae import MAE
@@ -57,8 +59,8 @@ def unwrap(
 ) -> tuple[dict, dict]: # name -> tensor, hints
     "Find the state dict inside a training checkpoint, and the arguments beside it."
     if not isinstance(content, dict): raise ValueError(f"{name} holds a {type(content).__name__}, not a state dict: save model.state_dict().")
-    inner = next((content[k] for k in ('model', 'state_dict', 'module') if isinstance(content.get(k), dict)), content)
-    state = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in inner.items() if isinstance(v, Tensor)}
+    inner = next((content[k] for k in ('model', 'state_dict', 'module', 'teacher') if isinstance(content.get(k), dict)), content)
+    state = {re.sub(r'^(module\.|_orig_mod\.|backbone\.)+', '', k): v for k, v in inner.items() if isinstance(v, Tensor)}
     hints = {k: v for k, v in content['config'].items() if k in FACTS} if isinstance(content.get('config'), dict) else {}
     args = content.get('args')
     if isinstance(args, argparse.Namespace):
@@ -103,7 +105,7 @@ def older_name(key: str) -> str: # transformers' name as on disk
 
 def layout_of(
     keys: list[str], # the names in a state dict
-) -> str:            # "timm", "transformers", "mae", "convnextv2" or "vit_ssl_lab"
+) -> str:            # "timm", "transformers", "mae", "convnextv2", "swin" or "vit_ssl_lab"
     "Which library wrote a state dict. MAE's encoder alone is spelled as timm's."
     has = lambda pattern: any(re.match(pattern, k) for k in keys)
     if has(r'decoder_blocks\.0\.attn\.qkv'): return 'mae'
@@ -111,7 +113,9 @@ def layout_of(
     if has(r'encoder\.(blocks\.0\.attn\.qkv|stages\.0\.blocks\.0\.conv_dw)'): return 'vit_ssl_lab'
     if has(r'(encoder\.)?downsample_layers\.0\.0'): return 'convnextv2'
     if has(r'(vit\.)?embeddings\.patch_embeddings\.projection'): return 'transformers'
-    raise ValueError(f"These {len(keys)} weights ({', '.join(list(keys)[:3])}, ...) are in no layout known here: give a Vision Transformer of timm, of transformers (ViT, ViTMAE) or of the official MAE, or a ConvNeXt of timm or of its official code.")
+    if swin.is_official(keys): return 'swin'
+    if has(r'layers\.0\.blocks\.0\.attn\.relative_position_bias_table'): return 'timm'
+    raise ValueError(f"These {len(keys)} weights ({', '.join(list(keys)[:3])}, ...) are in no layout known here: give a Vision Transformer of timm, of transformers (ViT, ViTMAE) or of the official MAE, or a ConvNeXt or Swin of timm or of its official code.")
 
 def translate(
     state: dict,   # name -> tensor, as in a file
@@ -121,6 +125,7 @@ def translate(
     if layout == 'timm': return dict(state)
     if layout == 'vit_ssl_lab': return {k.removeprefix('encoder.') if k.startswith(('encoder.', 'decoder.')) else f'?{k}': v for k, v in state.items()}
     if layout == 'convnextv2': return from_official_convnext(state)
+    if layout == 'swin': return swin.from_official(state)
     if layout == 'transformers': state = {older_name(k): v for k, v in state.items()}
     ours = {name: k for k in every_name(state) if (name := spell(k, layout))}
     out = {}
@@ -141,7 +146,7 @@ class Checkpoint(NamedTuple):
     "A state dict in timm's spelling, and what is known of the model besides."
     state: dict  # name -> tensor
     hints: dict  # num_heads, img_size, eps, decoder_heads, mask_ratio, norm_pix, sincos, global_pool, architecture, model_args: what could be found
-    layout: str  # "timm", "transformers", "mae", "convnextv2" or "vit_ssl_lab"
+    layout: str  # "timm", "transformers", "mae", "convnextv2", "swin" or "vit_ssl_lab"
     source: str  # for the report
 
 FILES = ('model.safetensors', 'pytorch_model.bin', '*.safetensors', '*.pth', '*.pt', '*.bin')
@@ -318,16 +323,17 @@ def load_encoder(
     img_size: int | tuple | None = None, # pixels; positions are resampled if it isn't the checkpoint's. None: the checkpoint's
     old_size: int | tuple | None = None, # pixels in training, only where the checkpoint can't say (positions that are no square)
     pretrained: bool = True,         # False with a timm name: the architecture with random weights
-    **kw,                            # of `ViT` or `ConvNeXtV2`, to help (num_heads=) or to change (num_classes=, drop_path_rate=, ...)
-) -> tuple[ViT | ConvNeXtV2, Report]: # in eval mode
+    **kw,                            # of `ViT`, `ConvNeXtV2` or `Swin`, to help (num_heads=) or to change (num_classes=, drop_path_rate=, ...)
+) -> tuple[ViT | ConvNeXtV2 | Swin, Report]: # in eval mode
     "An encoder from anywhere, and what was used of the source."
     if (name := timm_name(source)) is not None: return from_timm_name(name, img_size, pretrained, **kw)
     ckpt, assumed = read(source), []
     if 'architecture' in ckpt.hints: encoder = family(ckpt.hints['architecture']).from_timm(ckpt.hints['architecture'], **{**ckpt.hints['model_args'], 'num_classes': 0, 'pretrained': False, **kw})
     elif 'stem.0.weight' in ckpt.state: encoder = ConvNeXtV2(**{**convnext_arguments(ckpt, assumed, img_size), **kw})
+    elif 'layers.0.blocks.0.attn.relative_position_bias_table' in ckpt.state: encoder = Swin(**{**swin.arguments_of(ckpt.state, assumed, old_size or ckpt.hints.get('img_size')), **kw})
     else: encoder = ViT(**{**arguments(ckpt, assumed, num_heads=kw.get('num_heads'), img_size=old_size), **kw})
     old_grid = encoder.grid
-    if img_size is not None: (encoder.take_size if isinstance(encoder, ConvNeXtV2) else encoder.set_input_size)(pair(img_size))
+    if img_size is not None: (encoder.take_size if isinstance(encoder, (ConvNeXtV2, Swin)) else encoder.set_input_size)(pair(img_size))
     report = Report(ckpt.source, ckpt.layout, assumed=assumed)
     fill(encoder, ckpt.state, report, old_grid)
     return encoder.eval(), report
@@ -337,19 +343,19 @@ def timm_name(source: str | Path) -> str | None: # "vit_base_patch16_224.mae", N
     text = str(source)
     if text.startswith('hf:') or not text.startswith('timm:') and Path(text).exists(): return None
     name = text.removeprefix('timm:')
-    if text.startswith('timm:') or timm.is_model(name): return name if timm.is_model(name) else choose(name.split('.')[0], timm.list_models(['vit_*', 'deit*', 'convnext*']), 'timm model')
+    if text.startswith('timm:') or timm.is_model(name): return name if timm.is_model(name) else choose(name.split('.')[0], timm.list_models(['vit_*', 'deit*', 'convnext*', 'swin_*']), 'timm model')
     raise FileNotFoundError(f"{text!r} is no file, no folder and no timm name: give a path, 'hf:<id>' for the Hub, or 'timm:<name>'.")
 
 def family(name: str) -> type: # of a timm name
     "The class that takes a timm model of this name."
-    return ConvNeXtV2 if name.startswith('convnext') else ViT
+    return ConvNeXtV2 if name.startswith('convnext') else Swin if name.startswith('swin_') else ViT
 
 def from_timm_name(
     name: str,                       # with or without a tag: "vit_base_patch16_224.mae"
     img_size: int | tuple | None,    # pixels; None: the model's own
     pretrained: bool,                # download the weights (from the Hub, through timm)
     **kw,                            # of timm.create_model
-) -> tuple[ViT | ConvNeXtV2, Report]:
+) -> tuple[ViT | ConvNeXtV2 | Swin, Report]:
     "An encoder by its timm name."
     size = {} if img_size is None else dict(img_size=img_size)
     try: encoder = family(name).from_timm(name, pretrained=pretrained, **size, **kw)
