@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_rows', 'dimension_std', 'effective_rank', 'participation_ratio', 'alignment', 'uniformity', 'gradient_norms',
-           'health', 'diagnose']
+           'channel_distance', 'health', 'diagnose']
 
 # %% ../../nbs/evaluation/05_health.ipynb #1893c559
 from collections import defaultdict
@@ -73,6 +73,15 @@ def gradient_norms(
     for name, p in model.named_parameters():
         if p.grad is not None: total['.'.join(name.split('.')[:-1][:depth]) or name] += p.grad.double().pow(2).sum().item()
     return {name: v ** .5 for name, v in total.items()}
+
+# %% ../../nbs/evaluation/05_health.ipynb #ed590b01
+def channel_distance(
+    maps: Tensor, # (B, C, H, W) one layer's features
+) -> float:       # 0 (channels are copies of each other) .. 0.5
+    "Mean cosine distance of a map's channels, pairs of each picture, mean over pictures (ConvNeXt V2, section 3.2)."
+    if maps.ndim != 4: raise ValueError(f"Channels are compared on maps (B, C, H, W), got shape {tuple(maps.shape)}.")
+    directions = F.normalize(maps.detach().flatten(2).double(), dim=2)            # (B, C, H*W)
+    return (.5 - directions.mean(1).square().sum(1) / 2).mean().item()
 
 # %% ../../nbs/evaluation/05_health.ipynb #519813b6
 def health(

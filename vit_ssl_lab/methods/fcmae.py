@@ -15,7 +15,7 @@ from ..components.masked import MaskedAutoencoder
 from ..core import Mask
 from ..data.views import MAEViews
 
-# %% ../../nbs/methods/16_fcmae.ipynb #58795306
+# %% ../../nbs/methods/16_fcmae.ipynb #7a0f3edb
 class FCMAE(MaskedAutoencoder):
     "Fully convolutional masked autoencoder: encode the visible cells, fill the gaps with one block, regress the hidden cells. (ConvNeXt V2, section 3.1; `models/fcmae.py`)"
     def __init__(
