@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer',
-           'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer']
+           'SiameseExplorer', 'CollapseExplorer', 'CorrespondenceExplorer', 'PositionPuzzle', 'HogExplorer',
+           'TargetExplorer', 'ZeroShotExplorer']
 
 # %% ../../nbs/explorers/00_explorers.ipynb #e96895c6
 from .attention import AttentionExplorer
 from .collapse import CollapseExplorer
+from .correspondence import CorrespondenceExplorer
 from .features import FeatureExplorer
 from .mask import MaskExplorer, ReconstructionExplorer
 from .positions import PositionExplorer
@@ -16,5 +18,6 @@ from .puzzle import PositionPuzzle
 from .siamese import SiameseExplorer
 from .targets import HogExplorer, TargetExplorer
 from .views import ViewsExplorer
+from .zero_shot import ZeroShotExplorer
 
-_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer']
+_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'CorrespondenceExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer', 'ZeroShotExplorer']

@@ -355,10 +355,10 @@ RECIPES |= { # mp3
 
 # %% ../../nbs/training/01_recipes.ipynb #ee12273c
 _flip_vit = dict(positions='sincos', global_pool='avg', class_token=False, fc_norm=False) # the mean of all patches behind the last norm: what each patch adds to a cosine can be told
-_flip_text = dict(text_encoder='text_nano', text_options=dict(context_length=16, own_words=True), dim=64)
+_flip_text = dict(text_encoder='text_nano', text_options=dict(context_length=12, own_words=True), dim=64)
 
 RECIPES |= { # flip
-    ('flip', 'laptop'): (_flip_laptop := Recipe('flip', 'laptop', encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=6, batch_size=64, steps=900, base_lr=2e-3, weight_decay=.2, checkpoint_every=300,
+    ('flip', 'laptop'): (_flip_laptop := Recipe('flip', 'laptop', encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=800, base_lr=2e-3, weight_decay=.2, checkpoint_every=400,
         method_options=dict(**_flip_text, mask_ratio=.5))),
     ('flip', 'slow'): replace(_flip_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
     ('flip', 'gpu'): Recipe('flip', 'gpu', **{**_gpu, **dict(base_lr=2.5e-4)}, encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), weight_decay=.2,
