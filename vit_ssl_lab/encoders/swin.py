@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from ..components.patches import grid_of, pair
 from ..core import Features
 
-# %% ../../nbs/encoders/04_swin.ipynb #2c2dbc61
+# %% ../../nbs/encoders/04_swin.ipynb #cf3ab5d4
 class SwinBlock(SwinTransformerBlock):
     "timm's block, which pads before it rolls, as the original: the mask then fits crops that windows don't divide. (Swin-Transformer, `swin_transformer.py: SwinTransformerBlock`)"
     def _attn(self, x: Tensor) -> Tensor:
         "(B, h, w, D) -> (B, h, w, D): pad, roll, attend within windows, and back."
         _, h, w, d = x.shape
         (wh, ww), shift = self.window_size, self.shift_size
-        x = F.pad(x, (0, 0, 0, -w % ww, 0, -h % wh))
+        if h % wh or w % ww: x = F.pad(x, (0, 0, 0, -w % ww, 0, -h % wh))
         rows, cols = x.shape[1:3]
         rolls = any(shift)
         if rolls: x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
