@@ -1,24 +1,28 @@
 """FLIP, its loss, its text encoder and its data, against open_clip, timm and formulas worked out by hand."""
-import json, math, warnings
-from pathlib import Path
+import math, warnings
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from open_clip.transformer import TextTransformer
+from PIL import Image
 from timm.layers.patch_dropout import patch_dropout_forward
 from timm.models.vision_transformer import VisionTransformer
 from two_processes import group
 from vit_ssl_lab.components.clip import LogitScale, clip_loss
 from vit_ssl_lab.components.masking import random_masking
-from vit_ssl_lab.data import load
-from vit_ssl_lab.data.image_text import captions_of, index_shard
+from vit_ssl_lab.data import DataError, load
+from vit_ssl_lab.data.image_text import captions_of
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.text import TextEncoder, own_words, text_encoder
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
+from vit_ssl_lab.evaluation.zero_shot import prompt_vectors, recalls
 from vit_ssl_lab.methods.flip import FLIP
 from vit_ssl_lab.methods.mae import MAE
+from vit_ssl_lab.training import build, pretrain, recipe
+from vit_ssl_lab.training.loop import load_run
+from vit_ssl_lab.training.recipes import change
 
 WORDS = ['a red bag', 'a blue coat on brick', 'two cats', 'an orange shirt', 'a teal dress on grass', 'white trousers', 'a dog', 'a purple sneaker']
 
@@ -161,3 +165,126 @@ def test_two_processes_equal_one(processes):
     torch.testing.assert_close(sum(l for l, _ in answers), loss)
     assert 'scale.log_scale' in grads and 'text_encoder.token_embedding.weight' in grads
     for name, g in grads.items(): torch.testing.assert_close(sum(other[name] for _, other in answers), g, atol=1e-7, rtol=1e-5)
+
+# --- training: captions reach the method, also from a stream, after a stop, and on two processes
+
+SMALL = dict(img_size=24, patch_size=6, batch_size=30, steps=6, log_every=1, checkpoint_every=2, encoder_options=dict(embed_dim=24, depth=1, num_heads=2), data_options=dict(n=90, size=24),
+             method_options=dict(text_options=dict(context_length=12, own_words=True, width=24, layers=1, heads=2), dim=16))
+
+def rows(history): return [(r['loss'], r['grad_norm'], r['temperature']) for r in history.rows]
+
+def test_a_stopped_run_goes_on_and_is_read_back(tmp_path):
+    r, data = recipe('flip', 'laptop', **SMALL), load('scenes', n=90, size=24)
+    whole = build(r, data); history = pretrain(whole, data, r, quiet=True, device='cpu')
+    class Stop(Exception): pass
+    def stop(method, step): raise Stop
+    half = build(r, data)
+    with pytest.raises(Stop): pretrain(half, data, change(r, probe_every=3), out=tmp_path / 'run', quiet=True, device='cpu', probe=stop)
+    again = build(r, data); resumed = pretrain(again, data, r, out=tmp_path / 'run', quiet=True, device='cpu')
+    assert rows(resumed)[-3:] == rows(history)[-3:] and all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    back = load_run(tmp_path / 'run') # no data set: the words are in the checkpoint
+    assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary) and torch.equal(back.embed_texts(['a red bag on brick']), whole.eval().embed_texts(['a red bag on brick']))
+
+def test_a_stream_of_pairs_trains(tmp_path):
+    "Pictures and captions in a folder, one picture damaged: what takes its place brings its own caption."
+    data = load('scenes', n=40, size=24)
+    for i in range(40):
+        Image.fromarray(data.images[i].permute(1, 2, 0).numpy()).save(tmp_path / f'{i:02}.png'); (tmp_path / f'{i:02}.txt').write_text(data.truths['caption'][i])
+    stream = load(f'pairs:{tmp_path}', size=24, crop='centre', margin=1., workers=0, mean=data.mean, std=data.std)
+    asked = []
+    def run(data):
+        r = recipe('flip', 'laptop', **{**SMALL, 'batch_size': 20, 'steps': 4}); m = build(r, data); of = m.forward
+        def forward(views, captions, noise=None): asked.append(captions.clone()); return of(views, captions, noise=noise)
+        m.forward = forward
+        return rows(pretrain(m, data, r, quiet=True, device='cpu'))
+    assert run(stream) == run(data) and all(torch.equal(a, b) for a, b in zip(asked[:4], asked[4:]))
+    (tmp_path / '07.png').write_bytes(b'no picture')
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); broken = run(stream)
+    assert all(np.isfinite(broken).flatten())
+
+def train(r):
+    torch.set_num_threads(1)
+    data = load('scenes', n=90, size=24); m = build(r, data)
+    return rows(pretrain(m, data, r, quiet=True, device='cpu')), m.state_dict()
+
+def test_two_processes_train_as_one(processes):
+    r = recipe('flip', 'laptop', **{**SMALL, 'batch_size': 31, 'optimizer': 'sgd', 'base_lr': .05, 'steps': 4}) # uneven parts
+    alone, state = train(r)
+    for theirs, other in processes(train, r):
+        for a, b in zip(alone, theirs, strict=True): assert a == pytest.approx(b, rel=1e-4)
+        for k, v in state.items(): torch.testing.assert_close(other[k], v, atol=1e-5, rtol=1e-4, msg=lambda text: f"{k}: {text}")
+
+def test_it_learns():
+    "A dozen pairs by heart in a hundred steps."
+    m, x = small(mask_ratio=.25, words=WORDS), batch()[0]; tokens = m.tokenize(WORDS)
+    opt = torch.optim.AdamW(m.parameters(), lr=3e-3)
+    for _ in range(100): loss = m(x, tokens)['loss']; loss.backward(); opt.step(); opt.zero_grad()
+    assert loss < .3 < math.log(8) / 2 and m(x, tokens)['accuracy'] > .8
+
+def test_the_temperature_at_its_bound_is_said():
+    m = small(); m.scale.log_scale.data.fill_(5.)
+    with warnings.catch_warnings(): warnings.simplefilter('error'); m.after_step(.5)
+    with pytest.warns(UserWarning, match='logit scale has reached its bound of 100, it has no gradient there'): m.after_step(1.)
+    m = small(clamp='step'); m.scale.log_scale.data.fill_(-1.); m.after_step(.5)
+    assert m.scale.log_scale == 0
+
+def test_recipes():
+    assert recipe('flip', 'paper').lr == pytest.approx(1.024e-3) and {recipe('flip', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')} == {'laptop', 'slow', 'gpu', 'paper'}
+    m = build(recipe('flip', 'gpu'), load('scenes', n=50, size=64))
+    assert m.text_encoder.width == 192 and m.text_encoder.context_length == 16 and m.encoder.grid == (8, 8)
+
+# --- data and evaluation
+
+def test_shards_that_webdataset_wrote(tmp_path):
+    wds = pytest.importorskip('webdataset')
+    images = torch.randint(256, (6, 3, 20, 20), dtype=torch.uint8)
+    with wds.ShardWriter(str(tmp_path / '%05d.tar'), maxcount=4, verbose=0) as out:
+        for i, image in enumerate(images): out.write({'__key__': f'{i:04}', 'png': image.permute(1, 2, 0).numpy(), **({'txt': f'picture {i}'} if i % 2 else {'json': dict(caption=f'picture {i}', width=20)})})
+    data = load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.)
+    assert captions_of(data) == [f'picture {i}' for i in range(6)] and torch.equal(data.memory().images, images)
+    there = [(s['__key__'], s['png']) for s in wds.WebDataset([str(tmp_path / f'{i:05}.tar') for i in range(2)], shardshuffle=False)]
+    for member, (key, png) in zip(data.files, there): assert member.open().read() == png and member.name.startswith(key)
+    back = next(load(f'webdataset:{tmp_path}', 'test', size=20, margin=1., workers=2).batches(6, shuffle=False)) # a member travels to a worker process
+    assert torch.equal(back[0], images) and captions_of(data.at(torch.tensor([4, 1]))) == ['picture 4', 'picture 1']
+
+def test_zero_shot_head_is_open_clips():
+    from open_clip.zero_shot_classifier import build_zero_shot_classifier
+    m = small(words=WORDS).eval(); templates = ['a red {}', 'a blue {}', 'an orange {} on brick']
+    class Theirs:
+        def encode_text(self, tokens, normalize): return F.normalize(m.embed_texts(tokens), dim=-1)
+    want = build_zero_shot_classifier(Theirs(), m.tokenize, ['bag', 'coat', 'dog', 'shirt'], [lambda c, t=t: t.format(c) for t in templates]).T
+    torch.testing.assert_close(prompt_vectors(m, ['bag', 'coat', 'dog', 'shirt'], templates), want, atol=1e-6, rtol=1e-5)
+
+def test_recall_is_counted_by_hand():
+    g = torch.Generator().manual_seed(0); u, v = (F.normalize(torch.randn(12, 5, generator=g), dim=1) for _ in range(2)); captions = [f'{i % 9}' for i in range(12)]
+    found = recalls(u, v, captions, ks=(1, 3), chunk=5)
+    for way, ask, answers in (('text to image', v, u), ('image to text', u, v)):
+        for k in (1, 3):
+            hits = [any(captions[j] == captions[i] for j in sorted(range(12), key=lambda j: -float(ask[i] @ answers[j]))[:k]) for i in range(12)]
+            assert found[f'{way}, R@{k}'] == pytest.approx(100 * np.mean(hits))
+
+@pytest.mark.parametrize('case, match', [
+    (lambda: small()(batch()[0], small().tokenize(WORDS[:5])), 'got 8 pictures and 5 captions'), (lambda: small().tokenize(['']), "one of these is ''"), (lambda: small().tokenize([None]), 'one of these is None'),
+    (lambda: small().tokenize(['a red bag ' * 5]), 'has 17 word pieces with start and end, more than the context of 10'), (lambda: small(temperature=.001), 'logit scale outside 1 to 100'), (lambda: small(temperature=3.), 'outside 1 to 100'),
+    (lambda: small(temperature=-.1), 'A temperature of -0.1'), (lambda: small(mask_ratio=1.), '0 <= ratio < 1'), (lambda: small(mask_ratio=.99), 'leaves none of 16 patches'), (lambda: small(clamp='after'), 'There is no way to bound the temperature'),
+    (lambda: text_encoder('text_mini'), "There is no text encoder 'text_mini'"), (lambda: small().text_encoder(torch.zeros(2, 10)), 'takes int64 tokens'), (lambda: captions_of(load('digits')), "'digits' has no captions"),
+    (lambda: clip_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.), 'got 3 pictures'), (lambda: build(recipe('flip', 'laptop'), load('digits')), "'digits' has no captions"), (lambda: small()(batch()[0], small().tokenize(WORDS), noise=torch.rand(8, 9)), r'is \(8, 16\), not \(8, 9\)')])
+def test_bad_input(case, match):
+    with pytest.raises(ValueError, match=match): case()
+
+def test_bad_data(tmp_path, monkeypatch):
+    monkeypatch.setattr('vit_ssl_lab.data.image_text.icon_folders', lambda root: [tmp_path])
+    with pytest.raises(DataError, match="'emoji' can't be had.*run npm install --prefix"): load('emoji')
+    with pytest.raises(DataError, match='is no folder'): load(f'pairs:{tmp_path / "no"}')
+    with pytest.raises(DataError, match='there is no tar file'): load(f'webdataset:{tmp_path}')
+    with pytest.raises(ValueError, match="There is no option of 'emoji' called 'sise'"): load('emoji', sise=3)
+    (tmp_path / 'cut.tar').write_bytes(b'\0' * 100)
+    with pytest.raises(DataError, match='must be an uncompressed tar file|is empty'): load(f'webdataset:{tmp_path}')
+
+def test_emoji_where_they_are_installed():
+    try: train, test = load('emoji', 'train'), load('emoji', 'test')
+    except DataError as e: pytest.skip(str(e)[:80])
+    assert len(train) == 3 * len(test) > 4000 and len(set(test.classes)) == len(test.classes) and captions_of(test) == test.classes
+    assert sorted(train.truths['designer'].unique().tolist()) == [0, 1, 2] and test.truths['designer'].unique().tolist() == [3]
+    assert (train.images.float().mean((1, 2, 3)) < 255).all(), "no picture is blank"
+    assert not any(torch.equal(train.images[i], test.images[i]) for i in range(0, len(test), 50))
