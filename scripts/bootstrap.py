@@ -37,6 +37,20 @@ def apt(*packages: str) -> bool:
     return run(*install, **quiet) or (run(*sudo, 'apt-get', 'update', **quiet) and run(*install, **quiet))
 
 def data() -> None:
+    "The data sets that the workbook uses beyond those inside packages."
+    emoji(); fashion()
+
+def emoji() -> None:
+    "Emoji of four designers (8 MB): through npm, where it is installed, into the folder that the package looks in; without them FLIP's notebook says so and goes on."
+    paths = "from vit_ssl_lab.data.image_text import DESIGNERS, icon_folders; print(next((1 for f in icon_folders() if all((f / d / 'icons.json').is_file() for d in DESIGNERS.values())), 0)); from vit_ssl_lab.data.datasets import places; print(places()[0]); print(*(f'@iconify-json/{d}' for d in DESIGNERS.values()))"
+    have, folder, packages = subprocess.run([PYTHON, '-c', paths], capture_output=True, text=True).stdout.strip().splitlines()[-3:]
+    if have == '1': return
+    npm = shutil.which('npm')
+    if npm: Path(folder).mkdir(parents=True, exist_ok=True)
+    if not npm or not run(npm, 'install', '--prefix', folder, '--ignore-scripts', '--no-audit', '--no-fund', *packages.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        print(f"vit_ssl_lab: no emoji can be had here ({'npm could not install them' if npm else 'npm is not installed'}), so FLIP's notebook leaves that set out.", flush=True)
+
+def fashion() -> None:
     "Fashion-MNIST: where the package finds it, else Debian's package, else a download; without it digits stand in."
     have = [PYTHON, '-c', "from vit_ssl_lab.data import load; load('fashion-mnist', 'test')"]
     if run(*have, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL): return
