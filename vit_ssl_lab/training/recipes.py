@@ -385,14 +385,14 @@ RECIPES |= { # fcmae
 
 # %% ../../nbs/training/01_recipes.ipynb #de8421e9
 _multicrop = dict(img_size=32, views='dino', views_options=dict(local=2, local_size=16, scale=(.4, 1.), local_scale=(.1, .5), jitter=(.4, .4, .4, .2), blur=0., solarize=0.)) # two large and two small crops; strong hue, since scenes tints its garments
-_laptop_heads = dict(dim=1024, hidden=256, bottleneck=64, momentum=.98, freeze_last=.02)
+_laptop_heads = dict(dim=256, hidden=256, bottleneck=64, norm='batch', teacher_temperature=.04, momentum=.95, freeze_last=.02) # without BatchNorm in the head, as published, all answers become uniform in so short a run
 _dino_vit = dict(stem='conv', positions='sincos', global_pool='avg', class_token=False, dynamic_img_size=True)
 
 RECIPES |= { # dino
     ('dino', 'laptop'): (_dino_laptop := Recipe('dino', 'laptop', **_multicrop, data_options=dict(size=32), encoder_options=_dino_vit, patch_size=8, batch_size=64, steps=300, base_lr=2e-3, checkpoint_every=100, method_options=_laptop_heads)),
     ('dino', 'slow'): replace(_dino_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
     ('dino', 'gpu'): Recipe('dino', 'gpu', **{**_gpu, **dict(base_lr=5e-4)}, encoder_options=dict(positions='sincos', dynamic_img_size=True), views_options=dict(local=4, local_size=24),
-        method_options=dict(dim=8192, hidden=1024, momentum=.99)),
+        method_options=dict(dim=8192, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
     ('dino', 'paper'): Recipe('dino', 'paper', data='folder:imagenet', encoder='vit_small', encoder_options=dict(dynamic_img_size=True, drop_path_rate=.1), img_size=224, patch_size=16, batch_size=1024, epochs=800,
         betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-5, weight_decay=.04, checkpoint_every=5000, log_every=50, views_options=dict(scale=(.25, 1.), local=10, local_scale=(.05, .25)),
         method_options=dict(norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 800, momentum=.996, freeze_last=1 / 800, clip=None),
@@ -405,7 +405,7 @@ RECIPES |= { # esvit
     ('esvit', 'laptop'): (_esvit_laptop := Recipe('esvit', 'laptop', **_multicrop, data_options=dict(size=32), encoder='swin_nano', patch_size=2, batch_size=64, steps=120, base_lr=2e-3, checkpoint_every=40, method_options=_laptop_heads)),
     ('esvit', 'slow'): replace(_esvit_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
     ('esvit', 'gpu'): Recipe('esvit', 'gpu', **{**_gpu, **dict(encoder='swin_nano', patch_size=2, batch_size=512, base_lr=5e-4)}, encoder_options=dict(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
-        views='dino', views_options=dict(local=4, local_size=32), method_options=dict(dim=4096, hidden=1024, momentum=.99)),
+        views='dino', views_options=dict(local=4, local_size=32), method_options=dict(dim=4096, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
     ('esvit', 'paper'): Recipe('esvit', 'paper', data='folder:imagenet', encoder='swin_tiny', encoder_options=dict(drop_path_rate=.1), img_size=224, patch_size=4, batch_size=512, epochs=300, views='dino',
         betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-6, weight_decay=.04, checkpoint_every=5000, log_every=50,
         method_options=dict(region=.5, norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 300, momentum=.996, freeze_last=1 / 300, clip=3.),
