@@ -174,7 +174,7 @@ def convnextv2_yocto(img_size: int | tuple = 48, # pixels
                      stem_size: int = 2,         # pixels of the stem's squares
                      **kw,                       # as for `ConvNeXtV2`
                      ) -> ConvNeXtV2:
-    "The workbook's own size for small pictures on a laptop: 1, 1, 2, 1 blocks of 16, 32, 64, 128 channels, 0.27 M parameters."
+    "The workbook's own size for small pictures on a laptop: 1, 1, 2, 1 blocks of 16, 32, 64, 128 channels, 0.25 M parameters."
     return _convnextv2(dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)), img_size, patch_size=patch_size, stem_size=stem_size, **kw)
 
 def convnextv2_atto(img_size: int | tuple = 224, # pixels
