@@ -54,14 +54,18 @@ def score_run(
 def for_fashion(
     plan: Recipe, # a laptop recipe for scenes
 ) -> Recipe:
-    "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; a method that masks gets patches of 7 (behind ConvNeXt, which halves, cells of 4) and mild crops. A Swin keeps its patches and gets views of 32 pixels, which its stages can halve."
-    policies, changes, swin = PRESETS[plan.views or plan.method], {}, ENCODERS[plan.encoder] == 'swin'
+    "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; one that masks gets patches of 7 behind a plain stem, since a convolutional one halves (ConvNeXt: cells of 4), and mild crops. A Swin keeps its patches and gets views of 32 pixels, which its stages can halve."
+    policies, changes = PRESETS[plan.views or plan.method], {}
     if any(strength for p in policies for strength in p.jitter):
         bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
         changes = dict(jitter=(bright, contrast, 0., 0.), grey=0.)
-    if 'noise' in signature(method_class(plan.method).forward).parameters: patches, changes = dict(patch_size=4 if ENCODERS[plan.encoder] == 'convnextv2' else 7), dict(changes, scale=(.8, 1.))
-    else: patches = {} if plan.patch_size is None or swin else dict(patch_size=4, steps=plan.steps // 2)
-    return change(plan, data='fashion-mnist', img_size=32 if swin else 28, views_options=changes, **patches)
+    masks, kind = 'noise' in signature(method_class(plan.method).forward).parameters, ENCODERS[plan.encoder]
+    if masks: changes = dict(changes, scale=(.8, 1.))
+    if kind == 'swin' or plan.patch_size is None: patches = {}
+    elif kind == 'convnextv2': patches = dict(patch_size=4)
+    elif masks: patches = dict(patch_size=7, encoder_options=dict(stem='patchify'))
+    else: patches = dict(patch_size=4, steps=plan.steps // 2)
+    return change(plan, data='fashion-mnist', img_size=32 if kind == 'swin' else 28, views_options=changes, **patches)
 
 # %% ../../nbs/evaluation/06_scores.ipynb #8d96a978
 def taught(
