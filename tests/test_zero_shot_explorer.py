@@ -37,6 +37,9 @@ def test_figure_is_of_the_state():
     e = zero_shot(); e.picture, e.caption = 2, 1
     fig = e.figure()
     assert CAPTIONS[1] in fig.axes[1].get_title() and len(fig.axes[2].patches) == 3
+    maps = np.frombuffer(e.maps, np.float32).reshape(5, 3, 4, 4)[2]
+    np.testing.assert_allclose(e.shown(), maps[1] - maps.mean(0), atol=1e-6)
+    e.relative = False; np.testing.assert_array_equal(e.shown(), maps[1])
 
 # --- a page without a kernel
 
@@ -79,6 +82,8 @@ def test_pointer(open_page):
     hover(page, page.locator('canvas.vsl-patches'), 4, 4, 1, 2)
     assert root.get_attribute('data-patch') == '6' and float(root.get_attribute('data-added')) == pytest.approx(float(e.added()[1, 2]), abs=1e-3)
     expect(page.locator('.vsl-status')).to_contain_text('row 2, column 3 adds')
+    ends = page.locator('.vsl-ends').first.inner_text(); page.locator('[data-trait=relative] [data-value=false]').click(); e.relative = False
+    assert page.locator('.vsl-ends').first.inner_text() != ends and float(page.locator('.vsl-ends').first.inner_text().split()[-1]) == pytest.approx(np.abs(e.shown()).max(), rel=.06)
     hover(page, page.locator('canvas.vsl-cosines'), 5, 3, 3, 1) # a cell of the matrix: that picture, that caption
     assert (root.get_attribute('data-picture'), root.get_attribute('data-caption')) == ('3', '1') and float(root.get_attribute('data-cosine')) == pytest.approx(float(e.matrix()[3, 1]), abs=1e-3)
     page.mouse.move(2, 2)

@@ -28,7 +28,7 @@ def lines_of(
 class ZeroShotExplorer(Explorer):
     "Pictures against captions that the reader types."
     _esm = script('zero_shot.js')
-    _offline, _asks = ['picture', 'caption', 'patch'], ['text']
+    _offline, _asks = ['picture', 'caption', 'patch', 'relative'], ['text']
     note = T.Unicode("This page has no Python behind it: these captions can be explored, new ones need the model.").tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -43,6 +43,7 @@ class ZeroShotExplorer(Explorer):
     picture = T.Int(0, min=0, help="the chosen one").tag(sync=True)
     caption = T.Int(0, min=0, help="the chosen one").tag(sync=True)
     patch = T.Int(-1, min=-1, help="the chosen one; -1: none").tag(sync=True)
+    relative = T.Bool(True, help="show what patches say beyond the mean over the captions").tag(sync=True)
 
     def __init__(self,
         method: nn.Module,         # embed_images, embed_texts, embed_patches; `scale`, where it has one
@@ -84,6 +85,11 @@ class ZeroShotExplorer(Explorer):
         "What each patch of the chosen picture adds to the cosine with the chosen caption."
         return np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[self.picture, self.caption]
 
+    def shown(self) -> np.ndarray: # (rows, columns)
+        "What the map shows: `added`, or with `relative` how much more than for the mean caption."
+        maps = np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[self.picture]
+        return self.added() - maps.mean(0) if self.relative and len(self.captions) > 1 else self.added()
+
 # %% ../../nbs/explorers/12_zero_shot.ipynb #26bbe827
 def zero_shot_figure(self: ZeroShotExplorer) -> Figure:
     "The chosen picture, what its patches add, the ranking, and the matrix."
@@ -91,13 +97,12 @@ def zero_shot_figure(self: ZeroShotExplorer) -> Figure:
     row, chosen = self.matrix()[self.picture], self.caption
     share = torch.tensor(self.scale * row).softmax(0).numpy()
     axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1); axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9)
-    added = self.added(); most = max(float(np.abs(added).max()), 1e-9)
-    axes[1].imshow(added, cmap='RdBu_r', vmin=-most, vmax=most); axes[1].set_title(f'what each patch adds to\n{self.captions[chosen]!r}: ±{most:.2f}', fontsize=8)
+    shown = self.shown(); most = max(float(np.abs(shown).max()), 1e-9)
+    axes[1].imshow(shown, cmap='RdBu_r', vmin=-most, vmax=most); axes[1].set_title(f'its patches for\n{self.captions[chosen]!r}\n' + ('beyond the mean caption' if self.relative else 'what they add') + f', ±{most:.2f}', fontsize=8)
     order = row.argsort()[::-1][:8]
     axes[2].barh(range(len(order)), share[order], color=['C1' if j == chosen else 'C0' for j in order]); axes[2].set(yticks=range(len(order)), xlabel='softmax', title='ranking'); axes[2].set_yticklabels([self.captions[j][:34] for j in order], fontsize=7); axes[2].invert_yaxis(); axes[2].grid(axis='y', visible=False)
-    most = max(float(np.abs(self.matrix()).max()), 1e-9)
-    image = axes[3].imshow(self.matrix(), cmap='RdBu_r', vmin=-most, vmax=most, aspect='auto'); axes[3].set(xlabel='caption', ylabel='picture', title='cosines; dot: the best caption'); axes[3].grid(False)
-    axes[3].plot(self.matrix().argmax(1), range(self.shape[0]), 'k.'); axes[3].plot(chosen, self.picture, 's', mfc='none', mec='#e69f00', mew=2, ms=9); fig.colorbar(image, ax=axes[3], shrink=.8)
+    image = axes[3].imshow(self.matrix(), cmap='viridis', aspect='auto'); axes[3].set(xlabel='caption', ylabel='picture', title='cosines; dot: the best caption'); axes[3].grid(False)
+    axes[3].plot(self.matrix().argmax(1), range(self.shape[0]), '.', color='#d55e00'); axes[3].plot(chosen, self.picture, 's', mfc='none', mec='#e69f00', mew=2, ms=9); fig.colorbar(image, ax=axes[3], shrink=.8)
     for ax in axes[:2]: ax.axis('off')
     return fig
 

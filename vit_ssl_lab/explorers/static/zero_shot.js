@@ -22,14 +22,24 @@ function render({model, el}) {
   const button = h('button', {type: 'button', class: 'vsl-compare', disabled: !ui.can('text'), onclick: compare}, 'compare (Ctrl+Enter)');
 
   // The picture, with what each patch adds to the cosine with the chosen caption.
-  const scaleOf = () => { let most = 1e-9; for (let p = 0; p < patches; p++) most = Math.max(most, Math.abs(added(picture(), caption(), p))); return most; };
+  // A softmax sees only differences between captions, so by default the mean over the captions is taken away.
+  const values = () => {
+    const i = picture(), j = caption(), m = captions.length, apart = model.get('relative') && m > 1;
+    return Float32Array.from({length: patches}, (_, p) => {
+      let mean = 0;
+      if (apart) for (let k = 0; k < m; k++) mean += added(i, k, p) / m;
+      return added(i, j, p) - mean;
+    });
+  };
+  const scaleOf = map => Math.max(1e-9, ...map.map(Math.abs));
+  let map = new Float32Array(patches);
   const plain = pane(ui, {caption: 'picture', rows, cols, ratio: height / width, draw(g, w, t) { g.drawImage(pictures[picture()], 0, 0, w, t); }});
   const pin = p => { hover = null; ui.send({patch: p}, {busy: false}); look(); };
   const board = pane(ui, {caption: 'what each patch adds', rows, cols, ratio: height / width, cls: 'vsl-patches', label: 'point at a patch, or move with the arrow keys, to see what it adds to each caption',
     draw(g, w, t) {
-      const most = scaleOf(), values = maps.subarray((picture() * captions.length + caption()) * patches, (picture() * captions.length + caption() + 1) * patches);
+      const most = scaleOf(map);
       g.drawImage(pictures[picture()], 0, 0, w, t);
-      g.globalAlpha = .72; g.drawImage(heat(values, rows, cols, SIGNED, v => .5 + v / most / 2), 0, 0, w, t); g.globalAlpha = 1;
+      g.globalAlpha = .72; g.drawImage(heat(map, rows, cols, SIGNED, v => .5 + v / most / 2), 0, 0, w, t); g.globalAlpha = 1;
       outline(g, w, t, rows, cols, patch(), '#e69f00');
     },
     on: {hover(p) { hover = p < 0 ? null : p; look(); }, press: pin, move: pin, key: pin, focus() { if (model.get('patch') >= 0) board.cursor(model.get('patch')); }}});
@@ -50,32 +60,35 @@ function render({model, el}) {
     order = captions.map((_, j) => j).sort((a, b) => cosine(i, b) - cosine(i, a));
     const had = list.contains(document.activeElement);
     list.replaceChildren(...order.map(j => h('button', {type: 'button', role: 'radio', 'aria-checked': String(j === caption()), tabindex: j === caption() ? 0 : -1, 'data-caption': j, onclick: () => choose(j),
-      style: `text-align: left; background: linear-gradient(to right, rgba(0,114,178,.28) ${100 * p[j]}%, transparent ${100 * p[j]}%)`},
+      style: `text-align: left; color: inherit; font-weight: ${j === caption() ? 700 : 400}; background: linear-gradient(to right, rgba(0,114,178,.28) ${100 * p[j]}%, transparent ${100 * p[j]}%)`},
       `${percent(p[j])} · ${captions[j]} · cosine ${cosine(i, j).toFixed(2)}` + (q >= 0 ? ` · this patch ${added(i, j, q) >= 0 ? '+' : ''}${added(i, j, q).toFixed(2)}` : ''))));
     if (had) list.querySelector('[aria-checked=true]').focus();
   };
 
   // The matrix: a row a picture, a column a caption. A small table of its own, since its shape changes with the captions.
-  const frame = h('div', {class: 'vsl-matrix', style: 'max-width: 560px'});
+  const frame = h('div', {class: 'vsl-matrix', style: '--pane: 300px'});
+  const ramp = legend(VIRIDIS);
   let matrix = null;
   const buildMatrix = () => {
     const m = captions.length, go = c => { cell = null; ui.send({picture: Math.floor(c / m), caption: c % m}, {busy: false}); look(); };
-    matrix = pane(ui, {caption: 'cosines: a row a picture, a column a caption', rows: n, cols: m, ratio: Math.min(1.6, Math.max(.25, n / m)), cls: 'vsl-cosines', label: 'matrix of cosines: point at a cell, or move with the arrow keys',
+    matrix = pane(ui, {caption: 'cosines, pictures by captions', rows: n, cols: m, ratio: Math.min(1, Math.max(.25, n / m)), cls: 'vsl-cosines', label: 'matrix of cosines: point at a cell, or move with the arrow keys',
       draw(g, w, t) {
-        let most = 1e-9; for (const v of cosines) most = Math.max(most, Math.abs(v));
-        g.drawImage(heat(cosines, n, m, SIGNED, v => .5 + v / most / 2), 0, 0, w, t);
-        for (let i = 0; i < n; i++) { let best = 0; for (let j = 1; j < m; j++) if (cosine(i, j) > cosine(i, best)) best = j; g.fillStyle = '#000'; g.beginPath(); g.arc((best + .5) * w / m, (i + .5) * t / n, Math.max(2, Math.min(w / m, t / n) / 8), 0, 7); g.fill(); }
+        const low = Math.min(...cosines), high = Math.max(...cosines);
+        g.drawImage(heat(cosines, n, m, VIRIDIS, v => (v - low) / (high - low || 1)), 0, 0, w, t);
+        ramp.set(low.toFixed(2), high.toFixed(2));
+        for (let i = 0; i < n; i++) { let best = 0; for (let j = 1; j < m; j++) if (cosine(i, j) > cosine(i, best)) best = j; g.fillStyle = '#d55e00'; g.beginPath(); g.arc((best + .5) * w / m, (i + .5) * t / n, Math.max(2, Math.min(w / m, t / n) / 8), 0, 7); g.fill(); }
         outline(g, w, t, n, m, picture() * m + caption(), '#e69f00');
       },
       on: {hover(c) { cell = c < 0 ? null : [Math.floor(c / m), c % m]; look(); }, press: go, move: go, key: go, focus() { matrix.cursor(picture() * m + caption()); }}});
-    frame.replaceChildren(matrix.el);
+    matrix.el.append(ramp.el); frame.replaceChildren(matrix.el);
   };
 
   const look = () => {
     const i = picture(), j = caption(), q = patch(), p = shares(i);
-    plain.caption(nameOf(i)); board.caption(`what each patch adds to "${captions[j]}"`);
+    map = values();
+    plain.caption(nameOf(i)); board.caption(`its patches for "${captions[j]}"`);
     plain.redraw(); board.redraw(); matrix.redraw(); drawList();
-    const most = scaleOf(); scale.set((-most).toFixed(2), most.toFixed(2));
+    const most = scaleOf(map); scale.set((-most).toPrecision(2), most.toPrecision(2));
     Object.assign(ui.root.dataset, {picture: i, caption: j, patch: q, best: order[0], cosine: cosine(i, j).toFixed(4), added: q >= 0 ? added(i, j, q).toFixed(4) : ''});
     ui.say(q >= 0 && !cell ? `${where(q, cols)} adds ${added(i, j, q).toFixed(2)} to "${captions[j]}" (the mean over patches is the cosine, ${cosine(i, j).toFixed(2)})`
       : `${nameOf(i)} and "${captions[j]}": cosine ${cosine(i, j).toFixed(2)}, ${percent(p[j])} of ${captions.length} captions; best is "${captions[order[0]]}"`);
@@ -87,10 +100,11 @@ function render({model, el}) {
   };
   const unread = h('p', {class: 'vsl-note vsl-unread', 'aria-live': 'polite'});
   ui.body.append(...[chooser(ui, pictures)].filter(Boolean),
+    radio(ui, 'relative', {label: 'patches', busy: false, options: [[true, 'beyond the mean caption'], [false, 'what they add']]}),
     h('div', {class: 'vsl-panes'}, plain.el, board.el, h('div', {style: 'flex: 1; min-width: 280px'}, list)),
     h('div', {class: 'vsl-panes', style: 'margin-top: 8px'}, h('div', {style: 'flex: 1; min-width: 260px'}, text, button, unread), frame));
   ui.on('maps', read);
-  ui.on('picture caption patch', () => look());
+  ui.on('picture caption patch relative', () => look());
   read();
   return () => ui.close();
 }
