@@ -92,7 +92,7 @@ class OcclusionInvariance(MaskedAutoencoder):
         views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
         noise: Tensor | None = None, # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss, and what it is made of
+    ) -> dict:                       # loss, and what it is made of; std: how much the second decoder's answers differ from each other, 0 = it says one thing always
         "One step's loss, by the similarity."
         mask = self.draw_mask(views, noise, mask)
         if self.similarity in ('contrastive', 'cosine'):
@@ -108,4 +108,4 @@ class OcclusionInvariance(MaskedAutoencoder):
         if self.similarity == 'pixels': return dict(loss=masked_mse(self.predict(views, mask, want), target, each))
         a, b = self.both_predictions(views, mask, want)                                               # (B, M, ph*pw*C)
         distance, own = masked_mse(a, b, each), masked_mse(b, target, each)
-        return dict(loss=distance + self.strength * own, distance=distance.detach(), own=own.detach(), std=b.detach().std())
+        return dict(loss=distance + self.strength * own, distance=distance.detach(), own=own.detach(), std=b.detach().flatten(0, 1).std(0).mean())
