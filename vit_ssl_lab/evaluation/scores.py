@@ -63,7 +63,7 @@ def for_fashion(
     if masks: changes = dict(changes, scale=(.8, 1.))
     if kind == 'swin' or plan.patch_size is None: patches = {}
     elif kind == 'convnextv2': patches = dict(patch_size=4)
-    elif masks: patches = dict(patch_size=7, encoder_options=dict(stem='patchify'))
+    elif masks: patches = dict(patch_size=7, encoder_options=dict(stem='patchify'), method_options=dict(target_options=dict(cell=7)) if 'target_options' in plan.method_options else {}) # HOG cells have to divide a patch
     else: patches = dict(patch_size=4, steps=plan.steps // 2)
     return change(plan, data='fashion-mnist', img_size=32 if kind == 'swin' else 28, views_options=changes, **patches)
 
