@@ -19,9 +19,9 @@ def stored_table() -> dict[str, list[str]]:
     rows = re.findall(r'<tr>\s*<th>(.*?)</th>(.*?)</tr>', cell.outputs[0].data['text/html'], re.S)
     return {name: re.findall(r'<td>(.*?)</td>', rest, re.S) for name, rest in rows}
 
-def test_every_method_has_a_row_and_every_row_its_runs():
+def test_every_row_has_its_runs():
     assert STORED['setting'] == fair.setting()
-    assert set(fair.ROWS) == set(METHODS) and set(RUNS) == {*fair.ROWS, *fair.BASELINES}
+    assert set(fair.ROWS) <= set(METHODS) and set(RUNS) == {*fair.ROWS, *fair.BASELINES}
     for row in fair.ROWS:
         assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS)) and set(RUNS[row]['seeds']) == {str(s) for s in fair.SEEDS}
         assert RUNS[row]['base_lr'] == max(RUNS[row]['trials'], key=lambda t: t['knn'])['base_lr']
