@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
-from vit_ssl_lab.components.masking import block_masking, mask_from
+from vit_ssl_lab.components.masking import KINDS, block_masking, mask_from
 from vit_ssl_lab.core import Mask
 from vit_ssl_lab.data.views import MAEViews
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
+from vit_ssl_lab.data import load
 from vit_ssl_lab.methods.mae import MAE
+from vit_ssl_lab.training import build, pretrain
+from vit_ssl_lab.training.recipes import Recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mae_official.json').read_text())
 
@@ -158,3 +161,10 @@ def test_honest_knows_nothing_of_hidden_patches():
 def test_bad_input(do, says):
     with pytest.raises((ValueError, TypeError), match=says) as e: do()
     assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('masking', KINDS)
+def test_training_draws_every_kind_of_mask(masking):
+    "The loop hands out the chance that each kind of mask asks for."
+    plan = Recipe('mae', data='digits', img_size=16, patch_size=4, batch_size=8, steps=2, views_options=dict(scale=(.5, 1.)), method_options=dict(masking=masking, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    data = load('digits').subset(32)
+    assert torch.isfinite(torch.tensor(pretrain(build(plan, data), data, plan, quiet=True, device='cpu').rows[-1]['loss']))

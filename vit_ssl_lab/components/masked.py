@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
 from .decoders import MAEDecoder
-from .masking import KINDS, group_members, kept, mask_of, take
+from .masking import KINDS, group_members, kept, mask_of, noise_shape, take
 from .patches import patchify, unpatchify
 from .reconstruction import Reconstruction, panes
 from .targets import masked_mse, normalise_patches, unnormalise_honest, unnormalise_leaky
@@ -48,6 +48,9 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = decoder(encoder.width, self.grid, out)
         self.views = views
 
+    @property
+    def noise_shape(self) -> tuple: return noise_shape(self.masking, self.grid) # of one picture's chance; training draws it for the whole batch of all processes
+
     def draw_mask(
         self,
         images: Tensor,                     # (B, C, H, W), for B and the device
@@ -60,7 +63,7 @@ class MaskedAutoencoder(nn.Module):
         if mask is not None:
             if mask.mask.shape[1] != math.prod(self.grid): raise ValueError(f"This mask has {mask.mask.shape[1]} places a picture, and the encoder's grid is {' x '.join(map(str, self.grid))}, one place for every {' x '.join(map(str, self.patch_size))} pixels: make the mask on that grid.")
             return mask.to(images.device)
-        return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, noise, images.device, self.group)
+        return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, None if self.masking == 'grid' else noise, images.device, self.group) # a grid reads no noise
 
     def encode(
         self,
