@@ -88,7 +88,7 @@ def test_state_figure_and_page(tmp_path):
     text = make().to_html(tmp_path / 'page.html'); assert text.startswith('<!DOCTYPE html>') and 'export default' not in text
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
-from test_explorers_browser import browser, hover, open_page, says, status # fixtures and helpers
+from test_explorers_browser import hover, says, status
 
 def agrees(e, root, side, cell):
     "What the page says of a region is what Python computes."

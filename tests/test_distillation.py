@@ -209,14 +209,6 @@ def test_other_ways_to_match(match):
 
 # -- many processes, whole runs
 
-@pytest.fixture(scope='module')
-def two():
-    with group(2) as g: yield g
-
-@pytest.fixture(scope='module')
-def three():
-    with group(3) as g: yield g
-
 def mini(method, **changes):
     "A run in miniature on 1,438 digits of 8x8 pixels. SGD without momentum: the change of the weights is the gradient."
     return recipe(method, 'laptop', **{**dict(data='digits', img_size=8, patch_size=2, encoder='vit_nano', views_options=dict(local=2, local_size=4), encoder_options=dict(embed_dim=24, depth=1, num_heads=2, dynamic_img_size=True, stem='patchify'),

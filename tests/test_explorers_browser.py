@@ -12,27 +12,6 @@ expect = sync.expect
 expect.set_options(timeout=20_000)
 pytestmark = NEEDS_CHROMIUM
 
-@pytest.fixture(scope='module')
-def browser():
-    with chromium() as b: yield b
-
-@pytest.fixture
-def open_page(browser, tmp_path):
-    "Open the exported page of an explorer with the network off; afterwards nothing was asked for and nothing went wrong."
-    context = browser.new_context(viewport=dict(width=1000, height=800), offline=True, reduced_motion='reduce')
-    page, asked, wrong = context.new_page(), [], []
-    page.set_default_timeout(15_000)
-    page.on('request', lambda r: asked.append(r.url)); page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-    def open_it(explorer):
-        explorer.to_html(tmp_path / 'page.html')
-        page.goto((tmp_path / 'page.html').as_uri())
-        page.wait_for_selector('.vsl')
-        return page
-    yield open_it
-    context.close()
-    assert not wrong and all(url.startswith('file:') for url in asked) and len(asked) <= 1
-
 def cell(canvas, rows: int, cols: int, row: int, col: int) -> dict:
     "Where a cell of a pane is, for the mouse."
     canvas.scroll_into_view_if_needed()

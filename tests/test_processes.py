@@ -13,14 +13,6 @@ from vit_ssl_lab.data import load
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt
 
-@pytest.fixture(scope='module')
-def two():
-    with group(2) as g: yield g
-
-@pytest.fixture(scope='module')
-def three():
-    with group(3) as g: yield g
-
 def own(x, counts):
     "This process's rows; the first row for a process that has none."
     return x.split(counts)[P.rank()] if counts[P.rank()] else x[:1]

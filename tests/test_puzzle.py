@@ -118,27 +118,6 @@ def test_page_is_one_file(tmp_path):
 
 # --- a browser
 
-@pytest.fixture(scope='module')
-def browser():
-    pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
-    with chromium() as b: yield b
-
-@pytest.fixture
-def open_page(browser, tmp_path):
-    "Open the exported page with the network off; afterwards nothing was asked for and nothing went wrong."
-    context = browser.new_context(viewport=dict(width=1000, height=800), offline=True, reduced_motion='reduce')
-    page, asked, wrong = context.new_page(), [], []
-    page.set_default_timeout(15_000)
-    page.on('request', lambda r: asked.append(r.url)); page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-    def open_it(explorer):
-        explorer.to_html(tmp_path / 'page.html')
-        page.goto((tmp_path / 'page.html').as_uri()); page.wait_for_selector('.vsl')
-        return page
-    yield open_it
-    context.close()
-    assert not wrong and all(url.startswith('file:') for url in asked) and len(asked) <= 1
-
 def point(page, canvas, cell):
     canvas.scroll_into_view_if_needed(); box = canvas.bounding_box()
     page.mouse.move(box['x'] + (cell % 6 + .5) * box['width'] / 6, box['y'] + (cell // 6 + .5) * box['height'] / 4, steps=2)

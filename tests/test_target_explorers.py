@@ -88,7 +88,7 @@ def test_target_explorer_refuses():
 
 # --- in a browser
 
-try: from test_explorers_browser import browser, expect, hover, open_page, says, status
+try: from test_explorers_browser import expect, hover, says, status
 except pytest.skip.Exception: browser = open_page = None
 
 def values(page, k: int) -> list: return [float(v) for v in page.locator(f'.vsl-hog [data-bin="{k}"]').get_attribute('data-values').split()]

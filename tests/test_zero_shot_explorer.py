@@ -47,25 +47,6 @@ sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright
 expect = sync.expect
 expect.set_options(timeout=20_000)
 
-@pytest.fixture(scope='module')
-def browser():
-    with chromium() as b: yield b
-
-@pytest.fixture
-def open_page(browser, tmp_path):
-    "Open the exported page with the network off; afterwards nothing was asked for and nothing went wrong."
-    context = browser.new_context(viewport=dict(width=1000, height=900), offline=True, reduced_motion='reduce')
-    page, asked, wrong = context.new_page(), [], []
-    page.set_default_timeout(15_000)
-    page.on('request', lambda r: asked.append(r.url)); page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-    def open_it(explorer):
-        explorer.to_html(tmp_path / 'page.html'); page.goto((tmp_path / 'page.html').as_uri()); page.wait_for_selector('.vsl')
-        return page
-    yield open_it
-    context.close()
-    assert not wrong and all(url.startswith('file:') for url in asked) and len(asked) <= 1
-
 def hover(page, canvas, rows, cols, row, col):
     canvas.scroll_into_view_if_needed(); box = canvas.bounding_box()
     page.mouse.move(box['x'] + (col + .5) * box['width'] / cols, box['y'] + (row + .5) * box['height'] / rows, steps=2)
