@@ -30,8 +30,8 @@ def test_wheel_holds_modules_and_scripts(tmp_path):
 def test_the_packages_notebooks_import_are_named():
     "Every third-party package an exported module imports stands in settings.ini."
     import ast
-    known = {'PIL': 'matplotlib', 'IPython': 'ipykernel', 'sklearn': 'scikit-learn', 'skimage': 'scikit-image', 'traitlets': 'ipywidgets', 'nbformat': 'nbclient', 'mpl_toolkits': 'matplotlib', 'scipy': 'scikit-learn'}
-    named = {l.strip().split('>')[0].split('<')[0].split('=')[0] for l in settings()['requirements'].splitlines() if l.strip()}
+    known = {'PIL': 'matplotlib', 'IPython': 'ipykernel', 'sklearn': 'scikit-learn', 'skimage': 'scikit-image', 'traitlets': 'ipywidgets', 'nbformat': 'nbclient', 'mpl_toolkits': 'matplotlib', 'scipy': 'scikit-learn', 'open_clip': 'open_clip_torch', 'resvg_py': 'resvg-py'}
+    named = {l.strip().split('>')[0].split('<')[0].split('=')[0] for key in ('requirements', 'emoji_requirements', 'hub_requirements') for l in settings()[key].splitlines() if l.strip()}
     for path in (ROOT / 'vit_ssl_lab').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             tops = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
