@@ -15,23 +15,31 @@ from vit_ssl_lab.evaluation import diagnose, extract, knn, linear_probe, random_
 from vit_ssl_lab.evaluation.features import RawPixels
 from vit_ssl_lab.results import load_result, results_dir, save_result
 from vit_ssl_lab.training import build, pretrain, recipe
+from vit_ssl_lab.training.recipes import METHODS
 
 NAME = 'fair_benchmark'
-ROWS = ('mae', 'simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl') # a new method joins here
+ROWS = tuple(METHODS) # a new method joins there
 BASELINES = ('raw pixels', 'random encoder')
 SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100 # the same for every row
 BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_factors={}, lr_scale=None, warmup=.1)
 RATE = 2e-3 # the middle learning rate of every row
 OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
-VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row; MAE has one view of its own
+VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row
+OWN_VIEWS = ('mae', 'maskfeat', 'supmae', 'cmae', 'macrl', 'occlusion', 'extrema', 'mp3', 'fcmae', 'flip') # one view, or two of unequal strength, belong to what a method that masks is
+OWN_ENCODER = { # what a method can't do without; the rest is the common encoder
+    'extrema': dict(encoder_options=dict(positions='sincos', global_pool='class_attention')),
+    'mp3': dict(encoder_options=dict(positions='none', class_token=False, global_pool='avg')),
+    'fcmae': dict(encoder='convnextv2_yocto', encoder_options={}),
+    'flip': dict(encoder_options=dict(positions='sincos', global_pool='avg', class_token=False, fc_norm=False)),
+}
 
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = replace(recipe(row, 'laptop'), **OPTIONS, **(VIEWS if row != 'mae' else {}))
-    return replace(base, **BUDGET, epochs=None, base_lr=RATE * factor, seed=seed)
+    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if row in OWN_VIEWS else VIEWS))
+    return replace(base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed)
 
 def parts():
-    "Labelled pictures for the bank, for tuning and for the test; none of the labels is seen by pre-training."
+    "Labelled pictures for the bank, for tuning and for the test; only SupMAE sees labels in pre-training."
     train, test = (load(BUDGET['data'], split, **OPTIONS['data_options']) for split in ('train', 'test'))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
     return train, train.at(order[:3000]), train.at(order[3000:5000]), test.subset(2000)
@@ -55,8 +63,9 @@ def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
     history = pretrain(method, train, plan, quiet=True, device='cpu')
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if tuning: return dict(factor=factor, base_lr=plan.base_lr, knn=float(knn(method.encoder, bank, held)))
+    own = dict(random=scores(random_encoder_like(method.encoder, seed), bank, test)) if row in OWN_ENCODER else {}
     return dict(scores(method.encoder, bank, test), seconds=history.seconds, memory_mib=memory, loss=history.rows[-1]['loss'],
-                parameters=sum(p.numel() for p in method.parameters() if p.requires_grad), health=diagnose(extract(method.encoder, test)[0]))
+                parameters=sum(p.numel() for p in method.parameters() if p.requires_grad), health=diagnose(extract(method.encoder, test)[0]), **own)
 
 def run(row: str, factor: float = 1., seed: int = 0, tuning: bool = False) -> dict:
     "One run, in a process of its own."
@@ -79,10 +88,12 @@ def setting() -> dict:
 def main(rows=()) -> dict:
     "Make these rows anew, or all that are missing; each is stored as soon as it is there."
     budget = setting()
-    stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
-    figures = stored['figures'] if stored['setting'] == budget else {}
+    def known():
+        stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
+        return stored['figures'] if stored['setting'] == budget else {}
+    figures = known()
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
-        made = make_row(row)
+        made, figures = make_row(row), known() # another process may have made rows meanwhile
         figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
         save_result(NAME, figures, **budget)
         print(f"{row}: " + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)), flush=True)

@@ -286,8 +286,8 @@ RECIPES |= { # supmae
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked02
-_cmae_laptop = Recipe('cmae', 'laptop', encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.), img_size=48, patch_size=8, batch_size=64, steps=450,
-    base_lr=2e-3, checkpoint_every=150, method_options=dict(decoder_width=64, decoder_depth=1, decoder_heads=2, feature_depth=1, hidden=256, dim=64, norm_pix=False, momentum=.97)) # at the published 0.996 the slow copy would hardly move in a minute
+_cmae_laptop = Recipe('cmae', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.), img_size=48, patch_size=8, batch_size=64, steps=600,
+    base_lr=2e-3, checkpoint_every=200, method_options=dict(contrast_weight=.3, decoder_width=64, decoder_depth=1, decoder_heads=2, feature_depth=1, hidden=256, dim=64, norm_pix=False, momentum=.97)) # at the published 0.996 the slow copy would hardly move in a minute; with equal weights the contrast's gradient is far the louder
 
 RECIPES |= { # cmae
     ('cmae', 'laptop'): _cmae_laptop,
@@ -301,8 +301,8 @@ RECIPES |= { # cmae
 
 # %% ../../nbs/training/01_recipes.ipynb #masked03
 RECIPES |= { # macrl
-    ('macrl', 'laptop'): (_macrl_laptop := replace(_mae_laptop, method='macrl', views='macrl', encoder_options=dict(positions='sincos', stem='conv', global_pool='avg', fc_norm=False), views_options=dict(blur=0.), steps=400, checkpoint_every=200,
-        method_options=dict(dim=64, queue=1024, momentum=.97, decoder_width=64, decoder_depth=1, decoder_heads=2))), # at 0.99 the slow copy would hardly move in so few steps
+    ('macrl', 'laptop'): (_macrl_laptop := replace(_mae_laptop, method='macrl', views='macrl', encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False), views_options=dict(blur=0.), steps=900, checkpoint_every=300,
+        method_options=dict(contrast_weight=.03, dim=64, queue=1024, momentum=.97, decoder_width=64, decoder_depth=1, decoder_heads=2))), # with equal weights the contrast's gradient drowns the pixels'; at 0.99 the slow copy would hardly move in so few steps
     ('macrl', 'slow'): replace(_macrl_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
     ('macrl', 'gpu'): Recipe('macrl', 'gpu', **{**_gpu, **dict(base_lr=3e-4)}, views='macrl', encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
         method_options=dict(queue=8192, momentum=.99, decoder_width=192, decoder_depth=2, decoder_heads=6)),
@@ -314,7 +314,7 @@ RECIPES |= { # macrl
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked04
-_occlusion_laptop = Recipe('occlusion', 'laptop', encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600,
+_occlusion_laptop = Recipe('occlusion', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600,
     base_lr=2e-3, checkpoint_every=200, method_options=dict(similarity='decoder', decoder_width=64, decoder_depth=1, decoder_heads=2, hidden=256, dim=64, norm_pix=False))
 
 RECIPES |= { # occlusion
