@@ -315,7 +315,7 @@ RECIPES |= { # macrl
 
 # %% ../../nbs/training/01_recipes.ipynb #masked04
 _occlusion_laptop = Recipe('occlusion', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600,
-    base_lr=2e-3, checkpoint_every=200, method_options=dict(similarity='decoder', decoder_width=64, decoder_depth=1, decoder_heads=2, hidden=256, dim=64, norm_pix=False))
+    base_lr=2e-3, checkpoint_every=200, method_options=dict(similarity='decoder', strength=3., decoder_width=64, decoder_depth=1, decoder_heads=2, hidden=256, dim=64, norm_pix=False))
 
 RECIPES |= { # occlusion
     ('occlusion', 'laptop'): _occlusion_laptop,
@@ -330,8 +330,9 @@ RECIPES |= { # occlusion
 _extrema_vit = dict(positions='sincos', global_pool='class_attention')
 
 RECIPES |= { # extrema
-    ('extrema', 'laptop'): (_extrema_laptop := Recipe('extrema', 'laptop', encoder_options=_extrema_vit, img_size=48, patch_size=8, batch_size=64, steps=600, base_lr=2e-3, views_options=dict(scale=(.5, 1.)), checkpoint_every=300,
-        method_options=dict(masks=4, mask_ratio=.75, hidden=256, dim=64, norm='batch', momentum=.97))), # heads with LayerNorm, as published, collapse here
+    ('extrema', 'laptop'): (_extrema_laptop := Recipe('extrema', 'laptop', encoder_options=_extrema_vit, img_size=48, patch_size=8, batch_size=64, steps=800, base_lr=1e-3, lr_factors={'predictor': 10.}, checkpoint_every=400,
+        views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2)), # strong hue, since scenes tints its garments
+        method_options=dict(masks=2, mask_ratio=.75, hidden=256, dim=64, norm='batch', momentum=.97))), # heads with LayerNorm, as published, collapse here
     ('extrema', 'slow'): replace(_extrema_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
     ('extrema', 'gpu'): Recipe('extrema', 'gpu', **{**_gpu, **dict(batch_size=512, base_lr=5e-4)}, encoder_options=_extrema_vit, method_options=dict(masks=4, mask_ratio=.75, hidden=1024, norm='batch', momentum=.99)),
     ('extrema', 'paper'): Recipe('extrema', 'paper', **{**_vit_base, **dict(betas=(.9, .95), encoder_options=dict(**_extrema_vit, class_depth=2, class_scale=.1, drop_path_rate=.1))}, batch_size=2048, weight_decay=.1,
