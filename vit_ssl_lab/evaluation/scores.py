@@ -118,13 +118,14 @@ def show_laptop(
             for i, who in enumerate(bars.values()):
                 v = np.array(pick(who, score)); ax.barh(i, v.mean(), height=.65, alpha=.75, color='C0' if i < 2 else '0.6'); ax.plot(v, [i] * len(v), 'k.', markersize=4); ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8)
             ax.set(xlabel=f'{score} (%)', yticks=range(len(bars)), yticklabels=list(bars)); ax.grid(axis='y', visible=False); ax.margins(x=.12)
-        axes[0].invert_yaxis(); fig.suptitle(f"{data}: laptop recipe, {len(arm)} seeds, {np.mean(over_seeds(arm, 'seconds')):.0f} s each", fontsize=10)
+        axes[0].invert_yaxis(); fig.suptitle(f"{data}: laptop recipe, {len(arm)} seed{'s' * (len(arm) > 1)}, {np.mean(over_seeds(arm, 'seconds')):.0f} s each", fontsize=10)
         show(fig, f"kNN and linear-probe accuracy on {data} of {name}, of a random encoder and of raw pixels, every seed a dot; the sentences below give the differences.")
         for score in SCORES:
             for kind in ('pooled', 'regions'):
                 for rival in (f'random encoder, {kind}', 'raw pixels'):
                     a, b = pick(f'encoder, {kind}', score), pick(rival, score)
                     if len(a) > 1: print(verdict(f"{data}, {score}, {kind}: {name} beats {rival}", compare(a, b)))
+                    else: print(f"{data}, {score}, {kind}: {name} {a[0]:.1f} %, {rival} {b[0]:.1f} %; one seed, no verdict")
     for data, arm in slow.items():
         run = arm['0']
         for kind in ('pooled', 'regions'):
