@@ -15,7 +15,8 @@ from vit_ssl_lab.evaluation import diagnose, extract, knn, linear_probe, random_
 from vit_ssl_lab.evaluation.features import RawPixels
 from vit_ssl_lab.results import load_result, results_dir, save_result
 from vit_ssl_lab.training import build, pretrain, recipe
-from vit_ssl_lab.training.recipes import METHODS
+from vit_ssl_lab.training.loop import asks_for
+from vit_ssl_lab.training.recipes import METHODS, method_class
 
 NAME = 'fair_benchmark'
 ROWS = tuple(METHODS) # a new method joins there
@@ -24,8 +25,7 @@ SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100 # the same for every
 BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_factors={}, lr_scale=None, warmup=.1)
 RATE = 2e-3 # the middle learning rate of every row
 OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
-VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row
-OWN_VIEWS = ('mae', 'maskfeat', 'supmae', 'cmae', 'macrl', 'occlusion', 'extrema', 'mp3', 'fcmae', 'flip') # one view, or two of unequal strength, belong to what a method that masks is
+VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row; a method that masks keeps its own, which belong to its idea
 OWN_ENCODER = { # what a method can't do without; the rest is the common encoder
     'extrema': dict(encoder_options=dict(positions='sincos', global_pool='class_attention')),
     'mp3': dict(encoder_options=dict(positions='none', class_token=False, global_pool='avg')),
@@ -35,11 +35,11 @@ OWN_ENCODER = { # what a method can't do without; the rest is the common encoder
 
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if row in OWN_VIEWS else VIEWS))
+    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if asks_for(method_class(row), 'noise') else VIEWS))
     return replace(base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed)
 
 def parts():
-    "Labelled pictures for the bank, for tuning and for the test; only SupMAE sees labels in pre-training."
+    "Labelled pictures for the bank, for tuning and for the test; of all rows only SupMAE sees labels, and FLIP captions, in pre-training."
     train, test = (load(BUDGET['data'], split, **OPTIONS['data_options']) for split in ('train', 'test'))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
     return train, train.at(order[:3000]), train.at(order[3000:5000]), test.subset(2000)
@@ -88,12 +88,12 @@ def setting() -> dict:
 def main(rows=()) -> dict:
     "Make these rows anew, or all that are missing; each is stored as soon as it is there."
     budget = setting()
-    def known():
+    def known(): # read again before each save: another process may have made rows meanwhile
         stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
         return stored['figures'] if stored['setting'] == budget else {}
     figures = known()
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
-        made, figures = make_row(row), known() # another process may have made rows meanwhile
+        made, figures = make_row(row), known()
         figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
         save_result(NAME, figures, **budget)
         print(f"{row}: " + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)), flush=True)

@@ -8,7 +8,6 @@ __all__ = ['SCORES', 'score_run', 'for_fashion', 'taught', 'measure_laptop', 'me
 
 # %% ../../nbs/evaluation/06_scores.ipynb #743b0cac
 from functools import cache
-from inspect import signature
 from typing import Any, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +23,7 @@ from ..notebook import IN_TEST
 from ..results import compare, load_result, over_seeds, results_dir, run_arms, verdict
 from ..show import show
 from ..training import pretrain
+from ..training.loop import asks_for
 from ..training.recipes import Recipe, build, change, method_class, recipe
 
 # %% ../../nbs/evaluation/06_scores.ipynb #9536f80d
@@ -60,7 +60,7 @@ def for_fashion(
     if any(strength for p in policies for strength in p.jitter):
         bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
         changes = dict(jitter=(bright, contrast, 0., 0.), grey=0.)
-    masks, kind = 'noise' in signature(method_class(plan.method).forward).parameters, ENCODERS[plan.encoder]
+    masks, kind = asks_for(method_class(plan.method), 'noise'), ENCODERS[plan.encoder]
     if masks: changes = dict(changes, scale=(.8, 1.))
     if kind == 'swin' or plan.patch_size is None: patches = {}
     elif kind == 'convnextv2': patches = dict(patch_size=4)

@@ -103,7 +103,7 @@ def make_views(
     return views(images, draws=[type(d)(*(t[lo:hi] for t in d)) for d in draws])
 
 def asks_for(
-    method: nn.Module, # its forward says what it takes beside the views
+    method: nn.Module | type, # its forward says what it takes beside the views
     name: str,         # 'noise', 'labels', 'captions'
 ) -> bool:
     "Whether a method's forward has an argument of that name. Labels go only to a method that learns from them (SupMAE), captions too (FLIP)."
