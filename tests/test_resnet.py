@@ -10,7 +10,7 @@ import torchvision
 
 from vit_ssl_lab import encoders
 from vit_ssl_lab.data import load
-from vit_ssl_lab.encoders import ENCODERS, encoder, resnet, vit
+from vit_ssl_lab.encoders import ENCODERS, convnextv2, encoder, resnet, swin, vit
 from vit_ssl_lab.encoders.resnet import ResNet, resnet18, resnet50, resnet_nano
 from vit_ssl_lab.evaluation import random_encoder_like, score_table
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -147,13 +147,13 @@ def test_bad_input(make, says):
 # the door ----------------------------------------------------------------------------------------------------------------------------------
 
 def test_registry_is_the_modules():
-    assert ENCODERS == {**dict.fromkeys(vit.ENCODERS, 'vit'), **dict.fromkeys(resnet.ENCODERS, 'resnet')}
+    assert ENCODERS == {name: m.__name__.rpartition('.')[2] for m in (vit, resnet, convnextv2, swin) for name in m.ENCODERS}
     assert type(encoder('vit_nano', img_size=48, patch_size=8)) is vit.ViT and encoder('vit_nano', patch_size=None).patch_size == (4, 4)
 
 
 def test_looking_up_is_cheap():
     "The registry holds names; timm and the families are imported where one is made."
-    assert not re.search(r'^(import|from) .*(timm|vit\b|resnet)', Path(encoders.__file__).read_text(), re.M)
+    assert not re.search(r'^(import|from) .*(timm|vit\b|resnet|convnextv2|swin)', Path(encoders.__file__).read_text(), re.M)
 
 
 class Plain(torch.nn.Module):

@@ -122,7 +122,7 @@ def test_hog_by_keyboard_and_another_cell_size(open_page):
     page = open_page(hogs()); root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-strokes'); canvas.focus()
     page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowDown'); assert root.get_attribute('data-cell') == '7'
     page.locator('[data-trait=cell] [data-value="4"]').click(); says(page, '8 x 12 cells')
-    page.locator('[data-trait=picture] button').nth(2).click(); hover(page, page.locator('canvas.vsl-cells'), 8, 12, 7, 11)
+    page.locator('[data-trait=picture] button').nth(2).click(); expect(root).to_have_attribute('data-answered', '2'); hover(page, page.locator('canvas.vsl-cells'), 8, 12, 7, 11)
     want = hog(PICTURES[2:3].float() / 255, 4)[0, :, :, 7, 11]; assert values(page, 4) == pytest.approx(want[:, 4].tolist(), abs=2e-4)
     assert page.locator('[data-trait=bins] button').first.is_disabled(), "another number of bins needs a kernel"
 
