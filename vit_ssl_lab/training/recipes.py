@@ -385,12 +385,12 @@ RECIPES |= { # fcmae
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #de8421e9
-_multicrop = dict(img_size=32, views='dino', views_options=dict(local=2, local_size=16, scale=(.4, 1.), local_scale=(.1, .5), jitter=(.4, .4, .4, .2), blur=0., solarize=0.)) # two large and two small crops; strong hue, since scenes tints its garments
-_laptop_heads = dict(dim=256, hidden=256, bottleneck=64, norm='batch', teacher_temperature=.04, momentum=.95, freeze_last=.02) # without BatchNorm in the head, as published, all answers become uniform in so short a run
-_dino_vit = dict(stem='conv', positions='sincos', global_pool='avg', class_token=False, dynamic_img_size=True)
+_multicrop = dict(img_size=32, views='dino', views_options=dict(local=2, local_size=16, scale=(.5, 1.), local_scale=(.2, .5), jitter=(.4, .4, .4, .5), jitter_p=1., grey=.3, blur=0., solarize=0.)) # two large and two small crops of pictures of 48, in any hue, often in none: what colours alone tell is learned first, and says little about the class
+_laptop_heads = dict(dim=1024, hidden=256, bottleneck=64, norm='batch', teacher_temperature=.04, momentum=.95, freeze_last=.02) # without BatchNorm in the head, as published, all answers become uniform in so short a run
+_dino_vit = dict(positions='sincos', global_pool='avg', class_token=False, dynamic_img_size=True)
 
 RECIPES |= { # dino
-    ('dino', 'laptop'): (_dino_laptop := Recipe('dino', 'laptop', **_multicrop, data_options=dict(size=32), encoder_options=_dino_vit, patch_size=8, batch_size=64, steps=300, base_lr=2e-3, checkpoint_every=100, method_options=_laptop_heads)),
+    ('dino', 'laptop'): (_dino_laptop := Recipe('dino', 'laptop', **_multicrop, encoder_options=_dino_vit, patch_size=8, batch_size=64, steps=500, base_lr=1e-3, checkpoint_every=100, method_options=_laptop_heads)),
     ('dino', 'slow'): replace(_dino_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
     ('dino', 'gpu'): Recipe('dino', 'gpu', **{**_gpu, **dict(base_lr=5e-4)}, encoder_options=dict(positions='sincos', dynamic_img_size=True), views_options=dict(local=4, local_size=24),
         method_options=dict(dim=8192, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
