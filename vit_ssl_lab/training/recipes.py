@@ -403,7 +403,8 @@ RECIPES |= { # dino
 
 # %% ../../nbs/training/01_recipes.ipynb #54cb04e5
 RECIPES |= { # esvit
-    ('esvit', 'laptop'): (_esvit_laptop := Recipe('esvit', 'laptop', **_multicrop, data_options=dict(size=32), encoder='swin_nano', patch_size=2, batch_size=64, steps=120, base_lr=2e-3, checkpoint_every=40, method_options=_laptop_heads)),
+    ('esvit', 'laptop'): (_esvit_laptop := Recipe('esvit', 'laptop', **{**_multicrop, 'views_options': dict(_multicrop['views_options'], jitter=(.3, .3, .2, .03), jitter_p=.8, grey=0.)}, data_options=dict(size=32), encoder='swin_nano', patch_size=2, batch_size=32, steps=300,
+        base_lr=5e-4, checkpoint_every=100, method_options=dict(_laptop_heads, momentum=.99))), # colours change little: partners are found by untrained features first, and stronger changes make most of them wrong
     ('esvit', 'slow'): replace(_esvit_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
     ('esvit', 'gpu'): Recipe('esvit', 'gpu', **{**_gpu, **dict(encoder='swin_nano', patch_size=2, batch_size=512, base_lr=5e-4)}, encoder_options=dict(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
         views='dino', views_options=dict(local=4, local_size=32), method_options=dict(dim=4096, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
