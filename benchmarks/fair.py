@@ -7,6 +7,7 @@ Stored under results/fair_benchmark.json, row by row.
     python -m benchmarks.fair              # what is missing
     python -m benchmarks.fair simclr byol  # these rows, anew
 """
+
 import argparse, json, os, resource, subprocess, sys
 from dataclasses import replace
 import torch
@@ -19,24 +20,48 @@ from vit_ssl_lab.training.loop import asks_for
 from vit_ssl_lab.training.recipes import METHODS, method_class
 
 NAME = 'fair_benchmark'
-ROWS = tuple(METHODS) # a new method joins there
+ROWS = tuple(METHODS)  # a new method joins there
 BASELINES = ('raw pixels', 'random encoder')
-SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1/3, 1., 3.), 100 # the same for every row
-BUDGET = dict(data='scenes', encoder='vit_nano', img_size=32, patch_size=8, batch_size=64, steps=250, optimizer='adamw', weight_decay=.05, decay_all=False, constant_lr=(), lr_factors={}, lr_scale=None, warmup=.1)
-RATE = 2e-3 # the middle learning rate of every row
+SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1 / 3, 1.0, 3.0), 100  # the same for every row
+BUDGET = dict(
+    data='scenes',
+    encoder='vit_nano',
+    img_size=32,
+    patch_size=8,
+    batch_size=64,
+    steps=250,
+    optimizer='adamw',
+    weight_decay=0.05,
+    decay_all=False,
+    constant_lr=(),
+    lr_factors={},
+    lr_scale=None,
+    warmup=0.1,
+)
+RATE = 2e-3  # the middle learning rate of every row
 OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
-VIEWS = dict(views='mocov2', views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.)) # of every Siamese row; a method that masks keeps its own, which belong to its idea
-OWN_ENCODER = { # what a method can't do without; the rest is the common encoder
+VIEWS = dict(
+    views='mocov2', views_options=dict(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), blur=0.0)
+)  # of every Siamese row; a method that masks keeps its own, which belong to its idea
+OWN_ENCODER = {  # what a method can't do without; the rest is the common encoder
     'extrema': dict(encoder_options=dict(positions='sincos', global_pool='class_attention')),
     'mp3': dict(encoder_options=dict(positions='none', class_token=False, global_pool='avg')),
     'fcmae': dict(encoder='convnextv2_yocto', encoder_options={}),
-    'flip': dict(encoder_options=dict(positions='sincos', global_pool='avg', class_token=False, fc_norm=False)),
+    'flip': dict(
+        encoder_options=dict(positions='sincos', global_pool='avg', class_token=False, fc_norm=False)
+    ),
 }
+
 
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if asks_for(method_class(row), 'noise') else VIEWS))
-    return replace(base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed)
+    base = replace(
+        recipe(row, 'laptop'), **OPTIONS, **({} if asks_for(method_class(row), 'noise') else VIEWS)
+    )
+    return replace(
+        base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed
+    )
+
 
 def parts():
     "Labelled pictures for the bank, for tuning and for the test; of all rows only SupMAE sees labels, and FLIP captions, in pre-training."
@@ -44,67 +69,119 @@ def parts():
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
     return train, train.at(order[:3000]), train.at(order[3000:5000]), test.subset(2000)
 
+
 def scores(encoder, bank, unseen) -> dict:
     "kNN on the pooled vector; linear probes on the pooled vector and on the means of nine regions."
     pooled = 'pooled'
-    return dict(knn=float(knn(encoder, bank, unseen)), probe_pooled=float(linear_probe(encoder, bank, unseen, features=pooled)),
-                probe_regions=float(linear_probe(encoder, bank, unseen, features=pooled if isinstance(encoder, RawPixels) else 'regions')))
+    return dict(
+        knn=float(knn(encoder, bank, unseen)),
+        probe_pooled=float(linear_probe(encoder, bank, unseen, features=pooled)),
+        probe_regions=float(
+            linear_probe(
+                encoder, bank, unseen, features=pooled if isinstance(encoder, RawPixels) else 'regions'
+            )
+        ),
+    )
+
 
 def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
     "One run, in this process."
     torch.set_num_threads(1)
     train, bank, held, test = parts()
     if row in BASELINES:
-        encoder = RawPixels() if row == 'raw pixels' else random_encoder_like(build(plan_of('mae', 1., seed), train).encoder, seed)
+        encoder = (
+            RawPixels()
+            if row == 'raw pixels'
+            else random_encoder_like(build(plan_of('mae', 1.0, seed), train).encoder, seed)
+        )
         return scores(encoder, bank, test)
     plan = plan_of(row, factor, seed)
     method = build(plan, train)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     history = pretrain(method, train, plan, quiet=True, device='cpu')
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if tuning: return dict(factor=factor, base_lr=plan.base_lr, knn=float(knn(method.encoder, bank, held)))
-    own = dict(random=scores(random_encoder_like(method.encoder, seed), bank, test)) if row in OWN_ENCODER else {}
-    return dict(scores(method.encoder, bank, test), seconds=history.seconds, memory_mib=memory, loss=history.rows[-1]['loss'],
-                parameters=sum(p.numel() for p in method.parameters() if p.requires_grad), health=diagnose(extract(method.encoder, test)[0]), **own)
+    if tuning:
+        return dict(factor=factor, base_lr=plan.base_lr, knn=float(knn(method.encoder, bank, held)))
+    own = (
+        dict(random=scores(random_encoder_like(method.encoder, seed), bank, test))
+        if row in OWN_ENCODER
+        else {}
+    )
+    return dict(
+        scores(method.encoder, bank, test),
+        seconds=history.seconds,
+        memory_mib=memory,
+        loss=history.rows[-1]['loss'],
+        parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
+        health=diagnose(extract(method.encoder, test)[0]),
+        **own,
+    )
 
-def run(row: str, factor: float = 1., seed: int = 0, tuning: bool = False) -> dict:
+
+def run(row: str, factor: float = 1.0, seed: int = 0, tuning: bool = False) -> dict:
     "One run, in a process of its own."
     call = [sys.executable, '-m', 'benchmarks.fair', '--one', json.dumps([row, factor, seed, tuning])]
     done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    if done.returncode: raise RuntimeError(f"The run of {row} with seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
+    if done.returncode:
+        raise RuntimeError(
+            f"The run of {row} with seed {seed} failed: {done.stderr.strip().splitlines()[-1]}"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
 
 def make_row(row: str) -> dict:
     "Tune, then run all seeds."
-    if row in BASELINES: return dict(trials=[], seeds={str(s): run(row, seed=s) for s in (SEEDS if row == 'random encoder' else SEEDS[:1])})
+    if row in BASELINES:
+        return dict(
+            trials=[],
+            seeds={str(s): run(row, seed=s) for s in (SEEDS if row == 'random encoder' else SEEDS[:1])},
+        )
     trials = [run(row, factor, TUNING_SEED, True) for factor in FACTORS]
     best = max(trials, key=lambda t: t['knn'])
-    return dict(trials=trials, base_lr=best['base_lr'], seeds={str(s): run(row, best['factor'], s) for s in SEEDS})
+    return dict(
+        trials=trials, base_lr=best['base_lr'], seeds={str(s): run(row, best['factor'], s) for s in SEEDS}
+    )
+
 
 def setting() -> dict:
     "What is the same for every row, as it is stored beside the runs."
-    return json.loads(json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS)))
+    return json.loads(
+        json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS))
+    )
+
 
 def main(rows=()) -> dict:
     "Make these rows anew, or all that are missing; each is stored as soon as it is there."
     budget = setting()
-    def known(): # read again before each save: another process may have made rows meanwhile
-        stored = load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
+
+    def known():  # read again before each save: another process may have made rows meanwhile
+        stored = (
+            load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
+        )
         return stored['figures'] if stored['setting'] == budget else {}
+
     figures = known()
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
         made, figures = make_row(row), known()
         figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
         save_result(NAME, figures, **budget)
-        print(f"{row}: " + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)), flush=True)
+        print(
+            f"{row}: "
+            + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)),
+            flush=True,
+        )
     return dict(rows=[dict(row=r, **f['seeds']['0']) for r, f in figures.items()])
+
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('rows', nargs='*', help=', '.join((*BASELINES, *ROWS))); p.add_argument('--one', help=argparse.SUPPRESS)
+    p.add_argument('rows', nargs='*', help=', '.join((*BASELINES, *ROWS)))
+    p.add_argument('--one', help=argparse.SUPPRESS)
     args = p.parse_args()
-    if args.one: print(json.dumps(one(*json.loads(args.one))))
+    if args.one:
+        print(json.dumps(one(*json.loads(args.one))))
     else:
         unknown = [r for r in args.rows if r not in (*BASELINES, *ROWS)]
-        if unknown: p.error(f"there is no row {unknown[0]!r}; there are: {', '.join((*BASELINES, *ROWS))}")
+        if unknown:
+            p.error(f"there is no row {unknown[0]!r}; there are: {', '.join((*BASELINES, *ROWS))}")
         main(args.rows)

@@ -13,6 +13,7 @@ Memory is measured in a process of its own for each arm, beside the built model'
    own size), so this figure holds 80 to 130 MiB of holes in all arms.
 Run: python -m benchmarks.mae_step
 """
+
 import json, os, random, resource, subprocess, sys, time, warnings
 from statistics import median, quantiles
 import torch
@@ -23,85 +24,150 @@ from vit_ssl_lab.results import save_result
 
 BATCH, SIZE, PATCH = 4, 224, 16
 
+
 def ours() -> nn.Module:
     from vit_ssl_lab.encoders.vit import vit_small
     from vit_ssl_lab.methods.mae import MAE
+
     model = MAE(vit_small(positions='sincos'))
     model.step = lambda x: model(x)['loss']
     return model
 
+
 def transformers() -> nn.Module:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
-    model = ViTMAEForPreTraining(ViTMAEConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, norm_pix_loss=True))
+
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=384,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            intermediate_size=1536,
+            norm_pix_loss=True,
+        )
+    )
     model.step = lambda x: model(x).loss
     return model
 
+
 class Lightly(nn.Module):
     "A MAE put together from lightly's parts, as its documentation shows; it predicts hidden patches only."
+
     def __init__(self):
         super().__init__()
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-        warnings.simplefilter('ignore', FutureWarning) # the decoder is renamed in lightly 1.7
+
+        warnings.simplefilter('ignore', FutureWarning)  # the decoder is renamed in lightly 1.7
         from timm import create_model
+
         vit = create_model('vit_small_patch16_224', num_classes=0)
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-        self.decoder = MAEDecoderTIMM(num_patches=vit.patch_embed.num_patches, patch_size=PATCH, embed_dim=384, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, mlp_ratio=4., proj_drop_rate=0., attn_drop_rate=0.)
+        self.decoder = MAEDecoderTIMM(
+            num_patches=vit.patch_embed.num_patches,
+            patch_size=PATCH,
+            embed_dim=384,
+            decoder_embed_dim=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
+            mlp_ratio=4.0,
+            proj_drop_rate=0.0,
+            attn_drop_rate=0.0,
+        )
 
     def step(self, x):
         from lightly.models import utils
-        keep, hidden = utils.random_token_mask(size=(len(x), self.backbone.sequence_length), mask_ratio=.75, device=x.device)
+
+        keep, hidden = utils.random_token_mask(
+            size=(len(x), self.backbone.sequence_length), mask_ratio=0.75, device=x.device
+        )
         seen = self.decoder.embed(self.backbone.encode(images=x, idx_keep=keep))
         tokens = utils.repeat_token(self.decoder.mask_token, (len(x), self.backbone.sequence_length))
         tokens = self.decoder.decode(utils.set_at_index(tokens, keep, seen.type_as(tokens)))
         pred = self.decoder.predict(utils.get_at_index(tokens, hidden))
-        target = utils.get_at_index(utils.patchify(x, PATCH), hidden - 1) # the class token comes first
+        target = utils.get_at_index(utils.patchify(x, PATCH), hidden - 1)  # the class token comes first
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
         return F.mse_loss(pred, target)
 
+
 ARMS = {'ours': ours, 'transformers': transformers, 'lightly': Lightly}
 
-def make(name: str): # the step, which returns the loss, and the model
+
+def make(name: str):  # the step, which returns the loss, and the model
     torch.manual_seed(0)
     model = ARMS[name]().train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     x = torch.randn(BATCH, 3, SIZE, SIZE)
+
     def step():
-        optimizer.zero_grad(); loss = model.step(x); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss = model.step(x)
+        loss.backward()
+        optimizer.step()
         return loss.item()
+
     return step, model
+
 
 def grown(name: str) -> float:
     "In a process of its own: MiB by which the resident set grows from the built model to the peak of three steps."
     step, _ = make(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3): step()
+    for _ in range(3):
+        step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
 
 def counted(name: str) -> list[float]:
     "MiB of activations, and the most MiB of tensors alive beside the weights in two steps."
     step, model = make(name)
-    with LiveBytes() as live: loss = model.step(torch.randn(BATCH, 3, SIZE, SIZE)); activations = live.now - BATCH * 3 * SIZE * SIZE * 4
+    with LiveBytes() as live:
+        loss = model.step(torch.randn(BATCH, 3, SIZE, SIZE))
+        activations = live.now - BATCH * 3 * SIZE * SIZE * 4
     del loss
-    with LiveBytes() as live: step(); step()
+    with LiveBytes() as live:
+        step()
+        step()
     return [activations / 2**20, live.peak / 2**20]
 
+
 def apart(what: str, name: str, **env: str):
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.mae_step', what, name], capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS='1', **env))
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.mae_step', what, name],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1', **env),
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
 
 def memory(name: str) -> dict[str, float]:
     activations, tensors = apart('counted', name)
-    return dict(activations=activations, tensors=tensors, peak=apart('grown', name, MALLOC_MMAP_THRESHOLD_='131072'), heap=apart('grown', name))
+    return dict(
+        activations=activations,
+        tensors=tensors,
+        peak=apart('grown', name, MALLOC_MMAP_THRESHOLD_='131072'),
+        heap=apart('grown', name),
+    )
 
-def turns(threads: int, rounds: int) -> dict[str, list[tuple[float, float]]]: # arm -> seconds by the clock and of processor time
+
+def turns(
+    threads: int, rounds: int
+) -> dict[str, list[tuple[float, float]]]:  # arm -> seconds by the clock and of processor time
     torch.set_num_threads(threads)
     steps, times = {name: make(name)[0] for name in ARMS}, {name: [] for name in ARMS}
     order = random.Random(0)
-    for step in [*steps.values()] * 2: step() # warm-up
+    for step in [*steps.values()] * 2:
+        step()  # warm-up
     for _ in range(rounds):
-        for name in order.sample(list(steps), len(steps)): # no arm always inherits the same arm's heap and caches
-            start = time.perf_counter(), time.process_time(); steps[name](); times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        for name in order.sample(
+            list(steps), len(steps)
+        ):  # no arm always inherits the same arm's heap and caches
+            start = time.perf_counter(), time.process_time()
+            steps[name]()
+            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
+
 
 def main(rounds: int = 21) -> dict:
     rows, kept = [], {name: memory(name) for name in ARMS}
@@ -110,11 +176,27 @@ def main(rounds: int = 21) -> dict:
         for name in ARMS:
             ratios = [median(t[i] / o[i] for t, o in zip(times[name], times['ours'])) for i in (0, 1)]
             low, _, high = quantiles([t[0] / o[0] for t, o in zip(times[name], times['ours'])], n=4)
-            rows.append(dict(arm=name, threads=threads, step_ms=round(1000 * median(t for t, _ in times[name]), 1), time_to_ours=round(ratios[0], 3), quartiles=f'{low:.3f} to {high:.3f}', cpu_to_ours=round(ratios[1], 3),
-                             **{f'{k}_mib': round(v, 1) for k, v in kept[name].items()}, **{f'{k}_to_ours': round(v / kept['ours'][k], 3) for k, v in kept[name].items()}))
-    save_result('bench_mae_step', rows, batch=BATCH, size=SIZE, rounds=rounds, model='ViT-S/16, decoder 8 x 512')
+            rows.append(
+                dict(
+                    arm=name,
+                    threads=threads,
+                    step_ms=round(1000 * median(t for t, _ in times[name]), 1),
+                    time_to_ours=round(ratios[0], 3),
+                    quartiles=f'{low:.3f} to {high:.3f}',
+                    cpu_to_ours=round(ratios[1], 3),
+                    **{f'{k}_mib': round(v, 1) for k, v in kept[name].items()},
+                    **{f'{k}_to_ours': round(v / kept['ours'][k], 3) for k, v in kept[name].items()},
+                )
+            )
+    save_result(
+        'bench_mae_step', rows, batch=BATCH, size=SIZE, rounds=rounds, model='ViT-S/16, decoder 8 x 512'
+    )
     return dict(rows=rows)
 
+
 if __name__ == '__main__':
-    if sys.argv[1:]: torch.set_num_threads(1); print(json.dumps(dict(grown=grown, counted=counted)[sys.argv[1]](sys.argv[2])))
-    else: print(json.dumps(main(), indent=1))
+    if sys.argv[1:]:
+        torch.set_num_threads(1)
+        print(json.dumps(dict(grown=grown, counted=counted)[sys.argv[1]](sys.argv[2])))
+    else:
+        print(json.dumps(main(), indent=1))

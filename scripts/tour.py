@@ -1,4 +1,5 @@
 """The tour without a browser: run index.ipynb in a real kernel, write _out/tour.html with its pictures, print the scores."""
+
 import re, sys
 from pathlib import Path
 import nbformat
@@ -8,14 +9,20 @@ from vit_ssl_lab.notebook import run_notebook
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / '_out'
 
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     seconds = run_notebook(ROOT / 'index.ipynb', out=OUT / 'tour.ipynb')
     nb = nbformat.read(OUT / 'tour.ipynb', as_version=4)
     html, _ = HTMLExporter().from_notebook_node(nb)
     (OUT / 'tour.html').write_text(html, encoding='utf-8')
-    scores = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\| label: scores', c.source, re.M)]
-    for output in (o for c in scores for o in c.outputs): print(output.get('text') or output['data'].get('text/plain', ''))
+    scores = [
+        c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\| label: scores', c.source, re.M)
+    ]
+    for output in (o for c in scores for o in c.outputs):
+        print(output.get('text') or output['data'].get('text/plain', ''))
     print(f"The tour took {seconds:.0f} s; its pictures are in {(OUT / 'tour.html').relative_to(ROOT)}.")
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

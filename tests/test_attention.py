@@ -1,37 +1,56 @@
 "Attention maps against the slow path and timm's extractor; the instruments against cases worked out by hand."
+
 import math
 
 import pytest
 import torch
 from timm.utils import AttentionExtract
 
-from vit_ssl_lab.components.attention import attention_distance, attention_entropy, attention_maps, filter_pca, grid_distances, rollout
+from vit_ssl_lab.components.attention import (
+    attention_distance,
+    attention_entropy,
+    attention_maps,
+    filter_pca,
+    grid_distances,
+    rollout,
+)
 from vit_ssl_lab.components.masking import random_masking
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 
 
-@pytest.fixture(params=[{}, dict(qk_norm=True, reg_tokens=2), dict(class_token=False, global_pool='avg')], ids=['plain', 'qk norm and registers', 'no class token'])
+@pytest.fixture(
+    params=[{}, dict(qk_norm=True, reg_tokens=2), dict(class_token=False, global_pool='avg')],
+    ids=['plain', 'qk norm and registers', 'no class token'],
+)
 def vit(request):
     torch.manual_seed(0)
     v = vit_nano(img_size=(16, 24), **request.param)
-    for p in v.parameters(): torch.nn.init.normal_(p, std=.3)
+    for p in v.parameters():
+        torch.nn.init.normal_(p, std=0.3)
     return v.eval()
 
 
 def slow_maps(vit, x, keep=None):
     "What timm's unfused attention hands to its dropout."
     got = []
-    hooks = [b.attn.attn_drop.register_forward_hook(lambda _, inputs, __: got.append(inputs[0])) for b in vit.blocks]
-    for b in vit.blocks: b.attn.fused_attn = False
-    with torch.no_grad(): vit.tokens(x, keep)
-    for b in vit.blocks: b.attn.fused_attn = True
-    for h in hooks: h.remove()
+    hooks = [
+        b.attn.attn_drop.register_forward_hook(lambda _, inputs, __: got.append(inputs[0]))
+        for b in vit.blocks
+    ]
+    for b in vit.blocks:
+        b.attn.fused_attn = False
+    with torch.no_grad():
+        vit.tokens(x, keep)
+    for b in vit.blocks:
+        b.attn.fused_attn = True
+    for h in hooks:
+        h.remove()
     return torch.stack(got)
 
 
 def test_maps_equal_the_slow_path(vit):
     x = torch.randn(2, 3, 16, 24)
-    keep = random_masking(2, vit.grid, .5).keep
+    keep = random_masking(2, vit.grid, 0.5).keep
     for k in (None, keep):
         maps = attention_maps(vit, x, keep=k)
         torch.testing.assert_close(maps, slow_maps(vit, x, k), rtol=1e-5, atol=1e-6)
@@ -43,7 +62,8 @@ def test_maps_equal_timms_extractor():
     torch.manual_seed(0)
     vit, x = vit_nano(img_size=16).eval(), torch.randn(2, 3, 16, 16)
     maps = attention_maps(vit, x)
-    for b in vit.blocks: b.attn.fused_attn = False
+    for b in vit.blocks:
+        b.attn.fused_attn = False
     theirs = AttentionExtract(vit, method='hook')(x)
     torch.testing.assert_close(maps, torch.stack(list(theirs.values())), rtol=1e-5, atol=1e-6)
 
@@ -53,10 +73,15 @@ def test_looking_changes_nothing(vit):
     vit.train()
     before, state = vit(x).pooled, {k: v.clone() for k, v in vit.state_dict().items()}
     attention_maps(vit, x)
-    assert vit.training and all(m.training for m in vit.modules()) and all(b.attn.fused_attn for b in vit.blocks)
+    assert (
+        vit.training and all(m.training for m in vit.modules()) and all(b.attn.fused_attn for b in vit.blocks)
+    )
     assert not any(m._forward_hooks for m in vit.modules())
-    assert torch.equal(vit(x).pooled, before) and all(torch.equal(state[k], v) for k, v in vit.state_dict().items())
-    with pytest.raises(ValueError): attention_maps(vit, torch.randn(2, 3, 16, 16))  # a failure in the middle leaves no hooks either
+    assert torch.equal(vit(x).pooled, before) and all(
+        torch.equal(state[k], v) for k, v in vit.state_dict().items()
+    )
+    with pytest.raises(ValueError):
+        attention_maps(vit, torch.randn(2, 3, 16, 16))  # a failure in the middle leaves no hooks either
     assert not any(m._forward_hooks for m in vit.modules()) and vit.training
 
 
@@ -85,29 +110,43 @@ def test_distances_by_hand():
     for prefix in (0, 1, 3):
         t = 6 + prefix
         uniform = torch.full((2, 3, 4, t, t), 1 / t)
-        torch.testing.assert_close(attention_distance(uniform, (2, 3), (10, 4), prefix), d.mean().expand(2, 4))
-        torch.testing.assert_close(attention_distance(uniform, (2, 3), (10, 4), prefix, renormalise=False), (d.mean() * 6 / t).expand(2, 4))
+        torch.testing.assert_close(
+            attention_distance(uniform, (2, 3), (10, 4), prefix), d.mean().expand(2, 4)
+        )
+        torch.testing.assert_close(
+            attention_distance(uniform, (2, 3), (10, 4), prefix, renormalise=False),
+            (d.mean() * 6 / t).expand(2, 4),
+        )
         assert not attention_distance(torch.eye(t).expand(2, 3, 4, t, t), (2, 3), 4, prefix).any()
-    to_the_right = torch.zeros(1, 1, 6, 6); to_the_right[0, 0, range(6), [1, 2, 2, 4, 5, 5]] = 1
+    to_the_right = torch.zeros(1, 1, 6, 6)
+    to_the_right[0, 0, range(6), [1, 2, 2, 4, 5, 5]] = 1
     assert attention_distance(to_the_right, (2, 3), (10, 4), 0).item() == pytest.approx(4 * 4 / 6)
 
 
 def test_entropy_by_hand():
-    maps = torch.tensor([[.5, .5, 0.], [1., 0., 0.], [1 / 3, 1 / 3, 1 / 3]]).expand(2, 1, 4, 3, 3)
+    maps = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]]).expand(2, 1, 4, 3, 3)
     torch.testing.assert_close(attention_entropy(maps), torch.full((2, 4), (math.log(2) + math.log(3)) / 3))
 
 
 def test_filter_pca_equals_scikit_learn():
     from sklearn.decomposition import PCA
+
     weight = torch.randn(40, 3, 4, 4)
-    ours, theirs = filter_pca(weight, 10), PCA(10, svd_solver='full').fit(weight.flatten(1).numpy()).components_
+    ours, theirs = (
+        filter_pca(weight, 10),
+        PCA(10, svd_solver='full').fit(weight.flatten(1).numpy()).components_,
+    )
     similarity = (ours.flatten(1) * torch.tensor(theirs)).sum(1).abs()
     torch.testing.assert_close(similarity, torch.ones(10), rtol=0, atol=1e-4)
 
 
 def test_bad_input():
     vit = vit_nano(img_size=16)
-    with pytest.raises(ValueError, match='layers 0 to 3, not 7'): attention_maps(vit, torch.zeros(1, 3, 16, 16), layers=[7])
-    with pytest.raises(ValueError, match='keep=None'): attention_distance(torch.rand(1, 1, 2, 9, 9), (4, 4), 4)
-    with pytest.raises(ValueError, match='Attention maps are'): rollout(torch.rand(3, 4))
-    with pytest.raises(ValueError, match='at most 8 components, not 9'): filter_pca(torch.rand(8, 3, 4, 4), 9)
+    with pytest.raises(ValueError, match='layers 0 to 3, not 7'):
+        attention_maps(vit, torch.zeros(1, 3, 16, 16), layers=[7])
+    with pytest.raises(ValueError, match='keep=None'):
+        attention_distance(torch.rand(1, 1, 2, 9, 9), (4, 4), 4)
+    with pytest.raises(ValueError, match='Attention maps are'):
+        rollout(torch.rand(3, 4))
+    with pytest.raises(ValueError, match='at most 8 components, not 9'):
+        filter_pca(torch.rand(8, 3, 4, 4), 9)

@@ -1,4 +1,5 @@
 """BYOL against lightly's loss, momentum update and schedule, heads of plain torch, and the official formulas."""
+
 import copy, math
 import pytest
 import torch
@@ -13,22 +14,34 @@ from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.byol import BYOL
 from vit_ssl_lab.training.optim import make_optimizer, param_groups
 
+
 def small(seed: int = 0, enc: dict = {}, **kw) -> BYOL:
     torch.manual_seed(seed)
     return BYOL(vit_nano(**SMALL, **enc), **{'hidden': 64, 'dim': 16, **kw})
 
-def mlp(a, h, b): return nn.Sequential(nn.Linear(a, h), nn.BatchNorm1d(h), nn.ReLU(), nn.Linear(h, b, bias=False)) # networks.py: MLP
+
+def mlp(a, h, b):
+    return nn.Sequential(
+        nn.Linear(a, h), nn.BatchNorm1d(h), nn.ReLU(), nn.Linear(h, b, bias=False)
+    )  # networks.py: MLP
+
 
 class Peer(nn.Module):
     "BYOL of plain heads and lightly's loss and momentum, put together as in lightly's own example."
+
     def __init__(self, encoder, hidden, dim):
         super().__init__()
-        self.encoder, self.projector, self.predictor = encoder, mlp(encoder.width, hidden, dim), mlp(dim, hidden, dim)
+        self.encoder, self.projector, self.predictor = (
+            encoder,
+            mlp(encoder.width, hidden, dim),
+            mlp(dim, hidden, dim),
+        )
         self.criterion = NegativeCosineSimilarity()
 
     def start_target(self):
         self.slow = [copy.deepcopy(self.encoder), copy.deepcopy(self.projector)]
-        for m in self.slow: deactivate_requires_grad(m)
+        for m in self.slow:
+            deactivate_requires_grad(m)
 
     def forward(self, x1, x2):
         p1, p2 = (self.predictor(self.projector(self.encoder(x).pooled)) for x in (x1, x2))
@@ -36,49 +49,72 @@ class Peer(nn.Module):
         return 4 + 2 * (self.criterion(p1, y2) + self.criterion(p2, y1))
 
     def follow(self, m):
-        for fast, slow in zip((self.encoder, self.projector), self.slow): update_momentum(fast, slow, m)
+        for fast, slow in zip((self.encoder, self.projector), self.slow):
+            update_momentum(fast, slow, m)
+
 
 def with_peer(**kw) -> tuple[BYOL, Peer, dict]:
     "Ours, the peer with the same weights, and our parameter -> its own."
     ours = small(**kw)
     peer = Peer(copy.deepcopy(ours.encoder), 64, 16)
     pairs = {}
-    for mine, his in ((ours.encoder, peer.encoder), (ours.projector, peer.projector), (ours.predictor, peer.predictor)):
+    for mine, his in (
+        (ours.encoder, peer.encoder),
+        (ours.projector, peer.projector),
+        (ours.predictor, peer.predictor),
+    ):
         a, b = dict(mine.named_parameters()), dict(his.named_parameters())
         assert a.keys() == b.keys(), "the same layers and biases"
         with torch.no_grad():
-            for name in a: b[name].copy_(a[name]); pairs[a[name]] = b[name]
+            for name in a:
+                b[name].copy_(a[name])
+                pairs[a[name]] = b[name]
     peer.start_target()
     return ours, peer, pairs
+
 
 def test_equal_to_lightly_over_three_steps():
     "Loss, gradients and one step; then two more with the target on its way."
     ours, peer, pairs = with_peer()
-    mine, his = (torch.optim.SGD(p, lr=.1, momentum=.9, weight_decay=1e-4) for p in (list(pairs.keys()), list(pairs.values())))
+    mine, his = (
+        torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4)
+        for p in (list(pairs.keys()), list(pairs.values()))
+    )
     for step in range(3):
         x = two(seed=step)
         res, theirs = ours(x), peer(*x)
         torch.testing.assert_close(res['loss'], theirs, atol=1e-5, rtol=0)
-        mine.zero_grad(); his.zero_grad(); res['loss'].backward(); theirs.backward()
+        mine.zero_grad()
+        his.zero_grad()
+        res['loss'].backward()
+        theirs.backward()
         if step == 0:
-            for a, b in pairs.items(): torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
-        mine.step(); his.step()
-        ours.after_step((step + 1) / 10); peer.follow(cosine_schedule(step + 1, 11, .99, 1.)) # lightly's last step of 11 is our progress 1
-        for a, b in pairs.items(): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+            for a, b in pairs.items():
+                torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+        mine.step()
+        his.step()
+        ours.after_step((step + 1) / 10)
+        peer.follow(cosine_schedule(step + 1, 11, 0.99, 1.0))  # lightly's last step of 11 is our progress 1
+        for a, b in pairs.items():
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         for slow, peer_slow in zip((ours.momentum_encoder, ours.momentum_projector), peer.slow):
-            for a, b in zip(slow.parameters(), peer_slow.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+            for a, b in zip(slow.parameters(), peer_slow.parameters()):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
 
 def test_one_lars_step():
     "As the official optimizer: trust ratio 0.001 |w| / |g + decay w|; biases and norms neither decayed nor adapted (optimizers.py)."
     ours, peer, pairs = with_peer()
-    x, lr, decay = two(), .2, 1.5e-6
-    ours(x)['loss'].backward(); peer(*x).backward()
+    x, lr, decay = two(), 0.2, 1.5e-6
+    ours(x)['loss'].backward()
+    peer(*x).backward()
     make_optimizer('lars', param_groups(ours, decay), lr).step()
     with torch.no_grad():
         for a, p in pairs.items():
             g = p.grad + decay * p if p.ndim > 1 else p.grad
             p -= lr * (1e-3 * p.norm() / g.norm() if p.ndim > 1 else 1) * g
             torch.testing.assert_close(a, p, atol=1e-5, rtol=0)
+
 
 def test_loss_by_hand():
     "Squared distance of unit vectors, both directions, not halved (helpers.py: regression_loss); 0 for equal, 4 for orthogonal, 8 for opposite."
@@ -87,64 +123,92 @@ def test_loss_by_hand():
     by_hand = ((unit(p1) - unit(y2)).square().sum(1) + (unit(p2) - unit(y1)).square().sum(1)).mean()
     criterion = NegativeCosineSimilarity()
     for other in (by_hand, 4 + 2 * (criterion(p1, y2) + criterion(p2, y1))):
-        torch.testing.assert_close(regression_loss(p1, y2) + regression_loss(p2, y1), other, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            regression_loss(p1, y2) + regression_loss(p2, y1), other, atol=1e-12, rtol=0
+        )
     e = torch.eye(4)
-    for p, value in ((e, 0.), (e.roll(1, 0), 2.), (-e, 4.)): assert regression_loss(p, e).item() == pytest.approx(value, abs=1e-6)
+    for p, value in ((e, 0.0), (e.roll(1, 0), 2.0), (-e, 4.0)):
+        assert regression_loss(p, e).item() == pytest.approx(value, abs=1e-6)
+
 
 def test_loss_at_initialisation():
     "Directions that know nothing of each other cost 4; without predictor two equal views cost 0, and so does a constant."
-    assert regression_loss(*torch.randn(2, 512, 512)).item() == pytest.approx(2, abs=.02)
+    assert regression_loss(*torch.randn(2, 512, 512)).item() == pytest.approx(2, abs=0.02)
     none, x = small(predictor=False), two()
     assert none([x[0], x[0]])['loss'].item() == pytest.approx(0, abs=1e-5)
     assert regression_loss(torch.ones(4, 3), torch.ones(4, 3)).item() == pytest.approx(0, abs=1e-6)
 
+
 def test_schedule_of_the_target():
     "tau(k) = 1 - (1 - tau)(cos(pi k / K) + 1) / 2 with k counted from 1, so that the last update has tau = 1; lightly counts the same from 0 to K."
-    m, K = small(momentum=.996), 50
+    m, K = small(momentum=0.996), 50
     for k in range(K + 1):
-        official = 1 - (1 - .996) * .5 * (1 + math.cos(math.pi * min(k, K) / K))
-        assert m.momentum_at(k / K) == pytest.approx(official, abs=1e-12) and m.momentum_at(k / K) == pytest.approx(cosine_schedule(k, K + 1, .996, 1.), abs=1e-9)
-    assert small(momentum=.9, momentum_schedule='constant').momentum_at(.7) == .9
+        official = 1 - (1 - 0.996) * 0.5 * (1 + math.cos(math.pi * min(k, K) / K))
+        assert m.momentum_at(k / K) == pytest.approx(official, abs=1e-12) and m.momentum_at(
+            k / K
+        ) == pytest.approx(cosine_schedule(k, K + 1, 0.996, 1.0), abs=1e-9)
+    assert small(momentum=0.9, momentum_schedule='constant').momentum_at(0.7) == 0.9
+
 
 def test_the_target_follows_after_the_step():
     "The order of the official update: gradient, optimizer, then the target towards the new weights. Buffers stay its own."
-    m, x = small(momentum=.9, momentum_schedule='constant'), two()
+    m, x = small(momentum=0.9, momentum_schedule='constant'), two()
     old = {n: p.clone() for n, p in m.momentum_projector.named_parameters()}
     m(x)['loss'].backward()
-    torch.optim.SGD([p for p in m.parameters() if p.requires_grad], .1).step()
-    assert all(torch.equal(old[n], p) for n, p in m.momentum_projector.named_parameters()), "the step does not move the target"
+    torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1).step()
+    assert all(torch.equal(old[n], p) for n, p in m.momentum_projector.named_parameters()), (
+        "the step does not move the target"
+    )
     buffers = [b.clone() for b in m.momentum_projector.buffers()]
-    m.after_step(.5)
+    m.after_step(0.5)
     new = dict(m.projector.named_parameters())
-    for n, p in m.momentum_projector.named_parameters(): torch.testing.assert_close(p, .9 * old[n] + .1 * new[n])
+    for n, p in m.momentum_projector.named_parameters():
+        torch.testing.assert_close(p, 0.9 * old[n] + 0.1 * new[n])
     assert all(torch.equal(a, b) for a, b in zip(buffers, m.momentum_projector.buffers()))
     assert m.momentum_projector[1].num_batches_tracked == 2, "its own statistics, from its own two passes"
 
-@pytest.mark.parametrize('momentum, moved', [(0., True), (1., False)])
+
+@pytest.mark.parametrize('momentum, moved', [(0.0, True), (1.0, False)])
 def test_limits_of_the_momentum(momentum, moved):
     m, x = small(momentum=momentum, momentum_schedule='constant'), two()
     start = [p.clone() for p in m.momentum_encoder.parameters()]
-    m(x)['loss'].backward(); torch.optim.SGD([p for p in m.parameters() if p.requires_grad], .1).step(); m.after_step(.3)
-    for slow, fast, old in zip(m.momentum_encoder.parameters(), m.encoder.parameters(), start): assert torch.equal(slow, fast if moved else old)
+    m(x)['loss'].backward()
+    torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1).step()
+    m.after_step(0.3)
+    for slow, fast, old in zip(m.momentum_encoder.parameters(), m.encoder.parameters(), start):
+        assert torch.equal(slow, fast if moved else old)
+
 
 def test_no_gradient_into_the_target():
     m, x = small(), two()
     m(x)['loss'].backward()
     slow = [*m.momentum_encoder.parameters(), *m.momentum_projector.parameters()]
-    assert all(p.grad is None and not p.requires_grad for p in slow) and not m.momentum_embed(x[0]).requires_grad
+    assert (
+        all(p.grad is None and not p.requires_grad for p in slow) and not m.momentum_embed(x[0]).requires_grad
+    )
     learned = {p for g in param_groups(m) for p in g['params']}
     assert not learned & set(slow) and {*m.predictor.parameters()} <= learned
-    with torch.no_grad(): y1, y2 = m.momentum_embed(x[0]), m.momentum_embed(x[1]) # the whole gradient is the one with the targets as numbers
-    by_numbers = regression_loss(m.predictor(m.embed(x[0])), y2) + regression_loss(m.predictor(m.embed(x[1])), y1)
+    with torch.no_grad():
+        y1, y2 = (
+            m.momentum_embed(x[0]),
+            m.momentum_embed(x[1]),
+        )  # the whole gradient is the one with the targets as numbers
+    by_numbers = regression_loss(m.predictor(m.embed(x[0])), y2) + regression_loss(
+        m.predictor(m.embed(x[1])), y1
+    )
     online = [p for p in m.parameters() if p.requires_grad]
-    for a, b in zip(torch.autograd.grad(m(x)['loss'], online), torch.autograd.grad(by_numbers, online)): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    for a, b in zip(torch.autograd.grad(m(x)['loss'], online), torch.autograd.grad(by_numbers, online)):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
 
 def test_without_stop_gradient_both_sides_learn():
     m, x = small(stop_gradient=False), two()
     z1, z2 = m.embed(x[0]), m.embed(x[1])
     loss = regression_loss(m.predictor(z1), z2) + regression_loss(m.predictor(z2), z1)
     online = [p for p in m.parameters() if p.requires_grad]
-    for a, b in zip(torch.autograd.grad(m(x)['loss'], online), torch.autograd.grad(loss, online)): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    for a, b in zip(torch.autograd.grad(m(x)['loss'], online), torch.autograd.grad(loss, online)):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
 
 def test_start_of_the_target():
     "A copy, or drawn anew from the same distribution; what is fixed by design stays."
@@ -154,37 +218,77 @@ def test_start_of_the_target():
     for fast, slow in ((r.encoder, r.momentum_encoder), (r.projector, r.momentum_projector)):
         for (name, a), b in zip(fast.named_parameters(), slow.parameters()):
             assert not b.requires_grad
-            if not a.requires_grad: assert torch.equal(a, b), f"{name} is a fixed table"
-            elif a.ndim > 1: assert not torch.equal(a, b) and b.std().item() == pytest.approx(a.std().item(), rel=.5), name
+            if not a.requires_grad:
+                assert torch.equal(a, b), f"{name} is a fixed table"
+            elif a.ndim > 1:
+                assert not torch.equal(a, b) and b.std().item() == pytest.approx(a.std().item(), rel=0.5), (
+                    name
+                )
     again = small(target='random', enc=dict(positions='sincos'))
-    assert all(torch.equal(a, b) for a, b in zip(r.momentum_encoder.parameters(), again.momentum_encoder.parameters())), "from the seed"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(r.momentum_encoder.parameters(), again.momentum_encoder.parameters())
+    ), "from the seed"
     assert r(two())['loss'].isfinite()
+
 
 def test_heads():
     "A bias in front of the normalisation, none at the end; no BatchNorm where norm is None; no predictor where it is switched off."
     names = lambda head: [n for n, _ in head.named_parameters()]
     m = small()
-    assert names(m.projector) == names(m.predictor) == ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight']
-    assert names(small(norm=None).projector) == ['0.weight', '0.bias', '2.weight'] and isinstance(small(predictor=False).predictor, nn.Identity)
+    assert (
+        names(m.projector) == names(m.predictor) == ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight']
+    )
+    assert names(small(norm=None).projector) == ['0.weight', '0.bias', '2.weight'] and isinstance(
+        small(predictor=False).predictor, nn.Identity
+    )
+
 
 def test_views_and_resnet_by_the_same_class():
     m = BYOL(encoder('resnet_nano', img_size=24), hidden=32, dim=16)
-    assert [p.blur for p in m.views.policies] == [1., .1] and [p.solarize for p in m.views.policies] == [0., .2] and m.views.size == (24, 24)
-    m(m.views(torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)))['loss'].backward(); m.after_step(.5)
+    assert (
+        [p.blur for p in m.views.policies] == [1.0, 0.1]
+        and [p.solarize for p in m.views.policies] == [0.0, 0.2]
+        and m.views.size == (24, 24)
+    )
+    m(m.views(torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)))['loss'].backward()
+    m.after_step(0.5)
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)
     grey = BYOL(vit_nano(**SMALL, in_chans=1), hidden=32, dim=16)
     assert grey(grey.views(torch.randint(0, 256, (4, 1, 24, 24), dtype=torch.uint8)))['loss'].isfinite()
 
+
 def test_recipe():
     from vit_ssl_lab.training.recipes import recipe
-    r = recipe('byol', 'paper')
-    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == ('resnet50', 4096, 1000, 'lars', 1.5e-6, 10)
-    assert r.lr == pytest.approx(3.2) and r.method_options['momentum'] == .996 and r.sync_bn is True
 
-@pytest.mark.parametrize('do, says', [
-    (lambda: small(momentum=1.1), '1.1 is not'), (lambda: small(momentum=-.1), '-0.1 is not'), (lambda: small(momentum_schedule='cosin'), "Did you mean 'cosine'"), (lambda: small(target='radnom'), "Did you mean 'random'"),
-    (lambda: small()(two(1)), 'batch of one picture'), (lambda: small()(two()[0]), r'\[x1, x2\]'), (lambda: small()([*two(), two()[0]]), 'got 3'), (lambda: small()([two(8)[0], two(4)[1]]), 'same pictures'),
-    (lambda: BYOL(nn.Identity()), 'needs an encoder with width'), (lambda: small(norm='bacth'), "Did you mean 'batch'")])
+    r = recipe('byol', 'paper')
+    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (
+        'resnet50',
+        4096,
+        1000,
+        'lars',
+        1.5e-6,
+        10,
+    )
+    assert r.lr == pytest.approx(3.2) and r.method_options['momentum'] == 0.996 and r.sync_bn is True
+
+
+@pytest.mark.parametrize(
+    'do, says',
+    [
+        (lambda: small(momentum=1.1), '1.1 is not'),
+        (lambda: small(momentum=-0.1), '-0.1 is not'),
+        (lambda: small(momentum_schedule='cosin'), "Did you mean 'cosine'"),
+        (lambda: small(target='radnom'), "Did you mean 'random'"),
+        (lambda: small()(two(1)), 'batch of one picture'),
+        (lambda: small()(two()[0]), r'\[x1, x2\]'),
+        (lambda: small()([*two(), two()[0]]), 'got 3'),
+        (lambda: small()([two(8)[0], two(4)[1]]), 'same pictures'),
+        (lambda: BYOL(nn.Identity()), 'needs an encoder with width'),
+        (lambda: small(norm='bacth'), "Did you mean 'batch'"),
+    ],
+)
 def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e: do()
+    with pytest.raises((ValueError, TypeError), match=says) as e:
+        do()
     assert '\n' not in str(e.value)

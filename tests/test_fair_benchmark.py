@@ -1,4 +1,5 @@
 "The table of the fair benchmark is what its stored runs say, and each row had the same budget."
+
 import re, statistics
 import nbformat
 import pytest
@@ -10,7 +11,8 @@ from vit_ssl_lab.training.recipes import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 STORED = load_result('fair_benchmark')
 RUNS = STORED['figures']
-KEYS = ('knn', 'probe_pooled', 'probe_regions', 'seconds', 'memory_mib') # of the columns, from left to right
+KEYS = ('knn', 'probe_pooled', 'probe_regions', 'seconds', 'memory_mib')  # of the columns, from left to right
+
 
 def stored_table() -> dict[str, list[str]]:
     "The table as the notebook stores it: row -> texts of its cells."
@@ -19,35 +21,69 @@ def stored_table() -> dict[str, list[str]]:
     rows = re.findall(r'<tr>\s*<th>(.*?)</th>(.*?)</tr>', cell.outputs[0].data['text/html'], re.S)
     return {name: re.findall(r'<td>(.*?)</td>', rest, re.S) for name, rest in rows}
 
+
 def test_every_row_has_its_runs():
     assert STORED['setting'] == fair.setting()
     assert set(RUNS) == {*METHODS, *fair.BASELINES}
     for row in fair.ROWS:
-        assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS)) and set(RUNS[row]['seeds']) == {str(s) for s in fair.SEEDS}
+        assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS)) and set(
+            RUNS[row]['seeds']
+        ) == {str(s) for s in fair.SEEDS}
         assert RUNS[row]['base_lr'] == max(RUNS[row]['trials'], key=lambda t: t['knn'])['base_lr']
+
 
 def test_the_table_is_what_the_runs_say():
     shown = stored_table()
     assert set(shown) == set(RUNS)
     for row, made in RUNS.items():
         for text, key in zip(shown[row], KEYS, strict=True):
-            values, digits = [r[key] for r in made['seeds'].values() if key in r], 0 if key in ('seconds', 'memory_mib') else 1
+            values, digits = (
+                [r[key] for r in made['seeds'].values() if key in r],
+                0 if key in ('seconds', 'memory_mib') else 1,
+            )
             numbers = [float(n) for n in re.findall(r'[\d.]+', text)]
-            if not values: assert not numbers; continue
-            assert numbers == pytest.approx([statistics.fmean(values)] + ([statistics.stdev(values)] if len(values) > 1 else []), abs=.51 * 10 ** -digits)
+            if not values:
+                assert not numbers
+                continue
+            assert numbers == pytest.approx(
+                [statistics.fmean(values)] + ([statistics.stdev(values)] if len(values) > 1 else []),
+                abs=0.51 * 10**-digits,
+            )
 
-MASKED = ('mae', 'maskfeat', 'supmae', 'cmae', 'macrl', 'occlusion', 'extrema', 'mp3', 'fcmae', 'flip') # they have views of their own
+
+MASKED = (
+    'mae',
+    'maskfeat',
+    'supmae',
+    'cmae',
+    'macrl',
+    'occlusion',
+    'extrema',
+    'mp3',
+    'fcmae',
+    'flip',
+)  # they have views of their own
+
 
 @pytest.mark.parametrize('row', fair.ROWS)
 def test_the_budget_is_the_same(row):
     "Of the budget only the encoder may differ, in the four rows that can't stand on the common one; all rows but the masked ones get the same two views."
-    plan, own = fair.plan_of(row, 1., 0), fair.OWN_ENCODER.get(row, {})
-    assert set(fair.OWN_ENCODER) == {'extrema', 'mp3', 'fcmae', 'flip'} and set(own) <= {'encoder', 'encoder_options'}
+    plan, own = fair.plan_of(row, 1.0, 0), fair.OWN_ENCODER.get(row, {})
+    assert set(fair.OWN_ENCODER) == {'extrema', 'mp3', 'fcmae', 'flip'} and set(own) <= {
+        'encoder',
+        'encoder_options',
+    }
     for k, v in fair.BUDGET.items():
-        if k not in own: assert getattr(plan, k) == v
-    if row not in fair.OWN_ENCODER: assert plan.encoder_options == fair.OPTIONS['encoder_options']
-    assert (plan.views == fair.VIEWS['views'] and plan.views_options == fair.VIEWS['views_options']) == (row not in MASKED)
+        if k not in own:
+            assert getattr(plan, k) == v
+    if row not in fair.OWN_ENCODER:
+        assert plan.encoder_options == fair.OPTIONS['encoder_options']
+    assert (plan.views == fair.VIEWS['views'] and plan.views_options == fair.VIEWS['views_options']) == (
+        row not in MASKED
+    )
+
 
 @pytest.mark.parametrize('row', fair.ROWS)
 def test_rows_with_an_encoder_of_their_own_have_its_random_scores(row):
-    for run in RUNS[row]['seeds'].values(): assert set(run.get('random', {})) == (set(KEYS[:3]) if row in fair.OWN_ENCODER else set())
+    for run in RUNS[row]['seeds'].values():
+        assert set(run.get('random', {})) == (set(KEYS[:3]) if row in fair.OWN_ENCODER else set())

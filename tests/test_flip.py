@@ -1,4 +1,5 @@
 """FLIP, its loss, its text encoder and its data, against open_clip, timm and formulas worked out by hand."""
+
 import math, warnings
 import numpy as np
 import pytest
@@ -24,118 +25,226 @@ from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training.loop import load_run
 from vit_ssl_lab.training.recipes import change
 
-WORDS = ['a red bag', 'a blue coat on brick', 'two cats', 'an orange shirt', 'a teal dress on grass', 'white trousers', 'a dog', 'a purple sneaker']
+WORDS = [
+    'a red bag',
+    'a blue coat on brick',
+    'two cats',
+    'an orange shirt',
+    'a teal dress on grass',
+    'white trousers',
+    'a dog',
+    'a purple sneaker',
+]
 
-def small(seed=0, mask_ratio=.5, words=WORDS, **kw):
+
+def small(seed=0, mask_ratio=0.5, words=WORDS, **kw):
     torch.manual_seed(seed)
-    encoder = vit_nano(img_size=24, patch_size=6, embed_dim=32, depth=2, num_heads=2, positions='sincos', global_pool='avg', class_token=False, fc_norm=False)
-    return FLIP(encoder, TextEncoder(10, 32, 2, 2, own_words(words)), dim=16, mask_ratio=mask_ratio, views=views('mae', 24, (.5,) * 3, (.25,) * 3), **kw)
+    encoder = vit_nano(
+        img_size=24,
+        patch_size=6,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        positions='sincos',
+        global_pool='avg',
+        class_token=False,
+        fc_norm=False,
+    )
+    return FLIP(
+        encoder,
+        TextEncoder(10, 32, 2, 2, own_words(words)),
+        dim=16,
+        mask_ratio=mask_ratio,
+        views=views('mae', 24, (0.5,) * 3, (0.25,) * 3),
+        **kw,
+    )
+
 
 def batch(n=8, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3, 24, 24, generator=g), torch.rand(n, 16, generator=g)
 
+
 # --- the loss
 
-@pytest.mark.parametrize('t', [math.log(1 / .07), 0., math.log(100.)])
+
+@pytest.mark.parametrize('t', [math.log(1 / 0.07), 0.0, math.log(100.0)])
 def test_loss_and_gradients_are_those_of_open_clip(t):
     u, v = torch.randn(2, 12, 16).unbind(0)
     grads = []
     for ours in (True, False):
         a, b, s = u.clone().requires_grad_(), v.clone().requires_grad_(), torch.tensor(t, requires_grad=True)
-        loss = clip_loss(a, b, s.exp()).loss if ours else ClipLoss()(F.normalize(a, dim=1), F.normalize(b, dim=1), s.exp())
-        loss.backward(); grads.append((loss.detach(), a.grad, b.grad, s.grad))
-    for ours, theirs in zip(*grads): torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+        loss = (
+            clip_loss(a, b, s.exp()).loss
+            if ours
+            else ClipLoss()(F.normalize(a, dim=1), F.normalize(b, dim=1), s.exp())
+        )
+        loss.backward()
+        grads.append((loss.detach(), a.grad, b.grad, s.grad))
+    for ours, theirs in zip(*grads):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
 
 def test_loss_is_the_papers_formula():
     "L = 1/2 [mean(-l_ii + ln sum_j e^l_ij) + mean(-l_ii + ln sum_j e^l_ji)], t clipped to [0, ln 100] in the forward pass, in float64."
-    rng = np.random.default_rng(0); u, v = rng.standard_normal((2, 9, 5))
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((2, 9, 5))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    for t in (-1., 2.659, 6.):
+    for t in (-1.0, 2.659, 6.0):
         l = np.exp(np.clip(t, 0, np.log(100))) * unit(u) @ unit(v).T
-        want = .5 * ((-np.diag(l) + np.log(np.exp(l).sum(1))).mean() + (-np.diag(l) + np.log(np.exp(l).sum(0))).mean())
-        scale = LogitScale(); scale.log_scale.data.fill_(t)
-        s = scale(); loss = clip_loss(torch.tensor(u, dtype=torch.float32), torch.tensor(v, dtype=torch.float32), s).loss; loss.backward()
+        want = 0.5 * (
+            (-np.diag(l) + np.log(np.exp(l).sum(1))).mean() + (-np.diag(l) + np.log(np.exp(l).sum(0))).mean()
+        )
+        scale = LogitScale()
+        scale.log_scale.data.fill_(t)
+        s = scale()
+        loss = clip_loss(torch.tensor(u, dtype=torch.float32), torch.tensor(v, dtype=torch.float32), s).loss
+        loss.backward()
         assert loss.item() == pytest.approx(want, rel=1e-5)
-        assert (scale.log_scale.grad == 0) == (not 0 <= t <= math.log(100)), "beyond the bound nothing is learned"
+        assert (scale.log_scale.grad == 0) == (not 0 <= t <= math.log(100)), (
+            "beyond the bound nothing is learned"
+        )
+
 
 def test_equal_captions_are_no_rivals():
     "Published losses count an equal caption as a negative. Spread over all equal captions, the target gives the same loss and gradients, since their columns are the same vector."
-    names = torch.tensor([1, 2, 1, 3, 1]); texts = torch.randn(4, 8)[names]; right = (names[:, None] == names).float(); right /= right.sum(1, keepdim=True)
-    u = (texts + torch.randn(5, 8)).requires_grad_(); s = torch.tensor(7., requires_grad=True)
+    names = torch.tensor([1, 2, 1, 3, 1])
+    texts = torch.randn(4, 8)[names]
+    right = (names[:, None] == names).float()
+    right /= right.sum(1, keepdim=True)
+    u = (texts + torch.randn(5, 8)).requires_grad_()
+    s = torch.tensor(7.0, requires_grad=True)
     l = s * F.normalize(u, dim=1) @ F.normalize(texts, dim=1).T
     want = -((right * l.log_softmax(1)).sum(1).mean() + (right * l.T.log_softmax(1)).sum(1).mean()) / 2
     loss = clip_loss(u, texts, s).loss
     torch.testing.assert_close(loss, want)
-    for a, b in zip(torch.autograd.grad(loss, (u, s)), torch.autograd.grad(want, (u, s))): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    for a, b in zip(torch.autograd.grad(loss, (u, s)), torch.autograd.grad(want, (u, s))):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
 
 def test_loss_at_the_start_is_ln_batch():
-    m = small(); x, noise = batch()
-    m.image_head.weight.data.zero_() # nothing known: every picture is at the same place
+    m = small()
+    x, noise = batch()
+    m.image_head.weight.data.zero_()  # nothing known: every picture is at the same place
     assert m(x, m.tokenize(WORDS), noise=noise)['loss'].item() == pytest.approx(math.log(8), abs=1e-4)
-    m = small(1, temperature=1.) # at scale 1 a fresh network is near it
-    assert m(x, m.tokenize(WORDS), noise=noise)['loss'].item() == pytest.approx(math.log(8), abs=.3)
+    m = small(1, temperature=1.0)  # at scale 1 a fresh network is near it
+    assert m(x, m.tokenize(WORDS), noise=noise)['loss'].item() == pytest.approx(math.log(8), abs=0.3)
+
 
 # --- masks
 
+
 def test_masks_are_those_of_mae():
     m, (x, noise) = small(), batch()
-    mae = MAE(vit_nano(img_size=24, patch_size=6), decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=.5)
+    mae = MAE(
+        vit_nano(img_size=24, patch_size=6),
+        decoder_width=16,
+        decoder_depth=1,
+        decoder_heads=2,
+        mask_ratio=0.5,
+    )
     ours, theirs = m.draw_mask(x, noise), mae.draw_mask(x, noise)
     assert torch.equal(ours.keep, theirs.keep) and torch.equal(ours.mask, theirs.mask)
-    assert torch.equal(ours.keep, noise.argsort(1)[:, :8]) # models_flip.py: random_mask keeps the smallest
+    assert torch.equal(ours.keep, noise.argsort(1)[:, :8])  # models_flip.py: random_mask keeps the smallest
+
 
 def test_hidden_patches_do_not_matter():
-    m, (x, noise) = small().eval(), batch(); tokens = m.tokenize(WORDS)
+    m, (x, noise) = small().eval(), batch()
+    tokens = m.tokenize(WORDS)
     mask = m.draw_mask(x, noise)
     hidden = mask.mask.view(8, 1, 4, 4).repeat_interleave(6, 2).repeat_interleave(6, 3)
     other = torch.where(hidden > 0, torch.randn_like(x), x)
     torch.testing.assert_close(m(other, tokens, mask=mask)['loss'], m(x, tokens, mask=mask)['loss'])
-    x.requires_grad_(); m(x, tokens, mask=mask)['loss'].backward()
+    x.requires_grad_()
+    m(x, tokens, mask=mask)['loss'].backward()
     assert (x.grad * hidden).abs().max() == 0 < x.grad.abs().max()
+
 
 def test_image_tower_is_timms_with_patch_dropout():
     "FLIP's own image tower: fixed positions, a class token without one, the mean of all tokens behind the last norm; timm drops patches behind the positions, which is the same as embedding only those that stay."
     torch.manual_seed(0)
-    size = dict(img_size=24, patch_size=6, embed_dim=32, depth=2, num_heads=2, num_classes=0, class_token=True, no_embed_class=True, global_pool='avg', pool_include_prefix=True, fc_norm=False)
-    ours = ViT(positions='sincos', **size).eval(); theirs = VisionTransformer(**size).eval(); theirs.load_state_dict(ours.state_dict())
-    x, noise = batch(); keep = random_masking(8, 16, .5, noise=noise).keep
+    size = dict(
+        img_size=24,
+        patch_size=6,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        class_token=True,
+        no_embed_class=True,
+        global_pool='avg',
+        pool_include_prefix=True,
+        fc_norm=False,
+    )
+    ours = ViT(positions='sincos', **size).eval()
+    theirs = VisionTransformer(**size).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x, noise = batch()
+    keep = random_masking(8, 16, 0.5, noise=noise).keep
     torch.testing.assert_close(ours(x).pooled, theirs(x), atol=1e-5, rtol=1e-5)
     tokens = theirs._pos_embed(theirs.patch_embed(x))
     kept = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, keep[..., None].expand(-1, -1, 32))], 1)
     want = theirs.norm(theirs.blocks(theirs.norm_pre(kept))).mean(1)
     torch.testing.assert_close(ours(x, keep).pooled, want, atol=1e-5, rtol=1e-5)
-    dropped, _ = patch_dropout_forward(tokens, prob=.5, num_prefix_tokens=1, ordered=False, training=True)
+    dropped, _ = patch_dropout_forward(tokens, prob=0.5, num_prefix_tokens=1, ordered=False, training=True)
     assert dropped.shape[1] == kept.shape[1] == 1 + 8
+
 
 # --- text
 
+
 def test_text_tower_is_open_clips():
-    torch.manual_seed(0); ours = TextEncoder(12, 32, 2, 4).eval()
-    theirs = TextTransformer(12, 49408, 32, 4, 2, output_dim=None, no_causal_mask=True, pool_type='first').eval(); theirs.load_state_dict(ours.state_dict())
+    torch.manual_seed(0)
+    ours = TextEncoder(12, 32, 2, 4).eval()
+    theirs = TextTransformer(
+        12, 49408, 32, 4, 2, output_dim=None, no_causal_mask=True, pool_type='first'
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
     from open_clip.tokenizer import SimpleTokenizer
+
     assert torch.equal(ours.tokenize(WORDS), SimpleTokenizer(context_length=12)(WORDS))
-    torch.testing.assert_close(ours(ours.tokenize(WORDS)), theirs(SimpleTokenizer(context_length=12)(WORDS)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(ours.tokenize(WORDS)), theirs(SimpleTokenizer(context_length=12)(WORDS)), atol=1e-5, rtol=1e-5
+    )
     long = ['one two three four five six seven eight nine ten eleven twelve']
-    assert torch.equal(TextEncoder(12, 32, 1, 4, truncate=True).tokenize(long), SimpleTokenizer(context_length=12)(long))
+    assert torch.equal(
+        TextEncoder(12, 32, 1, 4, truncate=True).tokenize(long), SimpleTokenizer(context_length=12)(long)
+    )
+
 
 def test_words_are_part_of_the_weights():
     a, b = TextEncoder(10, 32, 1, 2, own_words(WORDS)), TextEncoder(10, 32, 1, 2, own_words(WORDS[::-1]))
     assert torch.equal(a.vocabulary, b.vocabulary) and 'vocabulary' in a.state_dict()
     assert a.tokenize(['a zebra'])[0, 2] == len(a.vocabulary) and a.unknown('a zebra') == ['zebra']
 
+
 # --- the method
+
 
 def test_one_step_is_that_of_open_clip():
     "The same towers, heads and SGD under open_clip's loss, whose scale is clamped after the step: the same weights after it."
-    ours, theirs = small(clamp='step'), small(clamp='step'); x, noise = batch(); tokens = ours.tokenize(WORDS)
+    ours, theirs = small(clamp='step'), small(clamp='step')
+    x, noise = batch()
+    tokens = ours.tokenize(WORDS)
     keep = ours.draw_mask(x, noise).keep
     for m, mine in ((ours, True), (theirs, False)):
-        opt = torch.optim.SGD(m.parameters(), lr=.1, weight_decay=.2) # AdamW would blow up the noise of key biases, whose true gradient is 0
-        if mine: loss = m(x, tokens, noise=noise)['loss']
-        else: loss = ClipLoss()(F.normalize(m.image_head(m.encoder(x, keep).pooled), dim=-1), F.normalize(m.text_head(m.text_encoder(tokens)), dim=-1), m.scale.log_scale.exp())
-        loss.backward(); opt.step(); m.after_step(.5)
-    for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        opt = torch.optim.SGD(
+            m.parameters(), lr=0.1, weight_decay=0.2
+        )  # AdamW would blow up the noise of key biases, whose true gradient is 0
+        if mine:
+            loss = m(x, tokens, noise=noise)['loss']
+        else:
+            loss = ClipLoss()(
+                F.normalize(m.image_head(m.encoder(x, keep).pooled), dim=-1),
+                F.normalize(m.text_head(m.text_encoder(tokens)), dim=-1),
+                m.scale.log_scale.exp(),
+            )
+        loss.backward()
+        opt.step()
+        m.after_step(0.5)
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
 
 def test_patches_add_up_to_the_cosine():
     m, (x, _) = small().eval(), batch()
@@ -143,148 +252,308 @@ def test_patches_add_up_to_the_cosine():
     u = F.normalize(m.embed_images(x), dim=1)
     torch.testing.assert_close((m.embed_patches(x) @ v.T).mean(1), u @ v.T, atol=1e-5, rtol=1e-4)
 
+
 def test_intact_pictures_need_no_noise():
-    m, (x, noise) = small(mask_ratio=0.), batch(); tokens = m.tokenize(WORDS)
+    m, (x, noise) = small(mask_ratio=0.0), batch()
+    tokens = m.tokenize(WORDS)
     assert torch.equal(m(x, tokens)['loss'], m(x, tokens, noise=noise)['loss'])
+
 
 def part(rank, world):
     "Loss and gradients of one process's rows of a batch of seven, in float64; equal captions lie in both parts."
-    m, (x, noise) = small().double(), batch(7); tokens = m.tokenize(WORDS[:2] + WORDS[:5])
+    m, (x, noise) = small().double(), batch(7)
+    tokens = m.tokenize(WORDS[:2] + WORDS[:5])
     lo, hi = rank * 7 // world, (rank + 1) * 7 // world
-    loss = m(x[lo:hi].double(), tokens[lo:hi], noise=noise[lo:hi])['loss'] * (hi - lo) / 7; loss.backward()
+    loss = m(x[lo:hi].double(), tokens[lo:hi], noise=noise[lo:hi])['loss'] * (hi - lo) / 7
+    loss.backward()
     return loss.detach(), {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
 
-def part_here(): import torch.distributed as dist; return part(dist.get_rank(), 2)
+
+def part_here():
+    import torch.distributed as dist
+
+    return part(dist.get_rank(), 2)
+
 
 @pytest.fixture(scope='module')
 def processes():
-    with group(2) as g: yield g
+    with group(2) as g:
+        yield g
+
 
 def test_two_processes_equal_one(processes):
     (loss, grads), answers = part(0, 1), processes(part_here)
     torch.testing.assert_close(sum(l for l, _ in answers), loss)
     assert 'scale.log_scale' in grads and 'text_encoder.token_embedding.weight' in grads
-    for name, g in grads.items(): torch.testing.assert_close(sum(other[name] for _, other in answers), g, atol=1e-7, rtol=1e-5)
+    for name, g in grads.items():
+        torch.testing.assert_close(sum(other[name] for _, other in answers), g, atol=1e-7, rtol=1e-5)
+
 
 # --- training: captions reach the method, also from a stream, after a stop, and on two processes
 
-SMALL = dict(img_size=24, patch_size=6, batch_size=30, steps=6, log_every=1, checkpoint_every=2, encoder_options=dict(embed_dim=24, depth=1, num_heads=2), data_options=dict(n=90, size=24),
-             method_options=dict(text_options=dict(context_length=12, own_words=True, width=24, layers=1, heads=2), dim=16))
+SMALL = dict(
+    img_size=24,
+    patch_size=6,
+    batch_size=30,
+    steps=6,
+    log_every=1,
+    checkpoint_every=2,
+    encoder_options=dict(embed_dim=24, depth=1, num_heads=2),
+    data_options=dict(n=90, size=24),
+    method_options=dict(
+        text_options=dict(context_length=12, own_words=True, width=24, layers=1, heads=2), dim=16
+    ),
+)
 
-def rows(history): return [(r['loss'], r['grad_norm'], r['temperature']) for r in history.rows]
+
+def rows(history):
+    return [(r['loss'], r['grad_norm'], r['temperature']) for r in history.rows]
+
 
 def test_a_stopped_run_goes_on_and_is_read_back(tmp_path):
     r, data = recipe('flip', 'laptop', **SMALL), load('scenes', n=90, size=24)
-    whole = build(r, data); history = pretrain(whole, data, r, quiet=True, device='cpu')
-    class Stop(Exception): pass
-    def stop(method, step): raise Stop
+    whole = build(r, data)
+    history = pretrain(whole, data, r, quiet=True, device='cpu')
+
+    class Stop(Exception):
+        pass
+
+    def stop(method, step):
+        raise Stop
+
     half = build(r, data)
-    with pytest.raises(Stop): pretrain(half, data, change(r, probe_every=3), out=tmp_path / 'run', quiet=True, device='cpu', probe=stop)
-    again = build(r, data); resumed = pretrain(again, data, r, out=tmp_path / 'run', quiet=True, device='cpu')
-    assert rows(resumed)[-3:] == rows(history)[-3:] and all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
-    back = load_run(tmp_path / 'run') # no data set: the words are in the checkpoint
-    assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary) and torch.equal(back.embed_texts(['a red bag on brick']), whole.eval().embed_texts(['a red bag on brick']))
+    with pytest.raises(Stop):
+        pretrain(
+            half, data, change(r, probe_every=3), out=tmp_path / 'run', quiet=True, device='cpu', probe=stop
+        )
+    again = build(r, data)
+    resumed = pretrain(again, data, r, out=tmp_path / 'run', quiet=True, device='cpu')
+    assert rows(resumed)[-3:] == rows(history)[-3:] and all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values())
+    )
+    back = load_run(tmp_path / 'run')  # no data set: the words are in the checkpoint
+    assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary) and torch.equal(
+        back.embed_texts(['a red bag on brick']), whole.eval().embed_texts(['a red bag on brick'])
+    )
+
 
 def test_a_stream_of_pairs_trains(tmp_path):
     "Pictures and captions in a folder, one picture damaged: what takes its place brings its own caption."
     data = load('scenes', n=40, size=24)
     for i in range(40):
-        Image.fromarray(data.images[i].permute(1, 2, 0).numpy()).save(tmp_path / f'{i:02}.png'); (tmp_path / f'{i:02}.txt').write_text(data.truths['caption'][i])
-    stream = load(f'pairs:{tmp_path}', size=24, crop='centre', margin=1., workers=0, mean=data.mean, std=data.std)
+        Image.fromarray(data.images[i].permute(1, 2, 0).numpy()).save(tmp_path / f'{i:02}.png')
+        (tmp_path / f'{i:02}.txt').write_text(data.truths['caption'][i])
+    stream = load(
+        f'pairs:{tmp_path}', size=24, crop='centre', margin=1.0, workers=0, mean=data.mean, std=data.std
+    )
     asked = []
+
     def run(data):
-        r = recipe('flip', 'laptop', **{**SMALL, 'batch_size': 20, 'steps': 4}); m = build(r, data); of = m.forward
-        def forward(views, captions, noise=None): asked.append(captions.clone()); return of(views, captions, noise=noise)
+        r = recipe('flip', 'laptop', **{**SMALL, 'batch_size': 20, 'steps': 4})
+        m = build(r, data)
+        of = m.forward
+
+        def forward(views, captions, noise=None):
+            asked.append(captions.clone())
+            return of(views, captions, noise=noise)
+
         m.forward = forward
         return rows(pretrain(m, data, r, quiet=True, device='cpu'))
+
     assert run(stream) == run(data) and all(torch.equal(a, b) for a, b in zip(asked[:4], asked[4:]))
     (tmp_path / '07.png').write_bytes(b'no picture')
-    with warnings.catch_warnings(): warnings.simplefilter('ignore'); broken = run(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        broken = run(stream)
     assert all(np.isfinite(broken).flatten())
+
 
 def train(r):
     torch.set_num_threads(1)
-    data = load('scenes', n=90, size=24); m = build(r, data)
+    data = load('scenes', n=90, size=24)
+    m = build(r, data)
     return rows(pretrain(m, data, r, quiet=True, device='cpu')), m.state_dict()
 
+
 def test_two_processes_train_as_one(processes):
-    r = recipe('flip', 'laptop', **{**SMALL, 'batch_size': 31, 'optimizer': 'sgd', 'base_lr': .05, 'steps': 4}) # uneven parts
+    r = recipe(
+        'flip', 'laptop', **{**SMALL, 'batch_size': 31, 'optimizer': 'sgd', 'base_lr': 0.05, 'steps': 4}
+    )  # uneven parts
     alone, state = train(r)
     for theirs, other in processes(train, r):
-        for a, b in zip(alone, theirs, strict=True): assert a == pytest.approx(b, rel=1e-4)
-        for k, v in state.items(): torch.testing.assert_close(other[k], v, atol=1e-5, rtol=1e-4, msg=lambda text: f"{k}: {text}")
+        for a, b in zip(alone, theirs, strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+        for k, v in state.items():
+            torch.testing.assert_close(other[k], v, atol=1e-5, rtol=1e-4, msg=lambda text: f"{k}: {text}")
+
 
 def test_it_learns():
     "A dozen pairs by heart in a hundred steps."
-    m, x = small(mask_ratio=.25, words=WORDS), batch()[0]; tokens = m.tokenize(WORDS)
+    m, x = small(mask_ratio=0.25, words=WORDS), batch()[0]
+    tokens = m.tokenize(WORDS)
     opt = torch.optim.AdamW(m.parameters(), lr=3e-3)
-    for _ in range(100): loss = m(x, tokens)['loss']; loss.backward(); opt.step(); opt.zero_grad()
-    assert loss < .3 < math.log(8) / 2 and m(x, tokens)['accuracy'] > .8
+    for _ in range(100):
+        loss = m(x, tokens)['loss']
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert loss < 0.3 < math.log(8) / 2 and m(x, tokens)['accuracy'] > 0.8
+
 
 def test_the_temperature_at_its_bound_is_said():
-    m = small(); m.scale.log_scale.data.fill_(5.)
-    with warnings.catch_warnings(): warnings.simplefilter('error'); m.after_step(.5)
-    with pytest.warns(UserWarning, match='logit scale has reached its bound of 100, it has no gradient there'): m.after_step(1.)
-    m = small(clamp='step'); m.scale.log_scale.data.fill_(-1.); m.after_step(.5)
+    m = small()
+    m.scale.log_scale.data.fill_(5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        m.after_step(0.5)
+    with pytest.warns(
+        UserWarning, match='logit scale has reached its bound of 100, it has no gradient there'
+    ):
+        m.after_step(1.0)
+    m = small(clamp='step')
+    m.scale.log_scale.data.fill_(-1.0)
+    m.after_step(0.5)
     assert m.scale.log_scale == 0
 
+
 def test_recipes():
-    assert recipe('flip', 'paper').lr == pytest.approx(1.024e-3) and {recipe('flip', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')} == {'laptop', 'slow', 'gpu', 'paper'}
+    assert recipe('flip', 'paper').lr == pytest.approx(1.024e-3) and {
+        recipe('flip', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')
+    } == {'laptop', 'slow', 'gpu', 'paper'}
     m = build(recipe('flip', 'gpu'), load('scenes', n=50, size=64))
     assert m.text_encoder.width == 192 and m.text_encoder.context_length == 16 and m.encoder.grid == (8, 8)
 
+
 # --- data and evaluation
+
 
 def test_shards_that_webdataset_wrote(tmp_path):
     wds = pytest.importorskip('webdataset')
     images = torch.randint(256, (6, 3, 20, 20), dtype=torch.uint8)
     with wds.ShardWriter(str(tmp_path / '%05d.tar'), maxcount=4, verbose=0) as out:
-        for i, image in enumerate(images): out.write({'__key__': f'{i:04}', 'png': image.permute(1, 2, 0).numpy(), **({'txt': f'picture {i}'} if i % 2 else {'json': dict(caption=f'picture {i}', width=20)})})
-    data = load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.)
-    assert captions_of(data) == [f'picture {i}' for i in range(6)] and torch.equal(data.memory().images, images)
-    there = [(s['__key__'], s['png']) for s in wds.WebDataset([str(tmp_path / f'{i:05}.tar') for i in range(2)], shardshuffle=False)]
-    for member, (key, png) in zip(data.files, there): assert member.open().read() == png and member.name.startswith(key)
-    back = next(load(f'webdataset:{tmp_path}', 'test', size=20, margin=1., workers=2).batches(6, shuffle=False)) # a member travels to a worker process
-    assert torch.equal(back[0], images) and captions_of(data.at(torch.tensor([4, 1]))) == ['picture 4', 'picture 1']
+        for i, image in enumerate(images):
+            out.write(
+                {
+                    '__key__': f'{i:04}',
+                    'png': image.permute(1, 2, 0).numpy(),
+                    **(
+                        {'txt': f'picture {i}'} if i % 2 else {'json': dict(caption=f'picture {i}', width=20)}
+                    ),
+                }
+            )
+    data = load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.0)
+    assert captions_of(data) == [f'picture {i}' for i in range(6)] and torch.equal(
+        data.memory().images, images
+    )
+    there = [
+        (s['__key__'], s['png'])
+        for s in wds.WebDataset([str(tmp_path / f'{i:05}.tar') for i in range(2)], shardshuffle=False)
+    ]
+    for member, (key, png) in zip(data.files, there):
+        assert member.open().read() == png and member.name.startswith(key)
+    back = next(
+        load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.0, workers=2).batches(6, shuffle=False)
+    )  # a member travels to a worker process
+    assert torch.equal(back[0], images) and captions_of(data.at(torch.tensor([4, 1]))) == [
+        'picture 4',
+        'picture 1',
+    ]
+
 
 def test_zero_shot_head_is_open_clips():
     from open_clip.zero_shot_classifier import build_zero_shot_classifier
-    m = small(words=WORDS).eval(); templates = ['a red {}', 'a blue {}', 'an orange {} on brick']
+
+    m = small(words=WORDS).eval()
+    templates = ['a red {}', 'a blue {}', 'an orange {} on brick']
+
     class Theirs:
-        def encode_text(self, tokens, normalize): return F.normalize(m.embed_texts(tokens), dim=-1)
-    want = build_zero_shot_classifier(Theirs(), m.tokenize, ['bag', 'coat', 'dog', 'shirt'], [lambda c, t=t: t.format(c) for t in templates]).T
-    torch.testing.assert_close(prompt_vectors(m, ['bag', 'coat', 'dog', 'shirt'], templates), want, atol=1e-6, rtol=1e-5)
+        def encode_text(self, tokens, normalize):
+            return F.normalize(m.embed_texts(tokens), dim=-1)
+
+    want = build_zero_shot_classifier(
+        Theirs(), m.tokenize, ['bag', 'coat', 'dog', 'shirt'], [lambda c, t=t: t.format(c) for t in templates]
+    ).T
+    torch.testing.assert_close(
+        prompt_vectors(m, ['bag', 'coat', 'dog', 'shirt'], templates), want, atol=1e-6, rtol=1e-5
+    )
+
 
 def test_recall_is_counted_by_hand():
-    g = torch.Generator().manual_seed(0); u, v = (F.normalize(torch.randn(12, 5, generator=g), dim=1) for _ in range(2)); captions = [f'{i % 9}' for i in range(12)]
+    g = torch.Generator().manual_seed(0)
+    u, v = (F.normalize(torch.randn(12, 5, generator=g), dim=1) for _ in range(2))
+    captions = [f'{i % 9}' for i in range(12)]
     found = recalls(u, v, captions, ks=(1, 3), chunk=5)
     for way, ask, answers in (('text to image', v, u), ('image to text', u, v)):
         for k in (1, 3):
-            hits = [any(captions[j] == captions[i] for j in sorted(range(12), key=lambda j: -float(ask[i] @ answers[j]))[:k]) for i in range(12)]
+            hits = [
+                any(
+                    captions[j] == captions[i]
+                    for j in sorted(range(12), key=lambda j: -float(ask[i] @ answers[j]))[:k]
+                )
+                for i in range(12)
+            ]
             assert found[f'{way}, R@{k}'] == pytest.approx(100 * np.mean(hits))
 
-@pytest.mark.parametrize('case, match', [
-    (lambda: small()(batch()[0], small().tokenize(WORDS[:5])), 'got 8 pictures and 5 captions'), (lambda: small().tokenize(['']), "one of these is ''"), (lambda: small().tokenize([None]), 'one of these is None'),
-    (lambda: small().tokenize(['a red bag ' * 5]), 'has 17 word pieces with start and end, more than the context of 10'), (lambda: small(temperature=.001), 'logit scale outside 1 to 100'), (lambda: small(temperature=3.), 'outside 1 to 100'),
-    (lambda: small(temperature=-.1), 'A temperature of -0.1'), (lambda: small(mask_ratio=1.), '0 <= ratio < 1'), (lambda: small(mask_ratio=.99), 'leaves none of 16 patches'), (lambda: small(clamp='after'), 'There is no way to bound the temperature'),
-    (lambda: text_encoder('text_mini'), "There is no text encoder 'text_mini'"), (lambda: small().text_encoder(torch.zeros(2, 10)), 'takes int64 tokens'), (lambda: captions_of(load('digits')), "'digits' has no captions"),
-    (lambda: clip_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.), 'got 3 pictures'), (lambda: build(recipe('flip', 'laptop'), load('digits')), "'digits' has no captions"), (lambda: small()(batch()[0], small().tokenize(WORDS), noise=torch.rand(8, 9)), r'is \(8, 16\), not \(8, 9\)')])
+
+@pytest.mark.parametrize(
+    'case, match',
+    [
+        (lambda: small()(batch()[0], small().tokenize(WORDS[:5])), 'got 8 pictures and 5 captions'),
+        (lambda: small().tokenize(['']), "one of these is ''"),
+        (lambda: small().tokenize([None]), 'one of these is None'),
+        (
+            lambda: small().tokenize(['a red bag ' * 5]),
+            'has 17 word pieces with start and end, more than the context of 10',
+        ),
+        (lambda: small(temperature=0.001), 'logit scale outside 1 to 100'),
+        (lambda: small(temperature=3.0), 'outside 1 to 100'),
+        (lambda: small(temperature=-0.1), 'A temperature of -0.1'),
+        (lambda: small(mask_ratio=1.0), '0 <= ratio < 1'),
+        (lambda: small(mask_ratio=0.99), 'leaves none of 16 patches'),
+        (lambda: small(clamp='after'), 'There is no way to bound the temperature'),
+        (lambda: text_encoder('text_mini'), "There is no text encoder 'text_mini'"),
+        (lambda: small().text_encoder(torch.zeros(2, 10)), 'takes int64 tokens'),
+        (lambda: captions_of(load('digits')), "'digits' has no captions"),
+        (lambda: clip_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.0), 'got 3 pictures'),
+        (lambda: build(recipe('flip', 'laptop'), load('digits')), "'digits' has no captions"),
+        (
+            lambda: small()(batch()[0], small().tokenize(WORDS), noise=torch.rand(8, 9)),
+            r'is \(8, 16\), not \(8, 9\)',
+        ),
+    ],
+)
 def test_bad_input(case, match):
-    with pytest.raises(ValueError, match=match): case()
+    with pytest.raises(ValueError, match=match):
+        case()
+
 
 def test_bad_data(tmp_path, monkeypatch):
     monkeypatch.setattr('vit_ssl_lab.data.image_text.icon_folders', lambda root: [tmp_path])
-    with pytest.raises(DataError, match="'emoji' can't be had.*run npm install --prefix"): load('emoji')
-    with pytest.raises(DataError, match='is no folder'): load(f'pairs:{tmp_path / "no"}')
-    with pytest.raises(DataError, match='there is no tar file'): load(f'webdataset:{tmp_path}')
-    with pytest.raises(ValueError, match="There is no option of 'emoji' called 'sise'"): load('emoji', sise=3)
+    with pytest.raises(DataError, match="'emoji' can't be had.*run npm install --prefix"):
+        load('emoji')
+    with pytest.raises(DataError, match='is no folder'):
+        load(f'pairs:{tmp_path / "no"}')
+    with pytest.raises(DataError, match='there is no tar file'):
+        load(f'webdataset:{tmp_path}')
+    with pytest.raises(ValueError, match="There is no option of 'emoji' called 'sise'"):
+        load('emoji', sise=3)
     (tmp_path / 'cut.tar').write_bytes(b'\0' * 100)
-    with pytest.raises(DataError, match='must be an uncompressed tar file|is empty'): load(f'webdataset:{tmp_path}')
+    with pytest.raises(DataError, match='must be an uncompressed tar file|is empty'):
+        load(f'webdataset:{tmp_path}')
+
 
 def test_emoji_where_they_are_installed():
-    try: train, test = load('emoji', 'train'), load('emoji', 'test')
-    except DataError as e: pytest.skip(str(e)[:80])
-    assert len(train) == 3 * len(test) > 4000 and len(set(test.classes)) == len(test.classes) and captions_of(test) == test.classes
-    assert sorted(train.truths['designer'].unique().tolist()) == [0, 1, 2] and test.truths['designer'].unique().tolist() == [3]
+    try:
+        train, test = load('emoji', 'train'), load('emoji', 'test')
+    except DataError as e:
+        pytest.skip(str(e)[:80])
+    assert (
+        len(train) == 3 * len(test) > 4000
+        and len(set(test.classes)) == len(test.classes)
+        and captions_of(test) == test.classes
+    )
+    assert sorted(train.truths['designer'].unique().tolist()) == [0, 1, 2] and test.truths[
+        'designer'
+    ].unique().tolist() == [3]
     assert (train.images.float().mean((1, 2, 3)) < 255).all(), "no picture is blank"
     assert not any(torch.equal(train.images[i], test.images[i]) for i in range(0, len(test), 50))

@@ -1,4 +1,5 @@
 """The tour as a reader meets it: index.ipynb in a real JupyterLab, Run All, then a widget is moved."""
+
 from pathlib import Path
 import nbformat
 import pytest
@@ -8,23 +9,37 @@ sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright
 pytestmark = NEEDS_CHROMIUM
 ROOT = Path(__file__).resolve().parent.parent
 
+
 def test_the_tour_runs_and_answers(tmp_path):
     notebook = nbformat.read(ROOT / 'index.ipynb', as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == 'code': cell.outputs = [] # what is seen below was made by this run
+        if cell.cell_type == 'code':
+            cell.outputs = []  # what is seen below was made by this run
     notebook.cells.append(nbformat.v4.new_code_cell("print('ALL' + 'DONE')"))
     nbformat.write(notebook, tmp_path / 'index.ipynb')
-    with chromium() as browser, jupyter_lab(tmp_path, IN_TEST='1', OMP_NUM_THREADS='1', VIT_SSL_LAB_RESULTS=str(ROOT / 'results')) as (address, token):
+    with (
+        chromium() as browser,
+        jupyter_lab(
+            tmp_path, IN_TEST='1', OMP_NUM_THREADS='1', VIT_SSL_LAB_RESULTS=str(ROOT / 'results')
+        ) as (address, token),
+    ):
         page = browser.new_page(viewport=dict(width=1400, height=1200), reduced_motion='reduce')
         page.set_default_timeout(30_000)
-        wrong = []; page.on('pageerror', lambda e: wrong.append(str(e)))
+        wrong = []
+        page.on('pageerror', lambda e: wrong.append(str(e)))
         run_all(page, address, token, 'index.ipynb', 'ALLDONE', timeout=240)
-        assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+        assert (
+            page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+        )
         assert page.locator('.jp-RenderedImage img').count() >= 1
-        root = page.locator('.vsl').first; root.scroll_into_view_if_needed()
+        root = page.locator('.vsl').first
+        root.scroll_into_view_if_needed()
         expect = lambda locator: sync.expect(locator)
         before, said = root.get_attribute('data-answered'), root.locator('.vsl-status').inner_text()
-        slider = root.locator('input[type=range]').first; slider.focus(); page.keyboard.press('Home'); page.keyboard.press('ArrowRight')
+        slider = root.locator('input[type=range]').first
+        slider.focus()
+        page.keyboard.press('Home')
+        page.keyboard.press('ArrowRight')
         expect(root).not_to_have_attribute('data-answered', before, timeout=30_000)
         expect(root.locator('.vsl-status')).not_to_have_text(said, timeout=30_000)
         assert root.locator('.vsl-alert').text_content() == ''

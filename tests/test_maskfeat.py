@@ -1,4 +1,5 @@
 """MaskFeat: equal to SimMIM in transformers with raw pixels, to a slow form by hand with HOG; its loss at the start, its masks, its other targets, bad input."""
+
 import math
 import pytest
 import torch
@@ -7,7 +8,15 @@ from torch import nn
 from transformers import ViTConfig, ViTForMaskedImageModeling
 from vit_ssl_lab.components.masking import block_masking, mask_from, noise_shape, random_masking
 from vit_ssl_lab.components.patches import mask_to_pixels
-from vit_ssl_lab.components.targets import CodeTarget, FeatureTarget, HOGTarget, LabelTarget, PixelTarget, hog, patch_cells
+from vit_ssl_lab.components.targets import (
+    CodeTarget,
+    FeatureTarget,
+    HOGTarget,
+    LabelTarget,
+    PixelTarget,
+    hog,
+    patch_cells,
+)
 from vit_ssl_lab.components.tokenizer import Tokenizer
 from vit_ssl_lab.core import Mask
 from vit_ssl_lab.data import load
@@ -15,118 +24,252 @@ from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.methods.maskfeat import MaskFeat
 from vit_ssl_lab.training import build, pretrain, recipe
 
+
 def tiny(target='hog', dtype=torch.float32, encoder={}, **kw):
     torch.manual_seed(0)
-    options = dict(cell=4) if target == 'hog' and 'target_options' not in kw else kw.pop('target_options', None)
-    return MaskFeat(ViT(img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, **encoder), target, options, **kw).to(dtype)
-def pictures(n=3, seed=1, dtype=torch.float32): return torch.randn(n, 3, 32, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-def a_mask(n=3, seed=0): return random_masking(n, (4, 6), .4, generator=torch.Generator().manual_seed(seed))
+    options = (
+        dict(cell=4) if target == 'hog' and 'target_options' not in kw else kw.pop('target_options', None)
+    )
+    return MaskFeat(
+        ViT(img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, **encoder),
+        target,
+        options,
+        **kw,
+    ).to(dtype)
+
+
+def pictures(n=3, seed=1, dtype=torch.float32):
+    return torch.randn(n, 3, 32, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def a_mask(n=3, seed=0):
+    return random_masking(n, (4, 6), 0.4, generator=torch.Generator().manual_seed(seed))
+
 
 # --- SimMIM is one of its cases
+
 
 def from_peer(p):
     "Our model with the peer's weights; and for gradients our name -> (the peer's names, how their rows are ordered)."
     c = p.config
-    m = MaskFeat(ViT(img_size=32, patch_size=8, embed_dim=c.hidden_size, depth=2, num_heads=2, mlp_ratio=2), 'pixels', dict(normalise=False, error='l1'))
-    theirs = p.state_dict(); newer = any('q_proj' in n for n in theirs) # transformers 5 renamed the layers
+    m = MaskFeat(
+        ViT(img_size=32, patch_size=8, embed_dim=c.hidden_size, depth=2, num_heads=2, mlp_ratio=2),
+        'pixels',
+        dict(normalise=False, error='l1'),
+    )
+    theirs = p.state_dict()
+    newer = any('q_proj' in n for n in theirs)  # transformers 5 renamed the layers
     layer = 'vit.layers' if newer else 'vit.encoder.layer'
     qkv = 'attention.{}_proj' if newer else 'attention.attention.{}'
-    out, fc1, fc2 = ('attention.o_proj', 'mlp.fc1', 'mlp.fc2') if newer else ('attention.output.dense', 'intermediate.dense', 'output.dense')
-    table = {'encoder.cls_token': ['vit.embeddings.cls_token'], 'encoder.pos_embed': ['vit.embeddings.position_embeddings'], 'mask_token': ['vit.embeddings.mask_token'],
-             'head.0.weight': ['decoder.0.weight'], 'head.0.bias': ['decoder.0.bias']}
+    out, fc1, fc2 = (
+        ('attention.o_proj', 'mlp.fc1', 'mlp.fc2')
+        if newer
+        else ('attention.output.dense', 'intermediate.dense', 'output.dense')
+    )
+    table = {
+        'encoder.cls_token': ['vit.embeddings.cls_token'],
+        'encoder.pos_embed': ['vit.embeddings.position_embeddings'],
+        'mask_token': ['vit.embeddings.mask_token'],
+        'head.0.weight': ['decoder.0.weight'],
+        'head.0.bias': ['decoder.0.bias'],
+    }
     for kind in ('weight', 'bias'):
-        table |= {f'encoder.patch_embed.proj.{kind}': [f'vit.embeddings.patch_embeddings.projection.{kind}'], f'encoder.norm.{kind}': [f'vit.layernorm.{kind}']}
+        table |= {
+            f'encoder.patch_embed.proj.{kind}': [f'vit.embeddings.patch_embeddings.projection.{kind}'],
+            f'encoder.norm.{kind}': [f'vit.layernorm.{kind}'],
+        }
         for i in range(2):
             o, t = f'encoder.blocks.{i}', f'{layer}.{i}'
-            table[f'{o}.attn.qkv.{kind}'] = [f'{t}.{qkv.format(k)}.{kind}' for k in ('qkv' if newer else ('query', 'key', 'value'))]
-            table |= {f'{o}.{a}.{kind}': [f'{t}.{b}.{kind}'] for a, b in {'attn.proj': out, 'norm1': 'layernorm_before', 'norm2': 'layernorm_after', 'mlp.fc1': fc1, 'mlp.fc2': fc2}.items()}
-    order = torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten() # the peer's pixel shuffle counts channel, row, column; our patches row, column, channel
+            table[f'{o}.attn.qkv.{kind}'] = [
+                f'{t}.{qkv.format(k)}.{kind}' for k in ('qkv' if newer else ('query', 'key', 'value'))
+            ]
+            table |= {
+                f'{o}.{a}.{kind}': [f'{t}.{b}.{kind}']
+                for a, b in {
+                    'attn.proj': out,
+                    'norm1': 'layernorm_before',
+                    'norm2': 'layernorm_after',
+                    'mlp.fc1': fc1,
+                    'mlp.fc2': fc2,
+                }.items()
+            }
+    order = (
+        torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten()
+    )  # the peer's pixel shuffle counts channel, row, column; our patches row, column, channel
+
     def read(name, get):
         value = torch.cat([get(t) for t in table[name]])
-        return value.flatten(1)[order] if name == 'head.0.weight' else value[order] if name == 'head.0.bias' else value
+        return (
+            value.flatten(1)[order]
+            if name == 'head.0.weight'
+            else value[order]
+            if name == 'head.0.bias'
+            else value
+        )
+
     m.load_state_dict({n: read(n, theirs.__getitem__) for n in m.state_dict()}, strict=True)
     return m, lambda name, get: read(name, get)
+
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_equals_simmim_in_transformers(dtype, tolerance):
     "Raw pixels, absolute error, one linear layer: same loss, gradients and one step."
     torch.manual_seed(0)
-    p = ViTForMaskedImageModeling(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8, encoder_stride=8, layer_norm_eps=1e-6, hidden_dropout_prob=0., attention_probs_dropout_prob=0.))
-    m, read = from_peer(p); p.to(dtype); m.to(dtype)
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype); mask = block_masking(4, (4, 4), .4, generator=torch.Generator().manual_seed(2))
+    p = ViTForMaskedImageModeling(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=32,
+            patch_size=8,
+            encoder_stride=8,
+            layer_norm_eps=1e-6,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    m, read = from_peer(p)
+    p.to(dtype)
+    m.to(dtype)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    mask = block_masking(4, (4, 4), 0.4, generator=torch.Generator().manual_seed(2))
     ours, theirs = m(x, mask=mask)['loss'], p(x, bool_masked_pos=mask.mask.bool()).loss
-    ours.backward(); theirs.backward()
-    share = mask.mask.sum() * 64 / (mask.mask.sum() * 64 + 1e-5) # the peer adds 1e-5 to the count of hidden pixels
+    ours.backward()
+    theirs.backward()
+    share = (
+        mask.mask.sum() * 64 / (mask.mask.sum() * 64 + 1e-5)
+    )  # the peer adds 1e-5 to the count of hidden pixels
     torch.testing.assert_close(ours * share.to(dtype), theirs, atol=tolerance, rtol=tolerance)
     grads = {n: q.grad for n, q in p.named_parameters()}
-    for n, q in m.named_parameters(): torch.testing.assert_close(q.grad, read(n, grads.__getitem__), atol=max(tolerance, 1e-7), rtol=max(tolerance, 1e-6))
-    for module in (m, p): torch.optim.SGD(module.parameters(), lr=.1).step()
+    for n, q in m.named_parameters():
+        torch.testing.assert_close(
+            q.grad, read(n, grads.__getitem__), atol=max(tolerance, 1e-7), rtol=max(tolerance, 1e-6)
+        )
+    for module in (m, p):
+        torch.optim.SGD(module.parameters(), lr=0.1).step()
     after = dict(p.named_parameters())
-    for n, q in m.named_parameters(): torch.testing.assert_close(q, read(n, after.__getitem__), atol=1e-5, rtol=0)
+    for n, q in m.named_parameters():
+        torch.testing.assert_close(q, read(n, after.__getitem__), atol=1e-5, rtol=0)
+
 
 # --- by hand
+
 
 @pytest.mark.parametrize('pool', ['token', 'avg'])
 def test_equals_a_slow_form(pool):
     "The official order of things: embed, replace, class token and positions, blocks, LayerNorm, hidden places, linear, mean square."
-    m, x, mask = tiny(dtype=torch.float64, encoder=dict(global_pool=pool, class_token=pool == 'token')), pictures(dtype=torch.float64), a_mask()
+    m, x, mask = (
+        tiny(dtype=torch.float64, encoder=dict(global_pool=pool, class_token=pool == 'token')),
+        pictures(dtype=torch.float64),
+        a_mask(),
+    )
     e, cls = m.encoder, int(pool == 'token')
     tokens = e.patch_embed.proj(x).flatten(2).mT.clone()
     for b in range(3):
         for i in range(24):
-            if mask.mask[b, i]: tokens[b, i] = m.mask_token[0, 0]
-    if cls: tokens = torch.cat([e.cls_token.expand(3, -1, -1), tokens], 1)
+            if mask.mask[b, i]:
+                tokens[b, i] = m.mask_token[0, 0]
+    if cls:
+        tokens = torch.cat([e.cls_token.expand(3, -1, -1), tokens], 1)
     tokens = tokens + e.pos_embed
-    for block in e.blocks: tokens = block(tokens)
+    for block in e.blocks:
+        tokens = block(tokens)
     norm = e.norm if cls else m.head[0]
-    pred = F.linear(F.layer_norm(tokens[:, cls:], (32,), norm.weight, norm.bias, 1e-6), m.head[-1].weight, m.head[-1].bias)
-    truth = patch_cells(hog(x, 4), (4, 6)); hidden = mask.mask.bool()
-    torch.testing.assert_close(m(x, mask=mask)['loss'], (pred[hidden] - truth[hidden]).square().mean(), atol=1e-10, rtol=1e-10)
-    assert len(m.head) == 2 - cls and isinstance(norm, nn.LayerNorm), "one LayerNorm before the linear layer, wherever it lives"
+    pred = F.linear(
+        F.layer_norm(tokens[:, cls:], (32,), norm.weight, norm.bias, 1e-6), m.head[-1].weight, m.head[-1].bias
+    )
+    truth = patch_cells(hog(x, 4), (4, 6))
+    hidden = mask.mask.bool()
+    torch.testing.assert_close(
+        m(x, mask=mask)['loss'], (pred[hidden] - truth[hidden]).square().mean(), atol=1e-10, rtol=1e-10
+    )
+    assert len(m.head) == 2 - cls and isinstance(norm, nn.LayerNorm), (
+        "one LayerNorm before the linear layer, wherever it lives"
+    )
+
 
 def test_loss_at_the_start():
     m, x = tiny(), pictures(8)
     nn.init.zeros_(m.head[-1].weight)
     assert m(x)['loss'].item() == pytest.approx(1 / 9, rel=1e-5)
-    x[:, :, :, :16] = .5; left = mask_from(torch.arange(48).view(1, 48)[:, :24].remainder(6).eq(0).expand(8, 24)) # the first column of patches: flat
+    x[:, :, :, :16] = 0.5
+    left = mask_from(
+        torch.arange(48).view(1, 48)[:, :24].remainder(6).eq(0).expand(8, 24)
+    )  # the first column of patches: flat
     assert m(x, mask=left)['loss'] == 0
     for target, theory in (('pixels', 191 / 192),):
-        z = tiny(target, target_options={}); nn.init.zeros_(z.head[-1].weight); assert z(pictures(8))['loss'].item() == pytest.approx(theory, rel=1e-4)
-    codes = tiny(CodeTarget(8, tokenizer=Tokenizer(8, size=16))); nn.init.zeros_(codes.head[-1].weight)
+        z = tiny(target, target_options={})
+        nn.init.zeros_(z.head[-1].weight)
+        assert z(pictures(8))['loss'].item() == pytest.approx(theory, rel=1e-4)
+    codes = tiny(CodeTarget(8, tokenizer=Tokenizer(8, size=16)))
+    nn.init.zeros_(codes.head[-1].weight)
     assert codes(pictures())['loss'].item() == pytest.approx(math.log(16), rel=1e-5)
+
 
 def test_only_hidden_patches_count_and_are_not_seen():
     m, x, mask = tiny().eval(), pictures(), a_mask()
     hole = mask_to_pixels(mask.mask, 8, (4, 6))
     torch.testing.assert_close(m.predict(x, mask), m.predict(x + 5 * hole, mask))
-    conv = tiny(encoder=dict(stem='conv')).eval(); torch.testing.assert_close(conv.predict(x, mask), conv.predict(x + 5 * hole, mask))
-    pred = m.predict(x, mask, mask.hidden); assert torch.equal(pred, m.predict(x, mask).gather(1, mask.hidden[..., None].expand(-1, -1, 108)))
+    conv = tiny(encoder=dict(stem='conv')).eval()
+    torch.testing.assert_close(conv.predict(x, mask), conv.predict(x + 5 * hole, mask))
+    pred = m.predict(x, mask, mask.hidden)
+    assert torch.equal(pred, m.predict(x, mask).gather(1, mask.hidden[..., None].expand(-1, -1, 108)))
     m(x, mask=mask)['loss'].backward()
     assert m.mask_token.grad.abs().sum() > 0 and m.encoder.cls_token.grad is not None
+
 
 def test_of_constant_is_the_share_of_the_best_constant():
     m, x, mask = tiny(), pictures(), a_mask()
     truth = m.target(x)[mask.mask.bool()]
-    out = m(x, mask=mask); assert out['of_constant'].item() == pytest.approx((out['loss'] / truth.var(0, unbiased=False).mean()).item(), rel=1e-4)
+    out = m(x, mask=mask)
+    assert out['of_constant'].item() == pytest.approx(
+        (out['loss'] / truth.var(0, unbiased=False).mean()).item(), rel=1e-4
+    )
+
 
 @pytest.mark.parametrize('masking', ['block', 'random', 'group', 'grid'])
 def test_masks_come_from_the_noise(masking):
     m, x = tiny(masking=masking), pictures(4)
     noise = torch.rand(4, *m.noise_shape, generator=torch.Generator().manual_seed(5))
     assert m.noise_shape == noise_shape(masking, (4, 6))
-    if masking == 'grid': assert torch.equal(m.draw_mask(x).mask, m.draw_mask(x).mask); return
+    if masking == 'grid':
+        assert torch.equal(m.draw_mask(x).mask, m.draw_mask(x).mask)
+        return
     whole = m.draw_mask(x, noise)
-    assert torch.equal(whole.mask, torch.cat([m.draw_mask(x[:2], part).mask for part in noise.chunk(2)])) and whole.mask.sum(1).eq(24 - whole.keep.shape[1]).all()
+    assert (
+        torch.equal(whole.mask, torch.cat([m.draw_mask(x[:2], part).mask for part in noise.chunk(2)]))
+        and whole.mask.sum(1).eq(24 - whole.keep.shape[1]).all()
+    )
+
 
 def test_halves_of_a_batch_are_the_whole():
-    m, x = tiny(), pictures(4); noise = torch.rand(4, *m.noise_shape)
-    m(x, noise)['loss'].backward(); whole = m.head[-1].weight.grad.clone(); m.zero_grad()
-    for part in (slice(0, 2), slice(2, 4)): (m(x[part], noise[part])['loss'] / 2).backward()
+    m, x = tiny(), pictures(4)
+    noise = torch.rand(4, *m.noise_shape)
+    m(x, noise)['loss'].backward()
+    whole = m.head[-1].weight.grad.clone()
+    m.zero_grad()
+    for part in (slice(0, 2), slice(2, 4)):
+        (m(x[part], noise[part])['loss'] / 2).backward()
     torch.testing.assert_close(m.head[-1].weight.grad, whole, atol=1e-6, rtol=1e-4)
 
-def teacher(): torch.manual_seed(3); return ViT(img_size=(32, 48), patch_size=8, embed_dim=24, depth=1, num_heads=2)
-TARGETS = {'raw pixels': lambda: PixelTarget(8, normalise=False), 'pixels': lambda: PixelTarget(8), 'hog': lambda: HOGTarget(8, cell=4), 'features': lambda: FeatureTarget(8, teacher=teacher()),
-           'labels': lambda: LabelTarget(8, teacher=teacher(), head=nn.Linear(24, 5)), 'codes': lambda: CodeTarget(8, tokenizer=Tokenizer(8, size=16))}
+
+def teacher():
+    torch.manual_seed(3)
+    return ViT(img_size=(32, 48), patch_size=8, embed_dim=24, depth=1, num_heads=2)
+
+
+TARGETS = {
+    'raw pixels': lambda: PixelTarget(8, normalise=False),
+    'pixels': lambda: PixelTarget(8),
+    'hog': lambda: HOGTarget(8, cell=4),
+    'features': lambda: FeatureTarget(8, teacher=teacher()),
+    'labels': lambda: LabelTarget(8, teacher=teacher(), head=nn.Linear(24, 5)),
+    'codes': lambda: CodeTarget(8, tokenizer=Tokenizer(8, size=16)),
+}
+
 
 @pytest.mark.parametrize('name', TARGETS)
 def test_every_target_learns_and_leaves_its_teacher_alone(name):
@@ -135,38 +278,92 @@ def test_every_target_learns_and_leaves_its_teacher_alone(name):
     opt = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for _ in range(15):
-        m.train(); out = m(x, mask=mask); opt.zero_grad(); out['loss'].backward(); opt.step(); losses.append(out['loss'].item())
+        m.train()
+        out = m(x, mask=mask)
+        opt.zero_grad()
+        out['loss'].backward()
+        opt.step()
+        losses.append(out['loss'].item())
     assert losses[-1] < losses[0] and not any(s.training for s in m.target.modules())
     assert all(torch.equal(p, before[n]) for n, p in m.target.named_parameters())
     images = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8)
     if name not in ('raw pixels', 'pixels', 'codes'):
-        with pytest.raises(ValueError, match='says nothing about pixels'): m.reconstruct(images)
+        with pytest.raises(ValueError, match='says nothing about pixels'):
+            m.reconstruct(images)
         return
     a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(u, v) for u, v in zip(a, b)) and m.training and a.input.shape == (2, 3, 32, 48) and all(0 <= v.min() and v.max() <= 1 for v in a)
-    visible = mask_to_pixels(a.mask, 8, (4, 6)).expand_as(a.input) == 0; assert torch.equal(a.pasted[visible], a.input[visible])
+    assert (
+        all(torch.equal(u, v) for u, v in zip(a, b))
+        and m.training
+        and a.input.shape == (2, 3, 32, 48)
+        and all(0 <= v.min() and v.max() <= 1 for v in a)
+    )
+    visible = mask_to_pixels(a.mask, 8, (4, 6)).expand_as(a.input) == 0
+    assert torch.equal(a.pasted[visible], a.input[visible])
+
 
 def test_recipes_build_and_run():
     data = load('scenes', 'train', n=64)
-    for scale in ('laptop', 'slow', 'gpu'): assert build(recipe('maskfeat', scale), data).target.name == 'hog'
+    for scale in ('laptop', 'slow', 'gpu'):
+        assert build(recipe('maskfeat', scale), data).target.name == 'hog'
     plan = recipe('maskfeat', 'laptop', steps=2, batch_size=8)
-    runs = [pretrain(build(plan, data), data, plan, quiet=True, device='cpu').rows[-1]['loss'] for _ in range(2)]
+    runs = [
+        pretrain(build(plan, data), data, plan, quiet=True, device='cpu').rows[-1]['loss'] for _ in range(2)
+    ]
     assert runs[0] == runs[1]
-    paper = recipe('maskfeat', 'paper'); assert (paper.lr, paper.clip_grad) == (pytest.approx(1.6e-3), .02)
+    paper = recipe('maskfeat', 'paper')
+    assert (paper.lr, paper.clip_grad) == (pytest.approx(1.6e-3), 0.02)
+
 
 def test_grey_pictures():
-    torch.manual_seed(0); m = MaskFeat(vit_nano(img_size=28, patch_size=7, in_chans=1, depth=1), target_options=dict(cell=7), masking='random')
+    torch.manual_seed(0)
+    m = MaskFeat(
+        vit_nano(img_size=28, patch_size=7, in_chans=1, depth=1),
+        target_options=dict(cell=7),
+        masking='random',
+    )
     assert m.target.width == 9 and m(torch.randn(2, 1, 28, 28))['loss'].isfinite()
 
-@pytest.mark.parametrize('case, error, match', [
-    (lambda: MaskFeat(vit_nano(patch_size=4)), ValueError, 'Cells of 8 pixels do not divide a patch of 4 x 4'), (lambda: tiny('hogs'), ValueError, "Did you mean 'hog'"),
-    (lambda: MaskFeat(nn.Linear(2, 2)), TypeError, 'width, grid, patch_size, in_chans, img_size, masked, and Linear has none'), (lambda: tiny(mask_ratio=1.), ValueError, '0 <= ratio < 1'), (lambda: tiny(mask_ratio=.99), ValueError, 'leaves none'),
-    (lambda: tiny(masking='blocks'), ValueError, "Did you mean 'block'"), (lambda: tiny('features', target_options={}), ValueError, 'give teacher='), (lambda: tiny(PixelTarget(4)), ValueError, 'both must be alike'),
-    (lambda: tiny()(pictures(), mask=Mask(torch.zeros(3, 0, dtype=torch.int64), torch.ones(3, 24))), ValueError, 'keeps nothing'), (lambda: tiny()(pictures(), noise=torch.rand(3, 24)), ValueError, "noise_shape"),
-    (lambda: tiny('pixels', target_options={}).reconstruct(torch.rand(1, 3, 32, 48), pixels='true'), ValueError, 'way to un-normalise'), (lambda: tiny()(torch.randn(2, 1, 32, 48)), ValueError, 'takes float pictures'),
-], ids=range(12))
+
+@pytest.mark.parametrize(
+    'case, error, match',
+    [
+        (
+            lambda: MaskFeat(vit_nano(patch_size=4)),
+            ValueError,
+            'Cells of 8 pixels do not divide a patch of 4 x 4',
+        ),
+        (lambda: tiny('hogs'), ValueError, "Did you mean 'hog'"),
+        (
+            lambda: MaskFeat(nn.Linear(2, 2)),
+            TypeError,
+            'width, grid, patch_size, in_chans, img_size, masked, and Linear has none',
+        ),
+        (lambda: tiny(mask_ratio=1.0), ValueError, '0 <= ratio < 1'),
+        (lambda: tiny(mask_ratio=0.99), ValueError, 'leaves none'),
+        (lambda: tiny(masking='blocks'), ValueError, "Did you mean 'block'"),
+        (lambda: tiny('features', target_options={}), ValueError, 'give teacher='),
+        (lambda: tiny(PixelTarget(4)), ValueError, 'both must be alike'),
+        (
+            lambda: tiny()(pictures(), mask=Mask(torch.zeros(3, 0, dtype=torch.int64), torch.ones(3, 24))),
+            ValueError,
+            'keeps nothing',
+        ),
+        (lambda: tiny()(pictures(), noise=torch.rand(3, 24)), ValueError, "noise_shape"),
+        (
+            lambda: tiny('pixels', target_options={}).reconstruct(torch.rand(1, 3, 32, 48), pixels='true'),
+            ValueError,
+            'way to un-normalise',
+        ),
+        (lambda: tiny()(torch.randn(2, 1, 32, 48)), ValueError, 'takes float pictures'),
+    ],
+    ids=range(12),
+)
 def test_bad_input(case, error, match):
-    with pytest.raises(error, match=match): case()
+    with pytest.raises(error, match=match):
+        case()
+
 
 def test_nothing_hidden_costs_nothing():
-    out = tiny(mask_ratio=0., masking='random')(pictures()); assert set(out) == {'loss'} and out['loss'] == 0
+    out = tiny(mask_ratio=0.0, masking='random')(pictures())
+    assert set(out) == {'loss'} and out['loss'] == 0

@@ -1,4 +1,5 @@
 """The package as a user gets it: metadata from settings.ini, a wheel with everything in it, imports that stay light, the set-up script's sentences."""
+
 import configparser, subprocess, sys, zipfile
 from importlib import metadata
 from pathlib import Path
@@ -6,62 +7,127 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
 def settings():
     ini = configparser.ConfigParser(delimiters=['='])
     ini.read(ROOT / 'settings.ini', encoding='utf-8')
     return ini['DEFAULT']
 
+
 def test_metadata_comes_from_settings():
     cfg, meta = settings(), metadata.metadata('vit_ssl_lab')
-    assert meta['Version'] == cfg['version'] and meta['Summary'] == cfg['description'] and meta['Requires-Python'] == '>=' + cfg['min_python']
+    assert (
+        meta['Version'] == cfg['version']
+        and meta['Summary'] == cfg['description']
+        and meta['Requires-Python'] == '>=' + cfg['min_python']
+    )
     wanted = [l.strip() for l in cfg['requirements'].splitlines() if l.strip()]
     got = [r for r in metadata.requires('vit_ssl_lab') if 'extra ==' not in r]
     assert len(wanted) == len(got)
     import vit_ssl_lab
+
     assert vit_ssl_lab.__version__ == cfg['version']
 
+
 def test_wheel_holds_modules_and_scripts(tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'uv', 'build', '--wheel', '--no-build-isolation', '-o', str(tmp_path), str(ROOT)], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'uv',
+            'build',
+            '--wheel',
+            '--no-build-isolation',
+            '-o',
+            str(tmp_path),
+            str(ROOT),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     names = set(zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist())
-    tracked = subprocess.run(['git', 'ls-files', 'vit_ssl_lab'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ['git', 'ls-files', 'vit_ssl_lab'], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     assert tracked and not [t for t in tracked if t not in names]
+
 
 def test_the_packages_notebooks_import_are_named():
     "Every third-party package an exported module imports stands in settings.ini."
     import ast
-    known = {'PIL': 'matplotlib', 'IPython': 'ipykernel', 'sklearn': 'scikit-learn', 'skimage': 'scikit-image', 'traitlets': 'ipywidgets', 'nbformat': 'nbclient', 'mpl_toolkits': 'matplotlib', 'scipy': 'scikit-learn', 'open_clip': 'open_clip_torch', 'resvg_py': 'resvg-py'}
-    named = {l.strip().split('>')[0].split('<')[0].split('=')[0] for key in ('requirements', 'emoji_requirements', 'hub_requirements') for l in settings()[key].splitlines() if l.strip()}
+
+    known = {
+        'PIL': 'matplotlib',
+        'IPython': 'ipykernel',
+        'sklearn': 'scikit-learn',
+        'skimage': 'scikit-image',
+        'traitlets': 'ipywidgets',
+        'nbformat': 'nbclient',
+        'mpl_toolkits': 'matplotlib',
+        'scipy': 'scikit-learn',
+        'open_clip': 'open_clip_torch',
+        'resvg_py': 'resvg-py',
+    }
+    named = {
+        l.strip().split('>')[0].split('<')[0].split('=')[0]
+        for key in ('requirements', 'emoji_requirements', 'hub_requirements')
+        for l in settings()[key].splitlines()
+        if l.strip()
+    }
     for path in (ROOT / 'vit_ssl_lab').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            tops = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            tops = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             for top in {t.split('.')[0] for t in tops if t}:
-                if top in sys.stdlib_module_names or top == 'vit_ssl_lab': continue
+                if top in sys.stdlib_module_names or top == 'vit_ssl_lab':
+                    continue
                 assert known.get(top, top) in named, f"{path.name} imports {top}"
+
 
 def test_import_is_light():
     "The package itself imports nothing heavy."
-    code = "import sys, vit_ssl_lab; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'transformers')))"
+    code = (
+        "import sys, vit_ssl_lab; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'transformers')))"
+    )
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
+
 def test_constraints_name_every_requirement():
-    pinned = {l.split('==')[0].strip().lower().replace('_', '-') for l in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in l}
+    pinned = {
+        l.split('==')[0].strip().lower().replace('_', '-')
+        for l in (ROOT / 'constraints.txt').read_text().splitlines()
+        if '==' in l
+    }
     cfg = settings()
     for line in (cfg['requirements'] + '\n' + cfg['dev_requirements']).splitlines():
         name = line.strip().split('>')[0].split('<')[0].split('=')[0].split('[')[0].lower().replace('_', '-')
         assert not name or name in pinned, f"{name} has no tested version in constraints.txt"
 
+
 def test_readme_is_in_sync():
     sys.path.insert(0, str(ROOT / 'scripts'))
     from readme import readme
+
     text, pictures = readme()
     assert (ROOT / 'README.md').read_text(encoding='utf-8') == text, "run make notebooks"
     assert {p.name for p in (ROOT / 'docs' / 'readme').iterdir()} == set(pictures)
 
-@pytest.mark.parametrize('words, says', [(['sofa'], "There is no step 'sofa'; there are: env, data, browser.")])
+
+@pytest.mark.parametrize(
+    'words, says', [(['sofa'], "There is no step 'sofa'; there are: env, data, browser.")]
+)
 def test_bootstrap_speaks(words, says):
-    done = subprocess.run([sys.executable, str(ROOT / 'scripts' / 'bootstrap.py'), *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'scripts' / 'bootstrap.py'), *words], capture_output=True, text=True
+    )
     assert done.returncode == 1 and says in done.stderr
+
 
 def test_make_help_lists_the_targets():
     out = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True).stdout

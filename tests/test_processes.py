@@ -1,4 +1,5 @@
 "What processes do together equals what one does with the whole batch: values, gradients, running statistics, whole runs. Real processes over gloo."
+
 import copy, multiprocessing, signal
 import pytest, torch
 import torch.nn.functional as F
@@ -13,17 +14,24 @@ from vit_ssl_lab.data import load
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt
 
+
 def own(x, counts):
     "This process's rows; the first row for a process that has none."
     return x.split(counts)[P.rank()] if counts[P.rank()] else x[:1]
 
-def idle(counts): return P.bystander(not counts[P.rank()])
 
-def seeded(*shape): return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+def idle(counts):
+    return P.bystander(not counts[P.rank()])
+
+
+def seeded(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
 
 SPLITS = [[4, 4], [2, 6], [7, 1]]
 
 # -- gathering
+
 
 def gather_job(x, counts):
     "A loss over rows that looks at all rows, weighted as the loop does: share of the batch times processes, then the mean over processes."
@@ -32,65 +40,120 @@ def gather_job(x, counts):
         rows, at = P.gather(mine), P.offset(len(mine))
         loss = F.cross_entropy(mine @ rows.T, at + torch.arange(len(mine)))
         (loss * (counts[P.rank()] / len(x) * P.world())).backward()
-    return rows.detach(), at, loss.item() * counts[P.rank()] / len(x), mine.grad[:counts[P.rank()]] / P.world()
+    return (
+        rows.detach(),
+        at,
+        loss.item() * counts[P.rank()] / len(x),
+        mine.grad[: counts[P.rank()]] / P.world(),
+    )
+
 
 def check_gather(processes, counts):
     x = seeded(sum(counts), 5)
     answers = processes(gather_job, x, counts)
     whole = x.clone().requires_grad_()
-    loss = F.cross_entropy(whole @ whole.T, torch.arange(len(x))); loss.backward()
-    for i, (rows, at, *_) in enumerate(answers): assert torch.equal(rows, x) and at == (sum(counts[:i]) if counts[i] else 0)
+    loss = F.cross_entropy(whole @ whole.T, torch.arange(len(x)))
+    loss.backward()
+    for i, (rows, at, *_) in enumerate(answers):
+        assert torch.equal(rows, x) and at == (sum(counts[:i]) if counts[i] else 0)
     assert sum(part for _, _, part, _ in answers) == pytest.approx(loss.item(), abs=1e-6)
     torch.testing.assert_close(torch.cat([g for *_, g in answers]), whole.grad, atol=1e-6, rtol=1e-5)
 
+
 @pytest.mark.parametrize('counts', SPLITS)
-def test_gather_rows_and_gradient(two, counts): check_gather(two, counts)
+def test_gather_rows_and_gradient(two, counts):
+    check_gather(two, counts)
+
 
 @pytest.mark.parametrize('counts', [[0, 1, 1], [3, 0, 2]])
-def test_a_bystander_adds_no_row(three, counts): check_gather(three, counts)
+def test_a_bystander_adds_no_row(three, counts):
+    check_gather(three, counts)
 
-def kinds_job(): return [(P.gather(x).dtype, P.gather(x).tolist()) for x in (torch.tensor([P.rank()]), torch.tensor([P.rank() == 0]), torch.tensor([[P.rank() + .5]], dtype=torch.bfloat16), torch.zeros(2 * P.rank(), 1))]
+
+def kinds_job():
+    return [
+        (P.gather(x).dtype, P.gather(x).tolist())
+        for x in (
+            torch.tensor([P.rank()]),
+            torch.tensor([P.rank() == 0]),
+            torch.tensor([[P.rank() + 0.5]], dtype=torch.bfloat16),
+            torch.zeros(2 * P.rank(), 1),
+        )
+    ]
+
 
 def test_gather_other_kinds(two):
     "Integers, booleans, bf16, and a process without rows."
-    expected = [(torch.int64, [0, 1]), (torch.bool, [True, False]), (torch.bfloat16, [[.5], [1.5]]), (torch.float32, [[0.], [0.]])]
+    expected = [
+        (torch.int64, [0, 1]),
+        (torch.bool, [True, False]),
+        (torch.bfloat16, [[0.5], [1.5]]),
+        (torch.float32, [[0.0], [0.0]]),
+    ]
     assert two(kinds_job) == [expected, expected]
 
-def alone_job():
-    if P.rank() == 1: return P.world()
-    with P.alone(): return P.world(), P.gather(torch.ones(3)).shape, P.offset(3), P.SyncBatchNorm(2)(torch.rand(4, 2)).shape
 
-def test_alone_nobody_waits(two): assert two(alone_job) == [(1, (3,), 0, (4, 2)), 2]
+def alone_job():
+    if P.rank() == 1:
+        return P.world()
+    with P.alone():
+        return (
+            P.world(),
+            P.gather(torch.ones(3)).shape,
+            P.offset(3),
+            P.SyncBatchNorm(2)(torch.rand(4, 2)).shape,
+        )
+
+
+def test_alone_nobody_waits(two):
+    assert two(alone_job) == [(1, (3,), 0, (4, 2)), 2]
+
 
 # -- shuffling
 
+
 def shuffle_job(x, counts, seed):
     mine = own(x, counts)
-    torch.manual_seed(100 + P.rank()) # the processes' own chance differs; the first one's counts
+    torch.manual_seed(100 + P.rank())  # the processes' own chance differs; the first one's counts
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     mixed, restore = P.shuffle(mine, generator)
     return mixed, P.unshuffle(mixed * 2, restore)
 
+
 @pytest.mark.parametrize('counts', [[6, 6], [5, 7]])
 @pytest.mark.parametrize('seed', [3, None])
 def test_shuffle_deals_anew_and_brings_back(two, counts, seed):
-    x = torch.arange(12.)[:, None].expand(12, 3)
+    x = torch.arange(12.0)[:, None].expand(12, 3)
     answers = two(shuffle_job, x, counts, seed)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(100 if seed is None else seed))
-    assert torch.equal(torch.cat([m for m, _ in answers]), x[order]), "the first process's permutation, for all"
+    assert torch.equal(torch.cat([m for m, _ in answers]), x[order]), (
+        "the first process's permutation, for all"
+    )
     assert torch.equal(torch.cat([b for _, b in answers]), 2 * x)
     there = torch.arange(12) < counts[0]
     assert 0 < (there[order] != there).sum() < 12, "rows change the process"
 
+
 # -- BatchNorm
+
 
 def network(dims):
     torch.manual_seed(1)
     bn, layer = (nn.BatchNorm1d(6), nn.Linear(4, 6)) if dims == 0 else (nn.BatchNorm2d(6), nn.Conv2d(4, 6, 3))
-    net = nn.Sequential(layer, bn, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3), nn.BatchNorm1d(3, affine=False)).double() if dims else nn.Sequential(layer, bn, nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3, affine=False)).double()
-    net(seeded(5, 4, *[5] * dims).double()); return net
+    net = (
+        nn.Sequential(
+            layer, bn, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3), nn.BatchNorm1d(3, affine=False)
+        ).double()
+        if dims
+        else nn.Sequential(layer, bn, nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3, affine=False)).double()
+    )
+    net(seeded(5, 4, *[5] * dims).double())
+    return net
 
-def loss_of(y, target): return (y * target + y ** 3).flatten(1).sum(1).mean()
+
+def loss_of(y, target):
+    return (y * target + y**3).flatten(1).sum(1).mean()
+
 
 def bn_job(dims, x, target, counts, no_grad=False):
     net = P.sync_batchnorm(network(dims)).train()
@@ -98,86 +161,143 @@ def bn_job(dims, x, target, counts, no_grad=False):
     mine = own(x, counts).clone().requires_grad_()
     with idle(counts), torch.set_grad_enabled(not no_grad):
         y = net(mine)
-        if not no_grad: (loss_of(y, own(target, counts)) * (counts[P.rank()] / len(x) * P.world())).backward()
+        if not no_grad:
+            (loss_of(y, own(target, counts)) * (counts[P.rank()] / len(x) * P.world())).backward()
     n, grads = counts[P.rank()], [p.grad for p in net.parameters()]
-    for g in grads if not no_grad else []: torch.distributed.all_reduce(g); g /= P.world() # what DDP does
-    return y.detach()[:n], grads, None if no_grad else mine.grad[:n] / P.world(), net.state_dict(), net.eval()(x).detach()
+    for g in grads if not no_grad else []:
+        torch.distributed.all_reduce(g)
+        g /= P.world()  # what DDP does
+    return (
+        y.detach()[:n],
+        grads,
+        None if no_grad else mine.grad[:n] / P.world(),
+        net.state_dict(),
+        net.eval()(x).detach(),
+    )
+
 
 def check_bn(processes, dims, counts):
     x, target = seeded(sum(counts), 4, *[5] * dims).double() * 2 + 1, seeded(sum(counts), 3).double()
     answers = processes(bn_job, dims, x, target, counts)
-    net = network(dims).train(); whole = x.clone().requires_grad_()
-    y = net(whole); loss_of(y, target).backward()
+    net = network(dims).train()
+    whole = x.clone().requires_grad_()
+    y = net(whole)
+    loss_of(y, target).backward()
     close = dict(atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(torch.cat([a[0] for a in answers]), y.detach(), **close)
     torch.testing.assert_close(torch.cat([a[2] for a in answers]), whole.grad, **close)
     for _, grads, _, state, evaluated in answers:
-        for a, b in zip(grads, net.parameters()): torch.testing.assert_close(a, b.grad, **close)
+        for a, b in zip(grads, net.parameters()):
+            torch.testing.assert_close(a, b.grad, **close)
         torch.testing.assert_close(state, net.state_dict(), **close)
     torch.testing.assert_close(answers[0][4], net.eval()(x).detach(), **close)
 
+
 @pytest.mark.parametrize('dims', [0, 2])
 @pytest.mark.parametrize('counts', SPLITS)
-def test_sync_batchnorm_is_that_of_the_whole_batch(two, dims, counts): check_bn(two, dims, counts)
+def test_sync_batchnorm_is_that_of_the_whole_batch(two, dims, counts):
+    check_bn(two, dims, counts)
 
-def test_sync_batchnorm_with_a_bystander(three): check_bn(three, 0, [4, 0, 3])
+
+def test_sync_batchnorm_with_a_bystander(three):
+    check_bn(three, 0, [4, 0, 3])
+
 
 def test_sync_batchnorm_without_gradient(two):
     x = seeded(8, 4).double()
     answers = two(bn_job, 0, x, x[:, :3], [3, 5], True)
-    torch.testing.assert_close(torch.cat([a[0] for a in answers]), network(0).train()(x).detach(), atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(
+        torch.cat([a[0] for a in answers]), network(0).train()(x).detach(), atol=1e-10, rtol=1e-9
+    )
+
 
 def one_picture_job():
     with P.bystander(P.rank() == 0):
-        try: P.SyncBatchNorm(3)(torch.ones(1, 3))
-        except ValueError as e: return str(e)
+        try:
+            P.SyncBatchNorm(3)(torch.ones(1, 3))
+        except ValueError as e:
+            return str(e)
+
 
 def test_one_picture_for_all(two):
-    for text in two(one_picture_job): assert 'no spread to divide by' in text and 'drop_last=True' in text
+    for text in two(one_picture_job):
+        assert 'no spread to divide by' in text and 'drop_last=True' in text
+
 
 def test_split_batchnorm_is_a_batchnorm_a_group():
     "Values and gradients of a loop over groups; running statistics are the mean of those that each group would have."
-    x = seeded(12, 5, 3, 3); split = P.SplitBatchNorm(5, 4); loops = [nn.BatchNorm2d(5) for _ in range(4)]
+    x = seeded(12, 5, 3, 3)
+    split = P.SplitBatchNorm(5, 4)
+    loops = [nn.BatchNorm2d(5) for _ in range(4)]
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     y, z = split(a), torch.cat([bn(part) for bn, part in zip(loops, b.chunk(4))])
-    torch.testing.assert_close(y, z); (y ** 3).sum().backward(); (z ** 3).sum().backward()
+    torch.testing.assert_close(y, z)
+    (y**3).sum().backward()
+    (z**3).sum().backward()
     torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
-    for name in ('running_mean', 'running_var'): torch.testing.assert_close(getattr(split, name), torch.stack([getattr(bn, name) for bn in loops]).mean(0))
+    for name in ('running_mean', 'running_var'):
+        torch.testing.assert_close(
+            getattr(split, name), torch.stack([getattr(bn, name) for bn in loops]).mean(0)
+        )
     assert split.num_batches_tracked == 1
-    one = P.SplitBatchNorm(5, 1); torch.testing.assert_close(one(x), nn.BatchNorm2d(5)(x))
+    one = P.SplitBatchNorm(5, 1)
+    torch.testing.assert_close(one(x), nn.BatchNorm2d(5)(x))
+
 
 def test_conversions_keep_weights_copies_and_splits():
-    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.BatchNorm1d(6), P.SplitBatchNorm(6, 2)))
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.BatchNorm1d(6), P.SplitBatchNorm(6, 2))
+    )
     weights, slow = list(net.parameters()), momentum_copy(net)
-    assert P.sync_batchnorm(net) is net and [type(m).__name__ for m in net.modules()][2:] == ['SyncBatchNorm', 'Sequential', 'SyncBatchNorm', 'SplitBatchNorm']
+    assert P.sync_batchnorm(net) is net and [type(m).__name__ for m in net.modules()][2:] == [
+        'SyncBatchNorm',
+        'Sequential',
+        'SyncBatchNorm',
+        'SplitBatchNorm',
+    ]
     assert all(a is b for a, b in zip(weights, net.parameters()))
-    P.sync_batchnorm(slow); assert not any(p.requires_grad for p in slow.parameters())
+    P.sync_batchnorm(slow)
+    assert not any(p.requires_grad for p in slow.parameters())
     assert isinstance(P.sync_batchnorm(nn.BatchNorm1d(3)), P.SyncBatchNorm)
-    assert type(P.sync_batchnorm(nn.BatchNorm1d(3), 'cuda')) is P.CudaSyncBatchNorm # only its name: no GPU is touched
-    gamma = P.sync_batchnorm(simclr_head(4, dim=3)); assert [type(m).__name__ for m in gamma][1::3] == ['SyncBatchNorm'] * 2, "also the one without beta"
-    double = copy.deepcopy(net).double(); assert double[1].weight.dtype == torch.float64 and net[1].weight.dtype == torch.float32
+    assert (
+        type(P.sync_batchnorm(nn.BatchNorm1d(3), 'cuda')) is P.CudaSyncBatchNorm
+    )  # only its name: no GPU is touched
+    gamma = P.sync_batchnorm(simclr_head(4, dim=3))
+    assert [type(m).__name__ for m in gamma][1::3] == ['SyncBatchNorm'] * 2, "also the one without beta"
+    double = copy.deepcopy(net).double()
+    assert double[1].weight.dtype == torch.float64 and net[1].weight.dtype == torch.float32
+
 
 @pytest.mark.parametrize('kind', [P.SyncBatchNorm, lambda width: P.SplitBatchNorm(width, 2)])
 def test_bf16_and_compile(kind):
     net, x = nn.Sequential(nn.Linear(4, 6), kind(6)), seeded(8, 4)
-    with torch.autocast('cpu', dtype=torch.bfloat16): assert net(x).isfinite().all()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert net(x).isfinite().all()
     expected = copy.deepcopy(net)(x)
     torch.testing.assert_close(torch.compile(copy.deepcopy(net), backend='aot_eager')(x), expected)
 
+
 # -- the queue
+
 
 def queue_job(batches, counts):
     queue = Queue(24, 3, torch.Generator().manual_seed(5))
-    for keys in batches: queue.enqueue(own(keys, counts))
+    for keys in batches:
+        queue.enqueue(own(keys, counts))
     return queue.state_dict()
+
 
 @pytest.mark.parametrize('counts', [[4, 4], [3, 5]])
 def test_queue_is_the_same_everywhere(two, counts):
     batches = list(seeded(5, 8, 3))
     queue = Queue(24, 3, torch.Generator().manual_seed(5))
-    for keys in batches: queue.enqueue(keys)
+    for keys in batches:
+        queue.enqueue(keys)
     for state in two(queue_job, batches, counts):
-        assert state.keys() == queue.state_dict().keys() and all(torch.equal(state[k], v) for k, v in queue.state_dict().items())
+        assert state.keys() == queue.state_dict().keys() and all(
+            torch.equal(state[k], v) for k, v in queue.state_dict().items()
+        )
+
 
 @pytest.mark.parametrize('steps', range(1, 9))
 def test_queue_holds_exactly_the_last_keys(steps):
@@ -185,35 +305,84 @@ def test_queue_holds_exactly_the_last_keys(steps):
     keys, queue = F.normalize(seeded(8, 4, 3), dim=2), Queue(12, 3)
     expected = queue.keys.clone()
     for step in range(steps):
-        queue.enqueue(keys[step]); expected[4 * step % 12:4 * step % 12 + 4] = keys[step]
+        queue.enqueue(keys[step])
+        expected[4 * step % 12 : 4 * step % 12 + 4] = keys[step]
     torch.testing.assert_close(queue.keys, expected, atol=1e-6, rtol=0)
     assert queue.filled == min(4 * steps, 12) and queue.pointer.item() == 4 * steps % 12
 
+
 # -- whole runs
 
-OPTIONS = dict(simclr=dict(hidden=16, dim=8), byol=dict(hidden=16, dim=8), moco=dict(dim=8, queue=574), simsiam=dict(dim=16, pred_dim=8), mocov3=dict(hidden=16, dim=8))
+OPTIONS = dict(
+    simclr=dict(hidden=16, dim=8),
+    byol=dict(hidden=16, dim=8),
+    moco=dict(dim=8, queue=574),
+    simsiam=dict(dim=16, pred_dim=8),
+    mocov3=dict(hidden=16, dim=8),
+)
 METHODS = list(OPTIONS)
+
 
 def tiny(method, **changes):
     "A method in miniature on 1,438 digits of 8x8 pixels. SGD without momentum: the change of the weights is the gradient."
-    return recipe(method, 'laptop', **{**dict(data='digits', img_size=8, patch_size=2, encoder='vit_nano', encoder_options=dict(embed_dim=24, depth=1, num_heads=2), method_options=OPTIONS[method], batch_size=287, drop_last=method == 'moco',
-        steps=6, optimizer='sgd', momentum=0., base_lr=.1, min_lr=.1, warmup=0, weight_decay=0., clip_grad=None, log_every=1, checkpoint_every=100), **changes})
+    return recipe(
+        method,
+        'laptop',
+        **{
+            **dict(
+                data='digits',
+                img_size=8,
+                patch_size=2,
+                encoder='vit_nano',
+                encoder_options=dict(embed_dim=24, depth=1, num_heads=2),
+                method_options=OPTIONS[method],
+                batch_size=287,
+                drop_last=method == 'moco',
+                steps=6,
+                optimizer='sgd',
+                momentum=0.0,
+                base_lr=0.1,
+                min_lr=0.1,
+                warmup=0,
+                weight_decay=0.0,
+                clip_grad=None,
+                log_every=1,
+                checkpoint_every=100,
+            ),
+            **changes,
+        },
+    )
+
 
 def train(r, out=None):
-    data = load('digits'); method = build(r, data).double() # a BatchNorm of few values multiplies float32's noise: in float64 a difference is a mistake
+    data = load('digits')
+    method = build(
+        r, data
+    ).double()  # a BatchNorm of few values multiplies float32's noise: in float64 a difference is a mistake
     for name in ('encoder', 'momentum_encoder'):
-        if hasattr(method, name): getattr(method, name).register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
+        if hasattr(method, name):
+            getattr(method, name).register_forward_pre_hook(
+                lambda module, args: (args[0].double(), *args[1:])
+            )
     history = pretrain(method, data, r, out=out, quiet=True, device='cpu')
     return [(row['loss'], row['grad_norm'], row['images']) for row in history.rows], method.state_dict()
+
 
 def check_run(processes, r):
     torch.set_num_threads(1)
     rows, state = train(r)
     for theirs, other in processes(train, r):
-        for a, b in zip(rows, theirs): assert a[2] == b[2] and a[0] == pytest.approx(b[0], abs=1e-5) and a[1] == pytest.approx(b[1], rel=1e-6)
+        for a, b in zip(rows, theirs):
+            assert (
+                a[2] == b[2]
+                and a[0] == pytest.approx(b[0], abs=1e-5)
+                and a[1] == pytest.approx(b[1], rel=1e-6)
+            )
         assert len(rows) == len(theirs) == r.steps and state.keys() == other.keys()
-        for k, v in state.items(): torch.testing.assert_close(other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{k}: {text}")
+        for k, v in state.items():
+            torch.testing.assert_close(other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{k}: {text}")
     return rows
+
 
 @pytest.mark.parametrize('method', METHODS)
 def test_two_processes_train_as_one(two, method):
@@ -221,29 +390,41 @@ def test_two_processes_train_as_one(two, method):
     rows = check_run(two, tiny(method))
     assert rows[4][2] - rows[3][2] == 287 and rows[5][2] - rows[4][2] == (287 if method == 'moco' else 3)
 
+
 @pytest.mark.parametrize('method', METHODS[:1])
 def test_a_process_without_an_image(three, method):
     "1,438 = 4 * 359 + 2: the first of three processes has no image in the last batch."
     check_run(three, tiny(method, batch_size=359, steps=5))
 
+
 # -- kill and resume
+
 
 def moco_run(out, *death):
     torch.set_num_threads(1)
-    if death: die_after(*death)
-    train(tiny('moco', steps=12, checkpoint_every=2, base_lr=.05, momentum=.9), out)
+    if death:
+        die_after(*death)
+    train(tiny('moco', steps=12, checkpoint_every=2, base_lr=0.05, momentum=0.9), out)
+
 
 @pytest.mark.parametrize('method', METHODS[2:3])
 def test_a_killed_moco_keeps_queue_and_momentum_copies(two, tmp_path, method):
     "Killed by SIGKILL, gone on with; and gone on with on two processes."
     context = multiprocessing.get_context('forkserver')
-    for out, *death in ((tmp_path / 'whole',), (tmp_path / 'killed', 7, .5), (tmp_path / 'killed',)):
-        p = context.Process(target=moco_run, args=(out, *death)); p.start(); p.join()
+    for out, *death in ((tmp_path / 'whole',), (tmp_path / 'killed', 7, 0.5), (tmp_path / 'killed',)):
+        p = context.Process(target=moco_run, args=(out, *death))
+        p.start()
+        p.join()
         assert p.exitcode == (-signal.SIGKILL if death else 0)
     whole, killed = (ckpt.load_checkpoint(tmp_path / name)[0]['method'] for name in ('whole', 'killed'))
-    assert any('momentum_encoder' in k for k in whole) and any(k.endswith('keys') for k in whole) and whole.keys() == killed.keys()
+    assert (
+        any('momentum_encoder' in k for k in whole)
+        and any(k.endswith('keys') for k in whole)
+        and whole.keys() == killed.keys()
+    )
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
     ckpt.drop(ckpt.folder_of(tmp_path / 'killed', 12))
     two(moco_run, tmp_path / 'killed')
     again = ckpt.load_checkpoint(tmp_path / 'killed')[0]['method']
-    for k in whole: torch.testing.assert_close(again[k], whole[k], atol=1e-7, rtol=1e-6)
+    for k in whole:
+        torch.testing.assert_close(again[k], whole[k], atol=1e-7, rtol=1e-6)

@@ -1,4 +1,5 @@
 "The ResNet against timm's and torchvision's: same weights, same pictures; and the door to all encoders."
+
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +25,23 @@ def pictures(n=3, channels=3, size=(33, 65), seed=0):
 def alive(model):
     "Away from the special values of initialisation: zero gammas hide whole branches, fresh statistics hide the norms."
     g = torch.Generator().manual_seed(1)
-    for p in model.parameters(): p.data.normal_(std=.1, generator=g)
+    for p in model.parameters():
+        p.data.normal_(std=0.1, generator=g)
     for name, b in model.named_buffers():
-        if name.endswith('running_mean'): b.normal_(std=.1, generator=g)
-        if name.endswith('running_var'): b.uniform_(.5, 2., generator=g)
+        if name.endswith('running_mean'):
+            b.normal_(std=0.1, generator=g)
+        if name.endswith('running_var'):
+            b.uniform_(0.5, 2.0, generator=g)
     return model
 
 
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
 def test_equals_timm_bit_for_bit(name, training):
-    theirs, ours = alive(timm.create_model(name, num_classes=0)).train(training), encoder(name).train(training)
+    theirs, ours = (
+        alive(timm.create_model(name, num_classes=0)).train(training),
+        encoder(name).train(training),
+    )
     assert list(theirs.state_dict()) == list(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = pictures()
@@ -45,8 +52,10 @@ def test_equals_timm_bit_for_bit(name, training):
     assert torch.equal(f.pooled, pooled)
     torch.testing.assert_close(f.patches.mean(1), f.pooled, rtol=1e-5, atol=1e-5)
     w = torch.randn(f.pooled.shape, generator=torch.Generator().manual_seed(2))
-    (f.pooled * w).sum().backward(); (pooled * w).sum().backward()
-    for (n, a), b in zip(theirs.named_parameters(), ours.parameters()): assert torch.equal(a.grad, b.grad), n
+    (f.pooled * w).sum().backward()
+    (pooled * w).sum().backward()
+    for (n, a), b in zip(theirs.named_parameters(), ours.parameters()):
+        assert torch.equal(a.grad, b.grad), n
 
 
 def test_equals_torchvision():
@@ -59,8 +68,10 @@ def test_equals_torchvision():
 
 def test_same_chance_same_weights():
     "The ImageNet stem is timm's own, so a seed draws timm's weights."
-    torch.manual_seed(0); theirs = timm.create_model('resnet18', num_classes=0)
-    torch.manual_seed(0); ours = resnet18()
+    torch.manual_seed(0)
+    theirs = timm.create_model('resnet18', num_classes=0)
+    torch.manual_seed(0)
+    ours = resnet18()
     assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters()))
 
 
@@ -69,19 +80,32 @@ def test_same_chance_same_weights():
 def test_grid_is_known_before_the_first_picture(stem, stride, size):
     e = resnet_nano(img_size=size, stem=stem, in_chans=1).eval()
     f = e(pictures(1, 1, size))
-    assert f.grid == e.grid and e.stride == stride and f.patches.shape == (1, f.grid[0] * f.grid[1], e.width) and e.width == 128
+    assert (
+        f.grid == e.grid
+        and e.stride == stride
+        and f.patches.shape == (1, f.grid[0] * f.grid[1], e.width)
+        and e.width == 128
+    )
 
 
 def test_small_stem_by_hand():
     "One 3x3 convolution of stride 1 and no pool, as wide as the first stage; the rest has timm's names."
     e = resnet_nano()
-    assert (e.conv1.in_channels, e.conv1.out_channels, e.conv1.kernel_size, e.conv1.stride, e.conv1.bias) == (3, 16, (3, 3), (1, 1), None)
+    assert (e.conv1.in_channels, e.conv1.out_channels, e.conv1.kernel_size, e.conv1.stride, e.conv1.bias) == (
+        3,
+        16,
+        (3, 3),
+        (1, 1),
+        None,
+    )
     x = pictures(2, size=(48, 48))
     assert torch.equal(e.eval().maxpool(x), x) and e.forward_features(x).shape == (2, 128, 6, 6)
     assert [i['reduction'] for i in e.feature_info] == [1, 1, 2, 4, 8]
     assert set(resnet18(stem='small').state_dict()) == set(resnet18().state_dict())
     std = e.conv1.weight.std().item()
-    assert std == pytest.approx((2 / (16 * 9)) ** .5, rel=.15), "He's, by fan-out, as every other convolution"
+    assert std == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.15), (
+        "He's, by fan-out, as every other convolution"
+    )
 
 
 @pytest.mark.parametrize('zero', [True, False])
@@ -96,7 +120,8 @@ def test_last_norms_and_a_random_encoder(zero):
     assert all(torch.equal(v, before[k]) for k, v in e.state_dict().items())
     for name, p in new.named_parameters():
         assert not torch.equal(p, before[name]), name
-        if p.ndim == 4: assert p.std().item() == pytest.approx((2 / (p.shape[0] * p[0, 0].numel())) ** .5, rel=.2), name
+        if p.ndim == 4:
+            assert p.std().item() == pytest.approx((2 / (p.shape[0] * p[0, 0].numel())) ** 0.5, rel=0.2), name
     assert (new.bn1.running_mean == 0).all() and (new.bn1.running_var == 1).all()
     again = random_encoder_like(e, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(new.parameters(), again.parameters()))
@@ -106,7 +131,12 @@ def test_from_timm():
     theirs = timm.create_model('seresnext26t_32x4d', num_classes=0).eval()
     ours = ResNet.from_timm(theirs, img_size=(64, 96))
     x = pictures()
-    assert torch.equal(ours(x).pooled, theirs(x)) and ours(x).grid == ours.grid and ours is not theirs and type(theirs) is not ResNet
+    assert (
+        torch.equal(ours(x).pooled, theirs(x))
+        and ours(x).grid == ours.grid
+        and ours is not theirs
+        and type(theirs) is not ResNet
+    )
     assert ResNet.from_timm('resnet18').img_size == (224, 224)
     wide = ResNet.from_timm('resnet18', output_stride=16, img_size=64).eval()
     assert wide(pictures(1, size=(64, 64))).grid == wide.grid == (4, 4)
@@ -123,43 +153,65 @@ def test_evaluation_takes_it():
 def test_explorers_that_need_attention_refuse_it():
     from vit_ssl_lab.explorers.attention import AttentionExplorer
     from vit_ssl_lab.explorers.positions import PositionExplorer
-    with pytest.raises(ValueError, match="ResNet has no tokens that attend"): AttentionExplorer(resnet_nano(), torch.rand(2, 3, 48, 48))
-    with pytest.raises(ValueError, match="ResNet has no table of positions"): PositionExplorer(resnet_nano())
+
+    with pytest.raises(ValueError, match="ResNet has no tokens that attend"):
+        AttentionExplorer(resnet_nano(), torch.rand(2, 3, 48, 48))
+    with pytest.raises(ValueError, match="ResNet has no table of positions"):
+        PositionExplorer(resnet_nano())
 
 
-@pytest.mark.parametrize('make,says', [
-    (lambda: resnet_nano()(pictures(2, size=(48, 48)), torch.zeros(2, 3, dtype=torch.int64)), "can't leave patches out"),
-    (lambda: resnet_nano()(pictures(2, 1)), r"takes float pictures \(B, 3, H, W\)"),
-    (lambda: resnet_nano()(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)), "got torch.uint8"),
-    (lambda: resnet18(patch_size=16), "no patches to cut"),
-    (lambda: resnet50(stem='smal'), "Did you mean 'small'"),
-    (lambda: ResNet(block='bottel'), "Did you mean 'bottleneck'"),
-    (lambda: ResNet(layers=(1, 1, 1)), "one number a stage"),
-    (lambda: ResNet.from_timm('vit_tiny_patch16_224'), "starts with resnet"),
-    (lambda: vit.ViT.from_timm('resnet18'), "starts with vit_ or deit_"),
-    (lambda: encoder('resnet81'), "Did you mean 'resnet18'"),
-])
+@pytest.mark.parametrize(
+    'make,says',
+    [
+        (
+            lambda: resnet_nano()(pictures(2, size=(48, 48)), torch.zeros(2, 3, dtype=torch.int64)),
+            "can't leave patches out",
+        ),
+        (lambda: resnet_nano()(pictures(2, 1)), r"takes float pictures \(B, 3, H, W\)"),
+        (lambda: resnet_nano()(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)), "got torch.uint8"),
+        (lambda: resnet18(patch_size=16), "no patches to cut"),
+        (lambda: resnet50(stem='smal'), "Did you mean 'small'"),
+        (lambda: ResNet(block='bottel'), "Did you mean 'bottleneck'"),
+        (lambda: ResNet(layers=(1, 1, 1)), "one number a stage"),
+        (lambda: ResNet.from_timm('vit_tiny_patch16_224'), "starts with resnet"),
+        (lambda: vit.ViT.from_timm('resnet18'), "starts with vit_ or deit_"),
+        (lambda: encoder('resnet81'), "Did you mean 'resnet18'"),
+    ],
+)
 def test_bad_input(make, says):
-    with pytest.raises(ValueError, match=says) as e: make()
+    with pytest.raises(ValueError, match=says) as e:
+        make()
     assert '\n' not in str(e.value)
 
 
 # the door ----------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_registry_is_the_modules():
-    assert ENCODERS == {name: m.__name__.rpartition('.')[2] for m in (vit, resnet, convnextv2, swin) for name in m.ENCODERS}
-    assert type(encoder('vit_nano', img_size=48, patch_size=8)) is vit.ViT and encoder('vit_nano', patch_size=None).patch_size == (4, 4)
+    assert ENCODERS == {
+        name: m.__name__.rpartition('.')[2] for m in (vit, resnet, convnextv2, swin) for name in m.ENCODERS
+    }
+    assert type(encoder('vit_nano', img_size=48, patch_size=8)) is vit.ViT and encoder(
+        'vit_nano', patch_size=None
+    ).patch_size == (4, 4)
 
 
 def test_looking_up_is_cheap():
     "The registry holds names; timm and the families are imported where one is made."
-    assert not re.search(r'^(import|from) .*(timm|vit\b|resnet|convnextv2|swin)', Path(encoders.__file__).read_text(), re.M)
+    assert not re.search(
+        r'^(import|from) .*(timm|vit\b|resnet|convnextv2|swin)', Path(encoders.__file__).read_text(), re.M
+    )
 
 
 class Plain(torch.nn.Module):
     "The least that can be trained: vectors that shrink."
-    def __init__(self, encoder, views): super().__init__(); self.encoder, self.views = encoder, views
-    def forward(self, x): return dict(loss=self.encoder(x).pooled.square().mean())
+
+    def __init__(self, encoder, views):
+        super().__init__()
+        self.encoder, self.views = encoder, views
+
+    def forward(self, x):
+        return dict(loss=self.encoder(x).pooled.square().mean())
 
 
 def test_a_recipe_changes_family(monkeypatch):
@@ -170,7 +222,9 @@ def test_a_recipe_changes_family(monkeypatch):
     assert r.encoder_options == {} and r.patch_size is None
     r = replace(r, method_options={})
     a, b = build(r, data), build(r, data)
-    assert isinstance(a.encoder, ResNet) and all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert isinstance(a.encoder, ResNet) and all(
+        torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())
+    )
     h = pretrain(a, data, r, quiet=True, device='cpu')
     assert h.finished and not torch.equal(a.encoder.conv1.weight, b.encoder.conv1.weight)
     assert recipe('mae', 'laptop', encoder='vit_tiny').encoder_options == {'positions': 'sincos'}

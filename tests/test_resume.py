@@ -1,4 +1,5 @@
 "A run that is killed at any moment goes on to bitwise the same weights."
+
 import json, multiprocessing, multiprocessing.forkserver, os, random, signal
 from pathlib import Path
 import pytest, torch
@@ -6,24 +7,34 @@ from small_run import child, die_after, die_while_writing, whole
 from vit_ssl_lab.training import checkpoints as ckpt
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason="SIGKILL and fork servers are POSIX")
-RUN = dict(steps=32, batch_size=200, drop_last=False, ema=.9, accumulate=2, clip_grad=1.)
+RUN = dict(steps=32, batch_size=200, drop_last=False, ema=0.9, accumulate=2, clip_grad=1.0)
+
 
 @pytest.fixture(scope='module')
 def context():
     "Child processes that have imported everything already: each is a real process, and starts at once."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['small_run'])
-    with pytest.MonkeyPatch.context() as patch: # before Python 3.13 the server looks for what it preloads only where a new Python would, and is silent if it finds nothing
-        patch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')])))
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # before Python 3.13 the server looks for what it preloads only where a new Python would, and is silent if it finds nothing
+        patch.setenv(
+            'PYTHONPATH',
+            os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')])),
+        )
         multiprocessing.forkserver.ensure_running()
     return context
+
 
 @pytest.fixture(scope='module')
 def uninterrupted(context, tmp_path_factory):
     out = tmp_path_factory.mktemp('whole') / 'run'
-    p = context.Process(target=child, args=(out, RUN)); p.start(); p.join()
+    p = context.Process(target=child, args=(out, RUN))
+    p.start()
+    p.join()
     assert p.exitcode == 0
     return out
+
 
 def same(a: Path, b: Path):
     "All tensors of the last checkpoint bit for bit, and every row of the log except its times."
@@ -32,30 +43,50 @@ def same(a: Path, b: Path):
     for name in ('method', 'optimizer', 'ema'):
         x, y = (ckpt.load_checkpoint(o)[0][name] for o in (a, b))
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), name
-    rows = [[{k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second')} for line in (o / 'log.jsonl').read_text().splitlines()] for o in (a, b)]
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second')}
+            for line in (o / 'log.jsonl').read_text().splitlines()
+        ]
+        for o in (a, b)
+    ]
     assert rows[0] == rows[1] and [r['step'] for r in rows[0]] == list(range(1, RUN['steps'] + 1))
+
 
 def test_killed_at_random_moments(context, uninterrupted, tmp_path):
     "Four kills, each a random number of steps after the start and at a random moment of what the run then does; then it may finish."
     chance, out = random.Random(0), tmp_path / 'run'
     for _ in range(4):
-        p = context.Process(target=child, args=(out, RUN, die_after, chance.randint(2, 6), chance.uniform(0, 3))); p.start(); p.join()
+        p = context.Process(
+            target=child, args=(out, RUN, die_after, chance.randint(2, 6), chance.uniform(0, 3))
+        )
+        p.start()
+        p.join()
         assert p.exitcode == -signal.SIGKILL
-    p = context.Process(target=child, args=(out, RUN)); p.start(); p.join()
+    p = context.Process(target=child, args=(out, RUN))
+    p.start()
+    p.join()
     assert p.exitcode == 0
     same(uninterrupted, out)
+
 
 @pytest.mark.parametrize('write', [1, 4, 9])
 def test_killed_while_a_checkpoint_is_written(context, uninterrupted, tmp_path, write):
     "Half a file on the disk, then SIGKILL: of run.json, of the first checkpoint, of a later one."
     out = tmp_path / 'run'
-    p = context.Process(target=child, args=(out, RUN, die_while_writing, write)); p.start(); p.join()
+    p = context.Process(target=child, args=(out, RUN, die_while_writing, write))
+    p.start()
+    p.join()
     assert p.exitcode == -signal.SIGKILL
-    for step in ckpt.checkpoints(out): ckpt.load_checkpoint(out, step)   # what looks whole is whole
-    p = context.Process(target=child, args=(out, RUN)); p.start(); p.join()
+    for step in ckpt.checkpoints(out):
+        ckpt.load_checkpoint(out, step)  # what looks whole is whole
+    p = context.Process(target=child, args=(out, RUN))
+    p.start()
+    p.join()
     assert p.exitcode == 0
     same(uninterrupted, out)
     assert not [f for f in out.rglob('.*')], "a killed run's half-written files are cleared away"
+
 
 def test_finished_run_is_read_back(uninterrupted):
     method, history = whole(uninterrupted, **RUN)
@@ -63,9 +94,11 @@ def test_finished_run_is_read_back(uninterrupted):
     assert history.finished and len(history.rows) == RUN['steps']
     assert all(torch.equal(v, stored[k]) for k, v in method.state_dict().items())
 
+
 def test_chance_outside_does_not_matter(tmp_path):
     "Random numbers that the caller, or a probe, takes from torch's global generator change nothing, and the run gives the generator back as it was."
-    torch.manual_seed(5); before = torch.get_rng_state()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
     a, _ = whole(steps=3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(17)

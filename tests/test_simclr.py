@@ -1,4 +1,5 @@
 """SimCLR against lightly's loss, the official loss written in numpy, and a network of plain torch with the same weights."""
+
 import copy, math
 import numpy as np
 import pytest
@@ -13,17 +14,24 @@ from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.simclr import SimCLR
 from vit_ssl_lab.training.optim import make_optimizer, param_groups
 
+
 def small(seed: int = 0, **kw) -> SimCLR:
     torch.manual_seed(seed)
     return SimCLR(vit_nano(**SMALL), **{'dim': 16, **kw})
 
+
 class Peer(nn.Module):
     "SimCLR without our components: the head of the official code in plain torch, lightly's loss."
+
     def __init__(self, encoder, hidden, dim, temperature):
         super().__init__()
         self.encoder, self.loss = encoder, NTXentLoss(temperature)
-        self.first, self.bn, self.last = nn.Linear(encoder.width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.Linear(hidden, dim, bias=False)
-        self.gamma = nn.Parameter(torch.ones(dim)) # of the last BatchNorm, which has no beta
+        self.first, self.bn, self.last = (
+            nn.Linear(encoder.width, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.Linear(hidden, dim, bias=False),
+        )
+        self.gamma = nn.Parameter(torch.ones(dim))  # of the last BatchNorm, which has no beta
 
     def forward(self, x1, x2):
         h = self.encoder(torch.cat([x1, x2])).pooled
@@ -31,70 +39,99 @@ class Peer(nn.Module):
         z = self.gamma * (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
         return self.loss(*z.chunk(2))
 
-def with_peer(temperature: float = .1) -> tuple[SimCLR, Peer, dict]:
+
+def with_peer(temperature: float = 0.1) -> tuple[SimCLR, Peer, dict]:
     "Ours, the peer with the same weights, and our parameter -> its own."
     ours = small(temperature=temperature)
     peer = Peer(copy.deepcopy(ours.encoder), 48, 16, temperature)
-    head = dict(zip(ours.projector.parameters(), [peer.first.weight, peer.bn.weight, peer.bn.bias, peer.last.weight, peer.gamma], strict=True))
+    head = dict(
+        zip(
+            ours.projector.parameters(),
+            [peer.first.weight, peer.bn.weight, peer.bn.bias, peer.last.weight, peer.gamma],
+            strict=True,
+        )
+    )
     pairs = dict(zip(ours.encoder.parameters(), peer.encoder.parameters())) | head
     with torch.no_grad():
-        for a, b in head.items(): a.add_(.1 * torch.randn_like(a)); b.copy_(a)
-    assert len(pairs) == len(list(ours.parameters())) == len(list(peer.parameters())), "no parameter without a partner"
+        for a, b in head.items():
+            a.add_(0.1 * torch.randn_like(a))
+            b.copy_(a)
+    assert len(pairs) == len(list(ours.parameters())) == len(list(peer.parameters())), (
+        "no parameter without a partner"
+    )
     return ours, peer, pairs
 
-@pytest.mark.parametrize('temperature', [.1, .5])
+
+@pytest.mark.parametrize('temperature', [0.1, 0.5])
 def test_equal_to_lightly_and_plain_torch(temperature):
     ours, peer, pairs = with_peer(temperature)
     x = two()
     res, theirs = ours(x), peer(*x)
     torch.testing.assert_close(res['loss'], theirs, atol=1e-5, rtol=0)
-    res['loss'].backward(); theirs.backward()
-    for a, b in pairs.items(): torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+    res['loss'].backward()
+    theirs.backward()
+    for a, b in pairs.items():
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+
 
 @pytest.mark.parametrize('name', ['sgd', 'lars'])
 def test_one_step(name):
     "SGD by torch on both; LARS by its formula on the peer: trust ratio 0.001 |w| / |g + decay w|, 1-D parameters neither decayed nor adapted (lars_optimizer.py)."
     ours, peer, pairs = with_peer()
-    x, lr, decay = two(), .3, 1e-4
-    ours(x)['loss'].backward(); peer(*x).backward()
+    x, lr, decay = two(), 0.3, 1e-4
+    ours(x)['loss'].backward()
+    peer(*x).backward()
     if name == 'sgd':
         make_optimizer('sgd', param_groups(ours, decay, decay_all=True), lr).step()
-        torch.optim.SGD(peer.parameters(), lr, momentum=.9, weight_decay=decay).step()
+        torch.optim.SGD(peer.parameters(), lr, momentum=0.9, weight_decay=decay).step()
     else:
         make_optimizer('lars', param_groups(ours, decay), lr).step()
         with torch.no_grad():
             for p in peer.parameters():
                 g = p.grad + decay * p if p.ndim > 1 else p.grad
                 p -= lr * (1e-3 * p.norm() / g.norm() if p.ndim > 1 else 1) * g
-    for a, b in pairs.items(): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    for a, b in pairs.items():
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
 
 def official(z1, z2, temperature):
     "The official loss in float64: masked self-similarities, a mean for each direction, and their sum (objective.py)."
     a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
-    n, total = len(a), 0.
+    n, total = len(a), 0.0
     for q, own, other in ((a, a, b), (b, b, a)):
         logits = np.concatenate([q @ other.T, q @ own.T - np.eye(n) * 1e9], 1) / temperature
         top = logits.max(1, keepdims=True)
         total += np.mean(top[:, 0] + np.log(np.exp(logits - top).sum(1)) - logits[np.arange(n), np.arange(n)])
     return total
 
-@pytest.mark.parametrize('temperature', [.05, .1, .5, 1.])
+
+@pytest.mark.parametrize('temperature', [0.05, 0.1, 0.5, 1.0])
 def test_the_official_loss_is_twice_ours(temperature):
     z1, z2 = torch.randn(2, 12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours = nt_xent(z1, z2, temperature).loss.item()
     assert official(z1.numpy(), z2.numpy(), temperature) == pytest.approx(2 * ours, abs=1e-6)
     assert NTXentLoss(temperature)(z1, z2).item() == pytest.approx(ours, abs=1e-6)
 
+
 def test_loss_at_initialisation():
     "A constant output can't tell 2N - 1 views apart; so does any output at an infinite temperature; orthogonal pictures have a loss by hand."
     n, m, x = 8, small(), two()
-    assert nt_xent(torch.ones(n, 5), torch.ones(n, 5)).loss.item() == pytest.approx(math.log(2 * n - 1), abs=1e-6)
-    m.projector = nn.Sequential(nn.Linear(48, 16)); nn.init.zeros_(m.projector[0].weight)
-    assert m(x)['loss'].item() == pytest.approx(math.log(2 * n - 1), abs=1e-5), "the whole method with a constant head"
+    assert nt_xent(torch.ones(n, 5), torch.ones(n, 5)).loss.item() == pytest.approx(
+        math.log(2 * n - 1), abs=1e-6
+    )
+    m.projector = nn.Sequential(nn.Linear(48, 16))
+    nn.init.zeros_(m.projector[0].weight)
+    assert m(x)['loss'].item() == pytest.approx(math.log(2 * n - 1), abs=1e-5), (
+        "the whole method with a constant head"
+    )
     assert small(temperature=1e7)(x)['loss'].item() == pytest.approx(math.log(2 * n - 1), abs=1e-5)
     eye = torch.eye(n)
-    out = nt_xent(eye, eye, .5)
-    assert out.loss.item() == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-2)), abs=1e-6) and out.accuracy == 1
+    out = nt_xent(eye, eye, 0.5)
+    assert (
+        out.loss.item() == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-2)), abs=1e-6)
+        and out.accuracy == 1
+    )
+
 
 def test_the_order_of_views_and_pictures_does_not_matter():
     m, (x1, x2) = small(), two()
@@ -102,48 +139,92 @@ def test_the_order_of_views_and_pictures_does_not_matter():
     torch.testing.assert_close(m([x2, x1])['loss'], loss)
     torch.testing.assert_close(m([x1[p], x2[p]])['loss'], loss)
 
+
 def test_both_views_share_one_pass():
     "BatchNorm sees 2B rows: running means move once a step, and two passes would give another loss."
     m, (x1, x2) = small(), two()
-    with torch.no_grad(): together, apart = m.embed(torch.cat([x1, x2])), torch.cat([m.embed(x1), m.embed(x2)])
+    with torch.no_grad():
+        together, apart = m.embed(torch.cat([x1, x2])), torch.cat([m.embed(x1), m.embed(x2)])
     assert (together - apart).abs().max() > 1e-3
-    m = small(); m([x1, x2])
+    m = small()
+    m([x1, x2])
     assert all(b.num_batches_tracked == 1 for b in m.modules() if isinstance(b, nn.BatchNorm1d))
+
 
 def test_head():
     "No bias anywhere, no beta at the end; version 2 has three layers."
     names = [n for n, _ in small().projector.named_parameters()]
     assert names == ['0.weight', '1.weight', '1.bias', '3.weight', '4.weight']
-    assert len([m for m in small(layers=3).projector if isinstance(m, nn.Linear)]) == 3 and small(hidden=20).projector[0].out_features == 20
+    assert (
+        len([m for m in small(layers=3).projector if isinstance(m, nn.Linear)]) == 3
+        and small(hidden=20).projector[0].out_features == 20
+    )
+
 
 def test_views_and_resnet_by_the_same_class():
     m = SimCLR(encoder('resnet_nano', img_size=24), dim=16)
     assert m.views.size == (24, 24) and m.projector[0].out_features == m.encoder.width == 128
-    assert all(p.jitter == (.8, .8, .8, .2) and p.blur == .5 and p.scale == (.08, 1.) for p in m.views.policies)
+    assert all(
+        p.jitter == (0.8, 0.8, 0.8, 0.2) and p.blur == 0.5 and p.scale == (0.08, 1.0)
+        for p in m.views.policies
+    )
     res = m(m.views(torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)))
     res['loss'].backward()
-    assert all(p.grad is not None for p in m.parameters()) and 0 <= res['accuracy'] <= 1 and 0 < res['std'] < 1.2
+    assert (
+        all(p.grad is not None for p in m.parameters()) and 0 <= res['accuracy'] <= 1 and 0 < res['std'] < 1.2
+    )
     grey = SimCLR(vit_nano(**SMALL, in_chans=1), dim=16)
     assert grey(grey.views(torch.randint(0, 256, (4, 1, 24, 24), dtype=torch.uint8)))['loss'].isfinite()
 
+
 def test_it_learns_to_find_the_partner():
-    m, x = small(temperature=.5), two(16)
+    m, x = small(temperature=0.5), two(16)
     opt = torch.optim.AdamW(m.parameters(), 3e-3)
     first = m(x)
-    for _ in range(15): opt.zero_grad(); m(x)['loss'].backward(); opt.step(); m.after_step(1.)
+    for _ in range(15):
+        opt.zero_grad()
+        m(x)['loss'].backward()
+        opt.step()
+        m.after_step(1.0)
     last = m(x)
-    assert last['loss'] < first['loss'] - .2 and last['accuracy'] > .9
+    assert last['loss'] < first['loss'] - 0.2 and last['accuracy'] > 0.9
+
 
 def test_recipe():
     from vit_ssl_lab.training.recipes import recipe
-    r = recipe('simclr', 'paper')
-    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == ('resnet50', 4096, 100, 'lars', 1e-6, 10)
-    assert r.lr == pytest.approx(4.8) and r.method_options['temperature'] == .1 and r.views is None and r.sync_bn is True
 
-@pytest.mark.parametrize('do, says', [
-    (lambda: small(temperature=0), 'above 0, not 0'), (lambda: small(temperature=-1.), 'above 0, not -1'), (lambda: small()(two(1)), 'batch of one picture'),
-    (lambda: small()(two()[0]), r'\[x1, x2\]'), (lambda: small()([*two(), two()[0]]), 'got 3'), (lambda: small()([two(8)[0], two(4)[1]]), 'same pictures'),
-    (lambda: small()([two()[0], torch.randn(8, 3, 16, 16)]), 'need one size'), (lambda: SimCLR(nn.Identity()), 'needs an encoder with width'), (lambda: small(layers=0), 'one linear layer or more')])
+    r = recipe('simclr', 'paper')
+    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (
+        'resnet50',
+        4096,
+        100,
+        'lars',
+        1e-6,
+        10,
+    )
+    assert (
+        r.lr == pytest.approx(4.8)
+        and r.method_options['temperature'] == 0.1
+        and r.views is None
+        and r.sync_bn is True
+    )
+
+
+@pytest.mark.parametrize(
+    'do, says',
+    [
+        (lambda: small(temperature=0), 'above 0, not 0'),
+        (lambda: small(temperature=-1.0), 'above 0, not -1'),
+        (lambda: small()(two(1)), 'batch of one picture'),
+        (lambda: small()(two()[0]), r'\[x1, x2\]'),
+        (lambda: small()([*two(), two()[0]]), 'got 3'),
+        (lambda: small()([two(8)[0], two(4)[1]]), 'same pictures'),
+        (lambda: small()([two()[0], torch.randn(8, 3, 16, 16)]), 'need one size'),
+        (lambda: SimCLR(nn.Identity()), 'needs an encoder with width'),
+        (lambda: small(layers=0), 'one linear layer or more'),
+    ],
+)
 def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e: do()
+    with pytest.raises((ValueError, TypeError), match=says) as e:
+        do()
     assert '\n' not in str(e.value)

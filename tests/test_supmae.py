@@ -1,4 +1,5 @@
 """SupMAE against numbers that the official code gave, against MAE where the labels weigh nothing, and against its formula in float64."""
+
 import json, math, re, zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,20 +18,35 @@ from vit_ssl_lab.training.loop import load_run
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'supmae_official.json').read_text())
 LABELS = torch.tensor([0, 3, 1, 4, 2, 3])
 
+
 def make(num_classes=5, Method=SupMAE, encoder=None, **kw):
     torch.manual_seed(0)
     encoder = ViT(24, 4, 3, positions='sincos', embed_dim=32, depth=2, num_heads=4, **(encoder or {}))
     decoder = dict(decoder_width=16, decoder_depth=1, decoder_heads=2)
-    return SupMAE(encoder, num_classes, **{**decoder, 'hidden': 24, **kw}) if Method is SupMAE else Method(encoder, **decoder, **kw)
+    return (
+        SupMAE(encoder, num_classes, **{**decoder, 'hidden': 24, **kw})
+        if Method is SupMAE
+        else Method(encoder, **decoder, **kw)
+    )
 
-def pictures(n=6, seed=1): return torch.randn(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
 
-def noise_of(n=6, seed=2): return torch.rand(n, 36, generator=torch.Generator().manual_seed(seed))
+def pictures(n=6, seed=1):
+    return torch.randn(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def noise_of(n=6, seed=2):
+    return torch.rand(n, 36, generator=torch.Generator().manual_seed(seed))
+
 
 def official_name(ours):
     ours = re.sub(r'^encoder\.', '', ours)
     ours = re.sub(r'^decoder\.(embed|blocks|norm|pos_embed)', r'decoder_\1', ours)
-    return ours.replace('decoder.head', 'decoder_pred').replace('decoder.mask_token', 'mask_token').replace('classifier.', 'cls_head.')
+    return (
+        ours.replace('decoder.head', 'decoder_pred')
+        .replace('decoder.mask_token', 'mask_token')
+        .replace('classifier.', 'cls_head.')
+    )
+
 
 @pytest.mark.parametrize('pool, theirs', [('patches', 'patches'), ('encoder', 'token')])
 @pytest.mark.parametrize('target', ['pixels', 'norm_pix'])
@@ -38,31 +54,50 @@ def test_official_numbers(target, pool, theirs):
     want, model = GOLDEN[f'{target}, {theirs}'], make(norm_pix=target == 'norm_pix', pool=pool)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if not p.requires_grad: continue
+            if not p.requires_grad:
+                continue
             name = official_name(name)
-            wave = .1 * np.sin(np.arange(p.numel()) * .37 + zlib.crc32(name.encode()) % 1000)
-            p.copy_(torch.tensor(wave).reshape(p.shape).float() + (1. if ('norm' in name or name == 'cls_head.1.weight') and name.endswith('weight') else 0.))
+            wave = 0.1 * np.sin(np.arange(p.numel()) * 0.37 + zlib.crc32(name.encode()) % 1000)
+            p.copy_(
+                torch.tensor(wave).reshape(p.shape).float()
+                + (
+                    1.0
+                    if ('norm' in name or name == 'cls_head.1.weight') and name.endswith('weight')
+                    else 0.0
+                )
+            )
     i = np.arange(6 * 3 * 24 * 24)
-    x = torch.tensor(np.sin(i * .11) + np.cos(i * .013)).reshape(6, 3, 24, 24).float()
-    noise = torch.tensor((np.arange(6 * 36) * .6180339887) % 1).reshape(6, 36).float()
-    close = lambda a, b, tolerance=1e-5: np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=tolerance, rtol=tolerance)
-    mask = random_masking(6, model.grid, .75, noise=noise)
+    x = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(6, 3, 24, 24).float()
+    noise = torch.tensor((np.arange(6 * 36) * 0.6180339887) % 1).reshape(6, 36).float()
+    close = lambda a, b, tolerance=1e-5: np.testing.assert_allclose(
+        torch.as_tensor(a).detach().numpy(), b, atol=tolerance, rtol=tolerance
+    )
+    mask = random_masking(6, model.grid, 0.75, noise=noise)
     assert mask.mask[0].int().tolist() == want['mask']
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(.9, .95), weight_decay=.05)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05
+    )
     out = model(x, LABELS, noise)
-    close(out['loss'], want['loss']); close(out['pixels'], want['pixels']); close(out['labels'], want['labels'])
+    close(out['loss'], want['loss'])
+    close(out['pixels'], want['pixels'])
+    close(out['labels'], want['labels'])
     head = model.classifier[1]
-    close(head.running_mean[:6], want['running_mean'], 1e-6); close(head.running_var[:6], want['running_var'], 1e-6)
+    close(head.running_mean[:6], want['running_mean'], 1e-6)
+    close(head.running_var[:6], want['running_var'], 1e-6)
     out['loss'].backward()
     norms = {official_name(n): p.grad.norm() for n, p in model.named_parameters() if p.grad is not None}
-    for name, norm in want['gradient_norms'].items(): close(norms[name], norm)
+    for name, norm in want['gradient_norms'].items():
+        close(norms[name], norm)
     with torch.no_grad():
-        head.momentum = 0. # look without moving the statistics
-        close(model.classify(model.encode(x, mask)), want['logits']); close(model.predict(x, mask)[1, 7, :6], want['pred'])
-        head.momentum = .1
-        close(model.eval().classify(model.encode(x, mask)), want['logits_eval']); model.train()
+        head.momentum = 0.0  # look without moving the statistics
+        close(model.classify(model.encode(x, mask)), want['logits'])
+        close(model.predict(x, mask)[1, 7, :6], want['pred'])
+        head.momentum = 0.1
+        close(model.eval().classify(model.encode(x, mask)), want['logits_eval'])
+        model.train()
     optimizer.step()
     close(model(x, LABELS, noise)['loss'], want['loss_after_one_step'])
+
 
 @pytest.mark.parametrize('norm_pix', [False, True])
 def test_without_labels_it_is_mae(norm_pix):
@@ -70,59 +105,92 @@ def test_without_labels_it_is_mae(norm_pix):
     ours, mae = make(label_weight=0, norm_pix=norm_pix), make(Method=MAE, norm_pix=norm_pix)
     mae.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith('classifier')})
     a, b = ours(pictures(), noise=noise_of())['loss'], mae(pictures(), noise=noise_of())['loss']
-    a.backward(); b.backward()
+    a.backward()
+    b.backward()
     assert torch.equal(a, b)
     theirs = dict(mae.named_parameters())
     for name, p in ours.named_parameters():
-        if name.startswith('classifier'): assert p.grad is None and not p.requires_grad
-        elif p.requires_grad: assert torch.equal(p.grad, theirs[name].grad), name
+        if name.startswith('classifier'):
+            assert p.grad is None and not p.requires_grad
+        elif p.requires_grad:
+            assert torch.equal(p.grad, theirs[name].grad), name
+
 
 def test_the_formula_in_float64():
     "pixels + 0.01 * CE(logits / 10), with BatchNorm, mean and softmax written out; the gradient of the logits is lambda / T / B times (softmax - one-hot)."
-    m = make().double(); x, noise = pictures().double(), noise_of()
-    with torch.no_grad(): m.classifier[1].weight.uniform_(.5, 2); m.classifier[1].bias.uniform_(-1, 1); m.classifier[3].bias.uniform_(-1, 1)
-    mask = random_masking(6, m.grid, .75, noise=noise)
-    tokens = m.encoder.tokens(x, mask.keep)[:, 1:]                               # the class token is left out
+    m = make().double()
+    x, noise = pictures().double(), noise_of()
+    with torch.no_grad():
+        m.classifier[1].weight.uniform_(0.5, 2)
+        m.classifier[1].bias.uniform_(-1, 1)
+        m.classifier[3].bias.uniform_(-1, 1)
+    mask = random_masking(6, m.grid, 0.75, noise=noise)
+    tokens = m.encoder.tokens(x, mask.keep)[:, 1:]  # the class token is left out
     h = tokens.sum(1) / 9 @ m.classifier[0].weight.T + m.classifier[0].bias
-    h = (h - h.mean(0)) / (((h - h.mean(0)) ** 2).mean(0) + 1e-5).sqrt() * m.classifier[1].weight + m.classifier[1].bias
+    h = (h - h.mean(0)) / (((h - h.mean(0)) ** 2).mean(0) + 1e-5).sqrt() * m.classifier[
+        1
+    ].weight + m.classifier[1].bias
     logits = h.clamp(min=0) @ m.classifier[3].weight.T + m.classifier[3].bias
-    p = (logits / 10).exp(); p = p / p.sum(1, keepdim=True)
+    p = (logits / 10).exp()
+    p = p / p.sum(1, keepdim=True)
     ce = -p[torch.arange(6), LABELS].log().mean()
     patches = x.reshape(6, 3, 6, 4, 6, 4).permute(0, 2, 4, 3, 5, 1).reshape(6, 36, 48)
     target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     pixels = (((m.predict(x, mask) - target) ** 2).mean(-1) * mask.mask).sum() / mask.mask.sum()
     out = m(x, LABELS, noise)
-    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7) # the cross-entropy itself is in float32
-    close(out['loss'], pixels + .01 * ce); close(out['labels'].double(), ce.detach())
+    close = lambda a, b: torch.testing.assert_close(
+        a, b, rtol=1e-6, atol=1e-7
+    )  # the cross-entropy itself is in float32
+    close(out['loss'], pixels + 0.01 * ce)
+    close(out['labels'].double(), ce.detach())
     bias = torch.autograd.grad(out['loss'], m.classifier[3].bias)[0]
-    close(bias, (.01 / 10 * (p - F.one_hot(LABELS, 5)).mean(0)).detach())
+    close(bias, (0.01 / 10 * (p - F.one_hot(LABELS, 5)).mean(0)).detach())
+
 
 def test_chance_and_the_first_loss():
     m = make(num_classes=7)
     torch.nn.init.zeros_(m.classifier[-1].weight)
     assert m(pictures(), LABELS)['labels'].item() == pytest.approx(math.log(7), abs=1e-6)
 
+
 def test_labels_only_runs_no_decoder():
-    m = make(pixel_weight=0, label_weight=1., temperature=1.)
+    m = make(pixel_weight=0, label_weight=1.0, temperature=1.0)
     m.decoder.forward = None
-    out = m(pictures(), LABELS, noise_of()); out['loss'].backward()
+    out = m(pictures(), LABELS, noise_of())
+    out['loss'].backward()
     assert 'pixels' not in out and out['loss'].item() == pytest.approx(out['labels'].item())
-    assert all(p.grad is not None for n, p in m.named_parameters() if p.requires_grad), "on many devices every trained weight must get a gradient"
+    assert all(p.grad is not None for n, p in m.named_parameters() if p.requires_grad), (
+        "on many devices every trained weight must get a gradient"
+    )
+
 
 def test_only_the_visible_patches_are_classified():
-    m = make().eval(); x, noise = pictures(), noise_of()
-    mask = random_masking(6, m.grid, .75, noise=noise)
+    m = make().eval()
+    x, noise = pictures(), noise_of()
+    mask = random_masking(6, m.grid, 0.75, noise=noise)
     hidden = mask.mask.reshape(6, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(m.classify(m.encode(x, mask)), m.classify(m.encode(x + 5 * hidden, mask)))
     assert m.classify(m.encoder(x)).shape == (6, 5), "and later all of them"
     assert [type(l).__name__ for l in make(hidden=0).classifier] == ['Linear']
-    pooled = make(pool='encoder', encoder=dict(global_pool='avg', fc_norm=False)).eval(); pooled.load_state_dict((same := make(encoder=dict(global_pool='avg', fc_norm=False)).eval()).state_dict())
+    pooled = make(pool='encoder', encoder=dict(global_pool='avg', fc_norm=False)).eval()
+    pooled.load_state_dict((same := make(encoder=dict(global_pool='avg', fc_norm=False)).eval()).state_dict())
     torch.testing.assert_close(pooled.classify(pooled.encode(x, mask)), same.classify(same.encode(x, mask)))
+
 
 def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
     data = load('digits')
-    plan = recipe('supmae', 'laptop', data='digits', img_size=8, patch_size=2, encoder_options=dict(embed_dim=24, depth=1, num_heads=2), steps=4, batch_size=16, checkpoint_every=2,
-                  method_options=dict(hidden=16, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    plan = recipe(
+        'supmae',
+        'laptop',
+        data='digits',
+        img_size=8,
+        patch_size=2,
+        encoder_options=dict(embed_dim=24, depth=1, num_heads=2),
+        steps=4,
+        batch_size=16,
+        checkpoint_every=2,
+        method_options=dict(hidden=16, decoder_width=16, decoder_depth=1, decoder_heads=2),
+    )
     m = build(plan, data)
     assert m.num_classes == len(data.classes) == 10
     history = pretrain(m, data, plan, out=tmp_path / 'run', quiet=True, device='cpu')
@@ -130,17 +198,38 @@ def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
     again = load_run(tmp_path / 'run')
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in m.state_dict().items())
 
-@pytest.mark.parametrize('do, says', [
-    (lambda: make()(pictures()), 'got none'), (lambda: make()(pictures(), LABELS[:5]), r'int64 \(6,\)'), (lambda: make()(pictures(), LABELS.float()), 'not torch.float32'),
-    (lambda: make()(pictures(), LABELS + 1), '0 to 4, and these go from 1 to 5'), (lambda: make()(pictures(), LABELS - 1), 'without a label'),
-    (lambda: make()(pictures(1), LABELS[:1]), 'batch of one'), (lambda: make(num_classes=1), 'two classes'), (lambda: make(temperature=0.), 'above 0'), (lambda: make(label_weight=-1.), '0 or more'),
-    (lambda: make(label_weight=0, pixel_weight=0), 'not both 0'), (lambda: make(pool='patch'), "Did you mean 'patches'"), (lambda: make(mask_ratio=1.), '0 <= ratio < 1'),
-    (lambda: SupMAE(torch.nn.Identity(), 5), 'SupMAE needs an encoder')])
+
+@pytest.mark.parametrize(
+    'do, says',
+    [
+        (lambda: make()(pictures()), 'got none'),
+        (lambda: make()(pictures(), LABELS[:5]), r'int64 \(6,\)'),
+        (lambda: make()(pictures(), LABELS.float()), 'not torch.float32'),
+        (lambda: make()(pictures(), LABELS + 1), '0 to 4, and these go from 1 to 5'),
+        (lambda: make()(pictures(), LABELS - 1), 'without a label'),
+        (lambda: make()(pictures(1), LABELS[:1]), 'batch of one'),
+        (lambda: make(num_classes=1), 'two classes'),
+        (lambda: make(temperature=0.0), 'above 0'),
+        (lambda: make(label_weight=-1.0), '0 or more'),
+        (lambda: make(label_weight=0, pixel_weight=0), 'not both 0'),
+        (lambda: make(pool='patch'), "Did you mean 'patches'"),
+        (lambda: make(mask_ratio=1.0), '0 <= ratio < 1'),
+        (lambda: SupMAE(torch.nn.Identity(), 5), 'SupMAE needs an encoder'),
+    ],
+)
 def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e: do()
+    with pytest.raises((ValueError, TypeError), match=says) as e:
+        do()
     assert '\n' not in str(e.value)
+
 
 def test_the_papers_size():
     "ViT-B/16, a decoder of one block, the classifier of 3072 hidden units: 95.03 M trained parameters, 5.44 M of them in the classifier."
-    m = build(recipe('supmae', 'paper'), SimpleNamespace(mean=(.5,) * 3, std=(.25,) * 3, classes=list(range(1000))))
-    assert sum(p.numel() for p in m.parameters() if p.requires_grad) == 95_030_504 and sum(p.numel() for p in m.classifier.parameters()) == 5_441_512
+    m = build(
+        recipe('supmae', 'paper'),
+        SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3, classes=list(range(1000))),
+    )
+    assert (
+        sum(p.numel() for p in m.parameters() if p.requires_grad) == 95_030_504
+        and sum(p.numel() for p in m.classifier.parameters()) == 5_441_512
+    )

@@ -15,15 +15,17 @@ from torch import Tensor
 # %% ../nbs/core.ipynb #ac5d243e
 class Features(NamedTuple):
     "What `encoder(images, keep=None)` returns, whatever the encoder."
+
     pooled: Tensor  # (B, D) one vector an image
-    patches: Tensor # (B, N, D) one vector a patch, raster order; (B, K, D) in the order of `keep` where it was given
-    grid: tuple     # (rows, columns) of the whole picture's patches, N = rows * columns
+    patches: Tensor  # (B, N, D) one vector a patch, raster order; (B, K, D) in the order of `keep` where it was given
+    grid: tuple  # (rows, columns) of the whole picture's patches, N = rows * columns
 
 # %% ../nbs/core.ipynb #29acbbfe
 class Mask(NamedTuple):
     "Which patches are visible. In `mask` 1 = hidden (removed), 0 = visible."
-    keep: Tensor # (B, K) int64 indices of the visible patches
-    mask: Tensor # (B, N) float, 1 = hidden
+
+    keep: Tensor  # (B, K) int64 indices of the visible patches
+    mask: Tensor  # (B, N) float, 1 = hidden
 
     @property
     def ratio(self) -> float:
@@ -31,51 +33,64 @@ class Mask(NamedTuple):
         return 1 - self.keep.shape[1] / self.mask.shape[1]
 
     @property
-    def hidden(self) -> Tensor: # (B, N - K) int64, raster order
+    def hidden(self) -> Tensor:  # (B, N - K) int64, raster order
         "The indices of the patches that are not visible."
-        return self.mask.argsort(dim=1, descending=True, stable=True)[:, :self.mask.shape[1] - self.keep.shape[1]]
+        return self.mask.argsort(dim=1, descending=True, stable=True)[
+            :, : self.mask.shape[1] - self.keep.shape[1]
+        ]
 
-    def to(self, device) -> 'Mask': return Mask(self.keep.to(device), self.mask.to(device))
+    def to(self, device) -> 'Mask':
+        return Mask(self.keep.to(device), self.mask.to(device))
 
 # %% ../nbs/core.ipynb #2762dd86
 def choose(
-    name: str,              # what the caller asked for
-    options: Iterable[str], # what exists
-    what: str,              # what it is, in the singular: "data set"
-) -> str:                   # `name`, if it exists; else ValueError
+    name: str,  # what the caller asked for
+    options: Iterable[str],  # what exists
+    what: str,  # what it is, in the singular: "data set"
+) -> str:  # `name`, if it exists; else ValueError
     "Return `name` if it is one of `options`, else raise one sentence with the nearest match."
     options = list(options)
-    if name in options: return name
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=.4)
+    if name in options:
+        return name
+    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"There is no {what} {name!r}.{hint} There are: {', '.join(options)}.")
 
 # %% ../nbs/core.ipynb #237a83d8
 def sync_folder(
-    path: Path, # a folder in which a file was made or renamed
+    path: Path,  # a folder in which a file was made or renamed
 ) -> None:
     "Make a rename last through a power cut (POSIX needs it; elsewhere nothing to do)."
-    if os.name != 'posix': return
+    if os.name != 'posix':
+        return
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def write_whole(
-    path: Path,                              # the final name
+    path: Path,  # the final name
     content: bytes | Callable[[Path], Any],  # the bytes, or what writes them to the path that it is given
 ) -> None:
     "Write a file so that a reader, or a crash, sees the old one or the new one, never half of it."
     temp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         temp.write_bytes(content) if isinstance(content, bytes) else content(temp)
-        with open(temp, 'rb+') as f: os.fsync(f.fileno())
+        with open(temp, 'rb+') as f:
+            os.fsync(f.fileno())
         os.replace(temp, path)
-    except BaseException: temp.unlink(missing_ok=True); raise
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 # %% ../nbs/core.ipynb #71f7ba79
-def best_device() -> torch.device: # CUDA, else Apple's MPS, else the CPU
+def best_device() -> torch.device:  # CUDA, else Apple's MPS, else the CPU
     "The fastest device this machine has."
-    if torch.cuda.is_available(): return torch.device('cuda')
-    if torch.backends.mps.is_available(): return torch.device('mps')
+    if torch.cuda.is_available():
+        return torch.device('cuda')
+    if torch.backends.mps.is_available():
+        return torch.device('mps')
     return torch.device('cpu')

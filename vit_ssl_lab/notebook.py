@@ -23,17 +23,51 @@ from .core import Features, Mask, best_device
 from .results import compare, load_result, over_seeds, run_arms, save_result, verdict
 from .show import show, show_bars, show_curves, show_images, show_rows, use_style
 
-_all_ = ['os', 'time', 'Path', 'plt', 'np', 'torch', 'F', 'rearrange', 'reduce', 'repeat', 'test_close', 'test_eq', 'test_fail', 'Tensor', 'nn', 'Features', 'Mask',
-         'best_device', 'compare', 'load_result', 'over_seeds', 'run_arms', 'save_result', 'verdict', 'show', 'show_bars', 'show_curves', 'show_images', 'show_rows']
+_all_ = [
+    'os',
+    'time',
+    'Path',
+    'plt',
+    'np',
+    'torch',
+    'F',
+    'rearrange',
+    'reduce',
+    'repeat',
+    'test_close',
+    'test_eq',
+    'test_fail',
+    'Tensor',
+    'nn',
+    'Features',
+    'Mask',
+    'best_device',
+    'compare',
+    'load_result',
+    'over_seeds',
+    'run_arms',
+    'save_result',
+    'verdict',
+    'show',
+    'show_bars',
+    'show_curves',
+    'show_images',
+    'show_rows',
+]
 
 # %% ../nbs/notebook.ipynb #25d084ec
-IN_TEST = bool(os.environ.get('IN_TEST')) # set by nbdev_test: a cell may then take fewer steps, never another path
+IN_TEST = bool(
+    os.environ.get('IN_TEST')
+)  # set by nbdev_test: a cell may then take fewer steps, never another path
+
 
 def setup(
-    seed: int = 0, # seeds python, numpy and torch
-) -> torch.device: # the device to compute on
+    seed: int = 0,  # seeds python, numpy and torch
+) -> torch.device:  # the device to compute on
     "Seed everything, switch the picture style on, silence other people's warnings. Safe to run twice."
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     use_style()
     warnings.filterwarnings('ignore', category=UserWarning)
     warnings.filterwarnings('ignore', category=FutureWarning)
@@ -42,35 +76,43 @@ def setup(
 
 # %% ../nbs/notebook.ipynb #0dc99315
 def check(
-    answer: Any,                   # the reader's function or value
-    test: Callable[[Any], None],   # asserts what a right answer does
+    answer: Any,  # the reader's function or value
+    test: Callable[[Any], None],  # asserts what a right answer does
 ) -> None:
     "Say whether an exercise is solved."
-    try: test(answer)
-    except Exception as e: print(f"Not yet: {type(e).__name__} {e}".strip()) # a stub may fail in any way
-    else: print("Solved.")
+    try:
+        test(answer)
+    except Exception as e:
+        print(f"Not yet: {type(e).__name__} {e}".strip())  # a stub may fail in any way
+    else:
+        print("Solved.")
 
 # %% ../nbs/notebook.ipynb #868734a4
-def flags_of(source: str) -> set[str]: # e.g. {'slow'}
+def flags_of(source: str) -> set[str]:  # e.g. {'slow'}
     "The flags of a code cell: the words of its `#|` lines that stand alone."
     return {m.group(1) for m in re.finditer(r'^#\|\s*(\w+)\s*$', source, re.M)} & {'slow', 'gpu'}
 
+
 def run_notebook(
-    path: str | Path,                # the notebook
-    flags: tuple[str, ...] = (),     # run the cells with these flags too: 'slow', 'gpu'
-    out: str | Path | None = None,   # where to write it; None: in place
-    timeout: int = 3600,             # seconds for one cell
-    env: dict[str, str] | None = None, # more environment for the kernel
-) -> float:                          # seconds
+    path: str | Path,  # the notebook
+    flags: tuple[str, ...] = (),  # run the cells with these flags too: 'slow', 'gpu'
+    out: str | Path | None = None,  # where to write it; None: in place
+    timeout: int = 3600,  # seconds for one cell
+    env: dict[str, str] | None = None,  # more environment for the kernel
+) -> float:  # seconds
     "Execute a notebook in a fresh Jupyter kernel and store the outputs. A cell that raises stops it with that cell's error."
     import nbformat
     from nbclient import NotebookClient
+
     path, start = Path(path), time.time()
     nb = nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=timeout, resources={'metadata': {'path': str(path.parent)}}, kernel_name='python3')
+    client = NotebookClient(
+        nb, timeout=timeout, resources={'metadata': {'path': str(path.parent)}}, kernel_name='python3'
+    )
     with client.setup_kernel(env={**os.environ, **(env or {})}):
         for i, cell in enumerate(nb.cells):
-            if cell.cell_type == 'code' and flags_of(cell.source) <= set(flags): client.execute_cell(cell, i)
+            if cell.cell_type == 'code' and flags_of(cell.source) <= set(flags):
+                client.execute_cell(cell, i)
     for cell in nb.cells:
         if cell.cell_type == 'code':
             cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
@@ -83,9 +125,16 @@ def run_notebook(
 def main() -> None:
     "The command line: `python -m vit_ssl_lab.notebook NOTEBOOK... [--flags \"slow gpu\"]`."
     import argparse
-    parser = argparse.ArgumentParser(description="Execute notebooks in a real kernel and store their outputs in place.")
-    parser.add_argument('notebooks', nargs='+'); parser.add_argument('--flags', default='', help='also run cells with these flags: "slow gpu"')
-    args = parser.parse_args()
-    for name in args.notebooks: print(f'{name}: {run_notebook(name, tuple(args.flags.split())):.0f} s', flush=True)
 
-if __name__ == '__main__' and '__file__' in globals(): main() # a notebook's cells are `__main__` too, but have no file
+    parser = argparse.ArgumentParser(
+        description="Execute notebooks in a real kernel and store their outputs in place."
+    )
+    parser.add_argument('notebooks', nargs='+')
+    parser.add_argument('--flags', default='', help='also run cells with these flags: "slow gpu"')
+    args = parser.parse_args()
+    for name in args.notebooks:
+        print(f'{name}: {run_notebook(name, tuple(args.flags.split())):.0f} s', flush=True)
+
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # a notebook's cells are `__main__` too, but have no file

@@ -17,56 +17,78 @@ from .core import write_whole
 # %% ../nbs/results.ipynb #a6bcc80e
 def results_dir() -> Path:
     "`$VIT_SSL_LAB_RESULTS`, else the `results` folder of the checkout that the current folder lies in, else ./results."
-    if env := os.environ.get('VIT_SSL_LAB_RESULTS'): return Path(env)
+    if env := os.environ.get('VIT_SSL_LAB_RESULTS'):
+        return Path(env)
     here = Path.cwd()
     root = next((p for p in [here, *here.parents] if (p / 'settings.ini').exists()), here)
     return root / 'results'
 
-def machine() -> dict[str, Any]: # device, cores, torch, timm, ... as strings and numbers
+
+def machine() -> dict[str, Any]:  # device, cores, torch, timm, ... as strings and numbers
     "What a reader needs to judge a time or a figure: the device and the versions."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     versions = {p: metadata.version(p) for p in ('torch', 'timm')}
-    return dict(device=device, cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), **versions)
+    return dict(
+        device=device,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        **versions,
+    )
+
 
 def save_result(
-    name: str,            # file name without ending: "mae_ratio_sweep"
-    figures: Any,         # what was measured: anything JSON can hold
-    **setting: Any,       # how: seeds, steps, recipe, ...
-) -> dict:                # what was stored
+    name: str,  # file name without ending: "mae_ratio_sweep"
+    figures: Any,  # what was measured: anything JSON can hold
+    **setting: Any,  # how: seeds, steps, recipe, ...
+) -> dict:  # what was stored
     "Store a run's figures with date, machine, versions and setting, atomically."
-    record = dict(name=name, date=datetime.now(timezone.utc).strftime('%Y-%m-%d'), machine=machine(), setting=setting, figures=figures)
+    record = dict(
+        name=name,
+        date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        machine=machine(),
+        setting=setting,
+        figures=figures,
+    )
     path = results_dir() / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(record, indent=1) + '\n').encode())
     return record
 
+
 def load_result(
-    name: str, # as given to `save_result`
-) -> dict:     # the stored record: name, date, machine, setting, figures
+    name: str,  # as given to `save_result`
+) -> dict:  # the stored record: name, date, machine, setting, figures
     "Read a stored run back."
     path = results_dir() / f'{name}.json'
-    if not path.exists(): raise FileNotFoundError(f"No stored result {name!r} in {results_dir().name}/: run the cell flagged slow or gpu that makes it.")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"No stored result {name!r} in {results_dir().name}/: run the cell flagged slow or gpu that makes it."
+        )
     return json.loads(path.read_text(encoding='utf-8'))
 
 # %% ../nbs/results.ipynb #3d8d554c
 from statistics import fmean, stdev
 
+
 def compare(
-    a: list[float],        # one value a seed
-    b: list[float],        # the other arm, the same seeds
-    threshold: float = 0., # how much `a` must be above `b`, in the unit of the values
-) -> dict:                 # difference, standard_error (of the paired difference), holds
+    a: list[float],  # one value a seed
+    b: list[float],  # the other arm, the same seeds
+    threshold: float = 0.0,  # how much `a` must be above `b`, in the unit of the values
+) -> dict:  # difference, standard_error (of the paired difference), holds
     "Does arm `a` beat arm `b`? Paired over seeds."
-    if len(a) != len(b) or len(a) < 2: raise ValueError(f"Two arms need the same seeds, two or more: got {len(a)} and {len(b)}.")
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"Two arms need the same seeds, two or more: got {len(a)} and {len(b)}.")
     d = [x - y for x, y in zip(a, b)]
-    error = stdev(d) / len(d) ** .5
+    error = stdev(d) / len(d) ** 0.5
     return dict(difference=fmean(d), standard_error=error, holds=fmean(d) > max(threshold, 2 * error))
 
+
 def verdict(
-    claim: str,   # the claim in one sentence
-    outcome: dict, # from `compare`
-    unit: str = 'points', # of the difference
-) -> str:         # a sentence with the figures
+    claim: str,  # the claim in one sentence
+    outcome: dict,  # from `compare`
+    unit: str = 'points',  # of the difference
+) -> str:  # a sentence with the figures
     "Say in one sentence whether a claim holds here."
     word = 'holds here' if outcome['holds'] else 'does not hold here'
     return f"{claim}: {word} ({outcome['difference']:+.2f} ± {outcome['standard_error']:.2f} {unit})."
@@ -74,26 +96,29 @@ def verdict(
 # %% ../nbs/results.ipynb #3ddec011
 from typing import Callable, Sequence
 
+
 def run_arms(
-    name: str,                             # of the stored result
-    arms: dict[str, Callable[[int], Any]], # label -> function of the seed that returns figures JSON can hold
-    seeds: Sequence[int] = (0, 1, 2),      # each arm runs with each of them
-    **setting: Any,                        # stored beside the figures; another setting starts the study anew
-) -> dict[str, dict]:                      # label -> seed (as text) -> figures
+    name: str,  # of the stored result
+    arms: dict[str, Callable[[int], Any]],  # label -> function of the seed that returns figures JSON can hold
+    seeds: Sequence[int] = (0, 1, 2),  # each arm runs with each of them
+    **setting: Any,  # stored beside the figures; another setting starts the study anew
+) -> dict[str, dict]:  # label -> seed (as text) -> figures
     "Run what is missing of a study and store it after each run."
     path = results_dir() / f'{name}.json'
     old = load_result(name) if path.exists() else {}
     figures = old['figures'] if old.get('setting') == json.loads(json.dumps(setting)) else {}
     for label, arm in arms.items():
         for seed in seeds:
-            if str(seed) in figures.setdefault(label, {}): continue
+            if str(seed) in figures.setdefault(label, {}):
+                continue
             figures[label][str(seed)] = arm(seed)
             save_result(name, figures, **setting)
     return figures
 
+
 def over_seeds(
-    arm: dict[str, dict], # seed -> figures, from `run_arms`
-    key: str,             # which figure
-) -> list[float]:         # one value a seed, in the order of the seeds
+    arm: dict[str, dict],  # seed -> figures, from `run_arms`
+    key: str,  # which figure
+) -> list[float]:  # one value a seed, in the order of the seeds
     "One figure of an arm, seed by seed."
     return [arm[seed][key] for seed in sorted(arm, key=int)]

@@ -19,22 +19,35 @@ from torch import Tensor
 
 # %% ../nbs/show.ipynb #c1ff4c62
 STYLE = {
-    'figure.dpi': 80, 'figure.facecolor': 'white', 'font.size': 10, 'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False,
-    'axes.grid': True, 'grid.alpha': .25, 'image.cmap': 'viridis', 'image.interpolation': 'nearest', 'legend.frameon': False,
-    'axes.prop_cycle': plt.cycler(color=['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555']),  # Okabe-Ito: safe for colour-blind readers
+    'figure.dpi': 80,
+    'figure.facecolor': 'white',
+    'font.size': 10,
+    'axes.titlesize': 10,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'image.cmap': 'viridis',
+    'image.interpolation': 'nearest',
+    'legend.frameon': False,
+    'axes.prop_cycle': plt.cycler(
+        color=['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#555555']
+    ),  # Okabe-Ito: safe for colour-blind readers
 }
+
 
 def use_style() -> None:
     "Switch matplotlib to the workbook's style."
     plt.rcParams.update(STYLE)
 
 # %% ../nbs/show.ipynb #38834491
-LIMIT = 80_000 # bytes of one stored picture
+LIMIT = 80_000  # bytes of one stored picture
+
 
 def png_bytes(
-    fig: Figure,        # any matplotlib figure
-    limit: int = LIMIT, # bytes; over it the picture is stored with 256 colours
-) -> bytes:             # a PNG file
+    fig: Figure,  # any matplotlib figure
+    limit: int = LIMIT,  # bytes; over it the picture is stored with 256 colours
+) -> bytes:  # a PNG file
     "Render a figure to a small PNG."
     buf = io.BytesIO()
     fig.savefig(buf, format='png', bbox_inches='tight')
@@ -43,95 +56,133 @@ def png_bytes(
         image.save(buf, format='png', optimize=True)
     return buf.getvalue()
 
+
 def show(
-    fig: Figure, # the figure; it is closed afterwards, so that it appears once
-    alt: str,    # one sentence for those who cannot see it
+    fig: Figure,  # the figure; it is closed afterwards, so that it appears once
+    alt: str,  # one sentence for those who cannot see it
 ) -> None:
     "Display `fig` with its alt text."
-    if not alt.strip(): raise ValueError("A figure needs an alt text: say in one sentence what it shows.")
+    if not alt.strip():
+        raise ValueError("A figure needs an alt text: say in one sentence what it shows.")
     data = base64.b64encode(png_bytes(fig)).decode()
     plt.close(fig)
     display({'image/png': data, 'text/plain': alt}, raw=True, metadata={'image/png': {'alt': alt}})
 
 # %% ../nbs/show.ipynb #33e9f041
 def to_picture(
-    image: Tensor, # (C, H, W) or (H, W): uint8, or float in 0..1; C is 1 or 3
-) -> np.ndarray:   # (H, W, 3) or (H, W), float in 0..1
+    image: Tensor,  # (C, H, W) or (H, W): uint8, or float in 0..1; C is 1 or 3
+) -> np.ndarray:  # (H, W, 3) or (H, W), float in 0..1
     "A tensor as matplotlib wants it. Values outside 0..1 are clipped."
     image = torch.as_tensor(image).detach().cpu()
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    if image.ndim == 3: image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    if image.ndim == 3:
+        image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
     return image.clamp(0, 1).numpy()
 
+
 def show_images(
-    images: Tensor | Sequence[Tensor],    # (B, C, H, W) uint8 or float in 0..1, or a list of (C, H, W)
+    images: Tensor | Sequence[Tensor],  # (B, C, H, W) uint8 or float in 0..1, or a list of (C, H, W)
     titles: Sequence[str] | None = None,  # one a picture
-    cols: int = 8,                        # pictures in a row
-    size: float = 1.2,                    # inches of one picture
-    alt: str = "",                        # what the row shows; made from the titles if empty
-    suptitle: str | None = None,          # a line above all
+    cols: int = 8,  # pictures in a row
+    size: float = 1.2,  # inches of one picture
+    alt: str = "",  # what the row shows; made from the titles if empty
+    suptitle: str | None = None,  # a line above all
 ) -> None:
     "Show pictures in a grid."
-    n = len(images); cols = min(cols, n); rows = -(-n // cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(cols * size, rows * size * (1.2 if titles else 1)), squeeze=False, layout='constrained')
+    n = len(images)
+    cols = min(cols, n)
+    rows = -(-n // cols)
+    fig, axes = plt.subplots(
+        rows,
+        cols,
+        figsize=(cols * size, rows * size * (1.2 if titles else 1)),
+        squeeze=False,
+        layout='constrained',
+    )
     for i, ax in enumerate(axes.flat):
         ax.axis('off')
-        if i < n: ax.imshow(to_picture(images[i]), cmap='gray', vmin=0, vmax=1)
-        if titles is not None and i < n: ax.set_title(titles[i], fontsize=8)
-    if suptitle: fig.suptitle(suptitle)
+        if i < n:
+            ax.imshow(to_picture(images[i]), cmap='gray', vmin=0, vmax=1)
+        if titles is not None and i < n:
+            ax.set_title(titles[i], fontsize=8)
+    if suptitle:
+        fig.suptitle(suptitle)
     show(fig, alt or f"{n} pictures" + (f": {', '.join(map(str, titles))}." if titles is not None else "."))
 
+
 def show_rows(
-    rows: dict[str, Tensor], # label -> (B, C, H, W) uint8 or float in 0..1, or (B, H, W) for a map
-    alt: str,                # one sentence
-    size: float = 1.2,       # inches of one picture
-    cmap: str = 'viridis',   # for maps (B, H, W)
-    suptitle: str | None = None, # a line above all
+    rows: dict[str, Tensor],  # label -> (B, C, H, W) uint8 or float in 0..1, or (B, H, W) for a map
+    alt: str,  # one sentence
+    size: float = 1.2,  # inches of one picture
+    cmap: str = 'viridis',  # for maps (B, H, W)
+    suptitle: str | None = None,  # a line above all
 ) -> None:
     "Show labelled rows of pictures under each other: inputs, masks, predictions, error maps."
     n = max(len(v) for v in rows.values())
-    fig, axes = plt.subplots(len(rows), n, figsize=(n * size + .9, len(rows) * size), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(
+        len(rows), n, figsize=(n * size + 0.9, len(rows) * size), squeeze=False, layout='constrained'
+    )
     for (label, images), line in zip(rows.items(), axes):
         for i, ax in enumerate(line):
-            ax.set(xticks=[], yticks=[]); ax.grid(False)
-            for side in ax.spines.values(): side.set_visible(False)
-            if i >= len(images): continue
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            for side in ax.spines.values():
+                side.set_visible(False)
+            if i >= len(images):
+                continue
             picture = images[i]
-            if picture.ndim == 2: ax.imshow(torch.as_tensor(picture).detach().cpu().float().numpy(), cmap=cmap)
-            else: ax.imshow(to_picture(picture), cmap='gray', vmin=0, vmax=1)
+            if picture.ndim == 2:
+                ax.imshow(torch.as_tensor(picture).detach().cpu().float().numpy(), cmap=cmap)
+            else:
+                ax.imshow(to_picture(picture), cmap='gray', vmin=0, vmax=1)
         line[0].set_ylabel(label, rotation=0, ha='right', va='center', fontsize=9)
-    if suptitle: fig.suptitle(suptitle)
+    if suptitle:
+        fig.suptitle(suptitle)
     show(fig, alt)
 
 # %% ../nbs/show.ipynb #fd2b57e3
 def show_curves(
-    curves: dict[str, Sequence[float]], # label -> values; or label -> (x, values)
-    alt: str,                           # one sentence
-    xlabel: str = 'step',               # with its unit
-    ylabel: str = 'loss',               # with its unit
-    title: str = '',                    # above the axis
-    logx: bool = False, logy: bool = False, # logarithmic axes
+    curves: dict[str, Sequence[float]],  # label -> values; or label -> (x, values)
+    alt: str,  # one sentence
+    xlabel: str = 'step',  # with its unit
+    ylabel: str = 'loss',  # with its unit
+    title: str = '',  # above the axis
+    logx: bool = False,
+    logy: bool = False,  # logarithmic axes
 ) -> None:
     "Draw labelled curves in one axis."
     fig, ax = plt.subplots(figsize=(5, 2.6), layout='constrained')
     for label, values in curves.items():
         x, y = values if isinstance(values, tuple) else (range(len(values)), values)
         ax.plot(x, y, label=label, marker='o' if len(y) < 15 else None, markersize=3)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale='log' if logx else 'linear', yscale='log' if logy else 'linear')
-    if len(curves) > 1: ax.legend(fontsize=8)
+    ax.set(
+        xlabel=xlabel,
+        ylabel=ylabel,
+        title=title,
+        xscale='log' if logx else 'linear',
+        yscale='log' if logy else 'linear',
+    )
+    if len(curves) > 1:
+        ax.legend(fontsize=8)
     show(fig, alt)
 
+
 def show_bars(
-    values: dict[str, float | Sequence[float]], # label -> one value, or the values of several seeds
-    alt: str,                                   # one sentence
-    xlabel: str = 'accuracy (%)',               # with its unit
-    title: str = '',                            # above the axis
+    values: dict[str, float | Sequence[float]],  # label -> one value, or the values of several seeds
+    alt: str,  # one sentence
+    xlabel: str = 'accuracy (%)',  # with its unit
+    title: str = '',  # above the axis
 ) -> None:
     "Draw horizontal bars: the mean over seeds, with every seed as a dot."
-    fig, ax = plt.subplots(figsize=(5, .4 * len(values) + .8), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5, 0.4 * len(values) + 0.8), layout='constrained')
     for i, v in enumerate(values.values()):
         v = np.atleast_1d(np.asarray(v, dtype=float))
-        ax.barh(i, v.mean(), height=.65, alpha=.75); ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8) # beside the last dot
-        if len(v) > 1: ax.plot(v, [i] * len(v), 'k.', markersize=4)
-    ax.set(yticks=range(len(values)), yticklabels=list(values), xlabel=xlabel, title=title); ax.invert_yaxis(); ax.grid(axis='y', visible=False); ax.margins(x=.1)
+        ax.barh(i, v.mean(), height=0.65, alpha=0.75)
+        ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8)  # beside the last dot
+        if len(v) > 1:
+            ax.plot(v, [i] * len(v), 'k.', markersize=4)
+    ax.set(yticks=range(len(values)), yticklabels=list(values), xlabel=xlabel, title=title)
+    ax.invert_yaxis()
+    ax.grid(axis='y', visible=False)
+    ax.margins(x=0.1)
     show(fig, alt)

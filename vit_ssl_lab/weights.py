@@ -33,180 +33,324 @@ from .methods.mae import MAE
 
 # %% ../nbs/weights.ipynb #014abaa1
 def open_file(
-    path: str | Path, # .safetensors, or .pth / .pt / .bin
-) -> tuple[dict, dict]: # name -> tensor, and what the file says about the model ({} if nothing)
+    path: str | Path,  # .safetensors, or .pth / .pt / .bin
+) -> tuple[dict, dict]:  # name -> tensor, and what the file says about the model ({} if nothing)
     "Read tensors. Never executes anything; a file that can't be read gets one sentence."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path.name} in {path.parent}: check the path.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path.name} in {path.parent}: check the path.")
     broken = f"{path.name} ({path.stat().st_size:,} bytes) is cut off or no checkpoint at all: fetch or copy it again."
     if path.suffix == '.safetensors':
         try:
-            with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('vit_ssl_lab', '{}'))
-        except SafetensorError as e: raise ValueError(broken) from e
+            with safe_open(path, 'pt') as f:
+                return {k: f.get_tensor(k) for k in f.keys()}, json.loads(
+                    (f.metadata() or {}).get('vit_ssl_lab', '{}')
+                )
+        except SafetensorError as e:
+            raise ValueError(broken) from e
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]): content = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as e:
         if 'GLOBAL' in str(e) or 'weights_only' in str(e) and 'nsupported' in str(e):
-            raise ValueError(f"{path.name} holds Python objects that would run code when opened, so it stays closed: ask its author for a .safetensors file or for the plain state dict.") from e
+            raise ValueError(
+                f"{path.name} holds Python objects that would run code when opened, so it stays closed: ask its author for a .safetensors file or for the plain state dict."
+            ) from e
         raise ValueError(broken) from e
     return unwrap(content, path.name)
 
-FACTS = ('num_heads', 'img_size', 'eps', 'global_pool', 'no_embed_class', 'sincos', 'decoder_heads', 'mask_ratio', 'norm_pix')  # what weights don't say
+
+FACTS = (
+    'num_heads',
+    'img_size',
+    'eps',
+    'global_pool',
+    'no_embed_class',
+    'sincos',
+    'decoder_heads',
+    'mask_ratio',
+    'norm_pix',
+)  # what weights don't say
+
 
 def unwrap(
-    content,   # what torch.load gave
-    name: str, # of the file, for the sentence
-) -> tuple[dict, dict]: # name -> tensor, hints
+    content,  # what torch.load gave
+    name: str,  # of the file, for the sentence
+) -> tuple[dict, dict]:  # name -> tensor, hints
     "Find the state dict inside a training checkpoint, and the arguments beside it."
-    if not isinstance(content, dict): raise ValueError(f"{name} holds a {type(content).__name__}, not a state dict: save model.state_dict().")
-    inner = next((content[k] for k in ('model', 'state_dict', 'module', 'teacher') if isinstance(content.get(k), dict)), content)
-    state = {re.sub(r'^(module\.|_orig_mod\.|backbone\.)+', '', k): v for k, v in inner.items() if isinstance(v, Tensor)}
-    hints = {k: v for k, v in content['config'].items() if k in FACTS} if isinstance(content.get('config'), dict) else {}
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{name} holds a {type(content).__name__}, not a state dict: save model.state_dict()."
+        )
+    inner = next(
+        (
+            content[k]
+            for k in ('model', 'state_dict', 'module', 'teacher')
+            if isinstance(content.get(k), dict)
+        ),
+        content,
+    )
+    state = {
+        re.sub(r'^(module\.|_orig_mod\.|backbone\.)+', '', k): v
+        for k, v in inner.items()
+        if isinstance(v, Tensor)
+    }
+    hints = (
+        {k: v for k, v in content['config'].items() if k in FACTS}
+        if isinstance(content.get('config'), dict)
+        else {}
+    )
     args = content.get('args')
     if isinstance(args, argparse.Namespace):
-        hints |= {ours: getattr(args, theirs) for ours, theirs in {'norm_pix': 'norm_pix_loss', 'mask_ratio': 'mask_ratio', 'img_size': 'input_size'}.items() if hasattr(args, theirs)}
+        hints |= {
+            ours: getattr(args, theirs)
+            for ours, theirs in {
+                'norm_pix': 'norm_pix_loss',
+                'mask_ratio': 'mask_ratio',
+                'img_size': 'input_size',
+            }.items()
+            if hasattr(args, theirs)
+        }
     return state, hints
 
 # %% ../nbs/weights.ipynb #3333926d
 LAYOUTS = ('timm', 'transformers', 'mae')
-TOP = {'cls_token': 'embeddings.cls_token', 'pos_embed': 'embeddings.position_embeddings', 'patch_embed.proj': 'embeddings.patch_embeddings.projection', 'norm': 'layernorm', 'head': 'classifier'}
-BLOCK = {'norm1': 'layernorm_before', 'norm2': 'layernorm_after', 'attn.proj': 'attention.output.dense', 'mlp.fc1': 'intermediate.dense', 'mlp.fc2': 'output.dense',
-         'attn.qkv': 'attention.attention.{qkv}'}  # three weights in transformers: query, key, value
-DECODER = {'mask_token': 'mask_token', 'pos_embed': 'decoder_pos_embed', 'embed': 'decoder_embed', 'norm': 'decoder_norm', 'head': 'decoder_pred'}
+TOP = {
+    'cls_token': 'embeddings.cls_token',
+    'pos_embed': 'embeddings.position_embeddings',
+    'patch_embed.proj': 'embeddings.patch_embeddings.projection',
+    'norm': 'layernorm',
+    'head': 'classifier',
+}
+BLOCK = {
+    'norm1': 'layernorm_before',
+    'norm2': 'layernorm_after',
+    'attn.proj': 'attention.output.dense',
+    'mlp.fc1': 'intermediate.dense',
+    'mlp.fc2': 'output.dense',
+    'attn.qkv': 'attention.attention.{qkv}',
+}  # three weights in transformers: query, key, value
+DECODER = {
+    'mask_token': 'mask_token',
+    'pos_embed': 'decoder_pos_embed',
+    'embed': 'decoder_embed',
+    'norm': 'decoder_norm',
+    'head': 'decoder_pred',
+}
+
 
 def spell(
-    key: str,    # timm's name of an encoder weight, or "decoder." and this workbook's
-    layout: str, # "transformers" or "mae"
-) -> str | None: # the layout's name; None if it has none
+    key: str,  # timm's name of an encoder weight, or "decoder." and this workbook's
+    layout: str,  # "transformers" or "mae"
+) -> str | None:  # the layout's name; None if it has none
     "How another layout calls a weight."
     stem, dot, end = key.rpartition('.') if key.endswith(('.weight', '.bias')) else (key, '', '')
     end = dot + end
     in_block = re.fullmatch(r'(decoder\.)?blocks\.(\d+)\.(.+)', stem)
     if layout == 'mae':
-        if in_block: return key.replace('decoder.blocks', 'decoder_blocks')
+        if in_block:
+            return key.replace('decoder.blocks', 'decoder_blocks')
         return DECODER[stem[8:]] + end if stem.startswith('decoder.') else key
-    if in_block: return BLOCK.get(in_block[3]) and f"{'decoder.decoder_layers' if in_block[1] else 'encoder.layer'}.{in_block[2]}.{BLOCK[in_block[3]]}{end}"
-    if stem.startswith('decoder.'): return f'decoder.{DECODER[stem[8:]]}{end}'
+    if in_block:
+        return (
+            BLOCK.get(in_block[3])
+            and f"{'decoder.decoder_layers' if in_block[1] else 'encoder.layer'}.{in_block[2]}.{BLOCK[in_block[3]]}{end}"
+        )
+    if stem.startswith('decoder.'):
+        return f'decoder.{DECODER[stem[8:]]}{end}'
     return TOP.get(stem) and TOP[stem] + end
 
-def split_qkv(name: str, value: Tensor) -> dict: # "...{qkv}...", (3D, ...) -> three names with their (D, ...)
+
+def split_qkv(
+    name: str, value: Tensor
+) -> dict:  # "...{qkv}...", (3D, ...) -> three names with their (D, ...)
     "A fused qkv weight as query, key and value."
     return {name.format(qkv=n): v.clone() for n, v in zip(('query', 'key', 'value'), value.chunk(3))}
 
 # %% ../nbs/weights.ipynb #b56eb3f0
-NEWER = [(r'^vit\.', ''), (r'^layers\.', 'encoder.layer.'), (r'decoder_encoder\.layer\.', 'decoder_layers.'), (r'\.attention\.q_proj\.', '.attention.attention.query.'),
-         (r'\.attention\.k_proj\.', '.attention.attention.key.'), (r'\.attention\.v_proj\.', '.attention.attention.value.'), (r'\.attention\.o_proj\.', '.attention.output.dense.'),
-         (r'\.mlp\.fc1\.', '.intermediate.dense.'), (r'\.mlp\.fc2\.', '.output.dense.')]
+NEWER = [
+    (r'^vit\.', ''),
+    (r'^layers\.', 'encoder.layer.'),
+    (r'decoder_encoder\.layer\.', 'decoder_layers.'),
+    (r'\.attention\.q_proj\.', '.attention.attention.query.'),
+    (r'\.attention\.k_proj\.', '.attention.attention.key.'),
+    (r'\.attention\.v_proj\.', '.attention.attention.value.'),
+    (r'\.attention\.o_proj\.', '.attention.output.dense.'),
+    (r'\.mlp\.fc1\.', '.intermediate.dense.'),
+    (r'\.mlp\.fc2\.', '.output.dense.'),
+]
 
-def older_name(key: str) -> str: # transformers' name as on disk
+
+def older_name(key: str) -> str:  # transformers' name as on disk
     "transformers' older spelling of a weight."
-    for pattern, name in NEWER: key = re.sub(pattern, name, key)
+    for pattern, name in NEWER:
+        key = re.sub(pattern, name, key)
     return key
 
+
 def layout_of(
-    keys: list[str], # the names in a state dict
-) -> str:            # "timm", "transformers", "mae", "convnextv2", "swin" or "vit_ssl_lab"
+    keys: list[str],  # the names in a state dict
+) -> str:  # "timm", "transformers", "mae", "convnextv2", "swin" or "vit_ssl_lab"
     "Which library wrote a state dict. MAE's encoder alone is spelled as timm's."
     has = lambda pattern: any(re.match(pattern, k) for k in keys)
-    if has(r'decoder_blocks\.0\.attn\.qkv'): return 'mae'
-    if has(r'blocks\.0\.attn\.qkv|stages\.0\.blocks\.0\.conv_dw'): return 'timm'
-    if has(r'encoder\.(blocks\.0\.attn\.qkv|stages\.0\.blocks\.0\.conv_dw)'): return 'vit_ssl_lab'
-    if has(r'(encoder\.)?downsample_layers\.0\.0'): return 'convnextv2'
-    if has(r'(vit\.)?embeddings\.patch_embeddings\.projection'): return 'transformers'
-    if swin.is_official(keys): return 'swin'
-    if has(r'layers\.0\.blocks\.0\.attn\.relative_position_bias_table'): return 'timm'
-    raise ValueError(f"These {len(keys)} weights ({', '.join(list(keys)[:3])}, ...) are in no layout known here: give a Vision Transformer of timm, of transformers (ViT, ViTMAE) or of the official MAE, or a ConvNeXt or Swin of timm or of its official code.")
+    if has(r'decoder_blocks\.0\.attn\.qkv'):
+        return 'mae'
+    if has(r'blocks\.0\.attn\.qkv|stages\.0\.blocks\.0\.conv_dw'):
+        return 'timm'
+    if has(r'encoder\.(blocks\.0\.attn\.qkv|stages\.0\.blocks\.0\.conv_dw)'):
+        return 'vit_ssl_lab'
+    if has(r'(encoder\.)?downsample_layers\.0\.0'):
+        return 'convnextv2'
+    if has(r'(vit\.)?embeddings\.patch_embeddings\.projection'):
+        return 'transformers'
+    if swin.is_official(keys):
+        return 'swin'
+    if has(r'layers\.0\.blocks\.0\.attn\.relative_position_bias_table'):
+        return 'timm'
+    raise ValueError(
+        f"These {len(keys)} weights ({', '.join(list(keys)[:3])}, ...) are in no layout known here: give a Vision Transformer of timm, of transformers (ViT, ViTMAE) or of the official MAE, or a ConvNeXt or Swin of timm or of its official code."
+    )
+
 
 def translate(
-    state: dict,   # name -> tensor, as in a file
-    layout: str,   # from `layout_of`
-) -> dict:         # name -> tensor: timm's names, and "decoder." with this workbook's; what has no translation keeps its name after "?"
+    state: dict,  # name -> tensor, as in a file
+    layout: str,  # from `layout_of`
+) -> dict:  # name -> tensor: timm's names, and "decoder." with this workbook's; what has no translation keeps its name after "?"
     "Spell a state dict as timm does."
-    if layout == 'timm': return dict(state)
-    if layout == 'vit_ssl_lab': return {k.removeprefix('encoder.') if k.startswith(('encoder.', 'decoder.')) else f'?{k}': v for k, v in state.items()}
-    if layout == 'convnextv2': return from_official_convnext(state)
-    if layout == 'swin': return swin.from_official(state)
-    if layout == 'transformers': state = {older_name(k): v for k, v in state.items()}
+    if layout == 'timm':
+        return dict(state)
+    if layout == 'vit_ssl_lab':
+        return {
+            k.removeprefix('encoder.') if k.startswith(('encoder.', 'decoder.')) else f'?{k}': v
+            for k, v in state.items()
+        }
+    if layout == 'convnextv2':
+        return from_official_convnext(state)
+    if layout == 'swin':
+        return swin.from_official(state)
+    if layout == 'transformers':
+        state = {older_name(k): v for k, v in state.items()}
     ours = {name: k for k in every_name(state) if (name := spell(k, layout))}
     out = {}
     for theirs, key in ours.items():
         parts = [theirs.format(qkv=n) for n in ('query', 'key', 'value')] if '{qkv}' in theirs else [theirs]
-        if all(p in state for p in parts): out[key] = torch.cat([state.pop(p) for p in parts]) if len(parts) > 1 else state.pop(theirs)
+        if all(p in state for p in parts):
+            out[key] = torch.cat([state.pop(p) for p in parts]) if len(parts) > 1 else state.pop(theirs)
     return out | {f'?{k}': v for k, v in state.items()}
 
-def every_name(state: dict) -> list[str]: # timm's and this workbook's names, for as many blocks as the state has
+
+def every_name(
+    state: dict,
+) -> list[str]:  # timm's and this workbook's names, for as many blocks as the state has
     "All names that a plain ViT with MAE's decoder can have."
     depth = 1 + max((int(n) for k in state for n in re.findall(r'(?:blocks|layers?)\.(\d+)\.', k)), default=0)
-    ends = lambda stems: [s + e for s in stems for e in (('',) if s.endswith(('_token', 'pos_embed')) else ('.weight', '.bias'))]
+    ends = lambda stems: [
+        s + e for s in stems for e in (('',) if s.endswith(('_token', 'pos_embed')) else ('.weight', '.bias'))
+    ]
     blocks = [f'blocks.{i}.{b}' for i in range(depth) for b in BLOCK]
-    return ends([*TOP, *blocks, *(f'decoder.{k}' for k in DECODER), *(f'decoder.{b}' for b in blocks)]) + ends(['fc_norm'])
+    return ends(
+        [*TOP, *blocks, *(f'decoder.{k}' for k in DECODER), *(f'decoder.{b}' for b in blocks)]
+    ) + ends(['fc_norm'])
 
 # %% ../nbs/weights.ipynb #6b37a727
 class Checkpoint(NamedTuple):
     "A state dict in timm's spelling, and what is known of the model besides."
+
     state: dict  # name -> tensor
     hints: dict  # num_heads, img_size, eps, decoder_heads, mask_ratio, norm_pix, sincos, global_pool, architecture, model_args: what could be found
     layout: str  # "timm", "transformers", "mae", "convnextv2", "swin" or "vit_ssl_lab"
     source: str  # for the report
 
+
 FILES = ('model.safetensors', 'pytorch_model.bin', '*.safetensors', '*.pth', '*.pt', '*.bin')
 
+
 def read(
-    source: str | Path, # a file, a folder or "hf:<id>"
+    source: str | Path,  # a file, a folder or "hf:<id>"
 ) -> Checkpoint:
     "Open a checkpoint of any known layout."
-    if str(source).startswith('hf:'): return read(fetch(str(source)[3:]))._replace(source=str(source))
+    if str(source).startswith('hf:'):
+        return read(fetch(str(source)[3:]))._replace(source=str(source))
     path, config = Path(source), {}
     if path.is_dir():
-        if (path / 'config.json').is_file(): config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+        if (path / 'config.json').is_file():
+            config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
         file = next((f for pattern in FILES for f in sorted(path.glob(pattern))), None)
-        if file is None: raise FileNotFoundError(f"The folder {path.name} holds no weights: expected {FILES[0]} or another file ending in .safetensors, .pth, .pt or .bin.")
-    else: file = path
+        if file is None:
+            raise FileNotFoundError(
+                f"The folder {path.name} holds no weights: expected {FILES[0]} or another file ending in .safetensors, .pth, .pt or .bin."
+            )
+    else:
+        file = path
     raw, hints = open_file(file)
     layout = layout_of(raw)
     hints = {'sincos': layout == 'mae' or config.get('model_type') == 'vit_mae'} | hints_of(config) | hints
     return Checkpoint(translate(raw, layout), hints, layout, path.name)
 
+
 def fetch(
-    repo_id: str, # "facebook/vit-mae-base"
-) -> Path:        # a local folder
+    repo_id: str,  # "facebook/vit-mae-base"
+) -> Path:  # a local folder
     "Bring a repository's weights and config.json from the Hub, safetensors where there are any. Needs a network the first time."
     import huggingface_hub
+
     try:
-        folder = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=['config.json', '*.safetensors']))
-        if not list(folder.glob('*.safetensors')): folder = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=['config.json', '*.bin', '*.pth']))
-    except Exception as e: # the Hub's client raises some twenty kinds of errors
-        raise ConnectionError(f"Could not fetch {repo_id!r} from the Hub ({type(e).__name__}): check the id and the network, or give a local folder.") from e
+        folder = Path(
+            huggingface_hub.snapshot_download(repo_id, allow_patterns=['config.json', '*.safetensors'])
+        )
+        if not list(folder.glob('*.safetensors')):
+            folder = Path(
+                huggingface_hub.snapshot_download(repo_id, allow_patterns=['config.json', '*.bin', '*.pth'])
+            )
+    except Exception as e:  # the Hub's client raises some twenty kinds of errors
+        raise ConnectionError(
+            f"Could not fetch {repo_id!r} from the Hub ({type(e).__name__}): check the id and the network, or give a local folder."
+        ) from e
     return folder
 
+
 def hints_of(
-    config: dict, # config.json of transformers or timm
-) -> dict:        # what weights alone don't say
+    config: dict,  # config.json of transformers or timm
+) -> dict:  # what weights alone don't say
     "The facts that a config.json adds."
-    if 'architecture' in config: return dict(architecture=config['architecture'], model_args=config.get('model_args') or {})
-    names = dict(num_heads='num_attention_heads', img_size='image_size', eps='layer_norm_eps', decoder_heads='decoder_num_attention_heads', mask_ratio='mask_ratio', norm_pix='norm_pix_loss')
+    if 'architecture' in config:
+        return dict(architecture=config['architecture'], model_args=config.get('model_args') or {})
+    names = dict(
+        num_heads='num_attention_heads',
+        img_size='image_size',
+        eps='layer_norm_eps',
+        decoder_heads='decoder_num_attention_heads',
+        mask_ratio='mask_ratio',
+        norm_pix='norm_pix_loss',
+    )
     return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
 
 # %% ../nbs/weights.ipynb #07ff4438
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 512: 16}  # 512: MAE's decoder
 
+
 def heads_of(
-    width: int,      # D
-    given,           # by the caller or a config; None: unknown
-    name: str,       # of the argument, for the sentence
-    assumed: list,   # gets a line if the table was used
+    width: int,  # D
+    given,  # by the caller or a config; None: unknown
+    name: str,  # of the argument, for the sentence
+    assumed: list,  # gets a line if the table was used
 ) -> int:
     "The number of heads, which no weight has in its shape."
-    if given: return given
-    if width not in HEADS: raise ValueError(f"Weights of width {width} don't say how many heads they have: give {name}=, or load from a folder with config.json.")
+    if given:
+        return given
+    if width not in HEADS:
+        raise ValueError(
+            f"Weights of width {width} don't say how many heads they have: give {name}=, or load from a folder with config.json."
+        )
     assumed.append(f'{name}={HEADS[width]}')
     return HEADS[width]
 
+
 def arguments(
-    ckpt: Checkpoint, # from `read`
+    ckpt: Checkpoint,  # from `read`
     assumed: list,  # gets a line for each assumption
-    **given,        # by the caller: num_heads, img_size (of the checkpoint), ...
-) -> dict:          # of ViT
+    **given,  # by the caller: num_heads, img_size (of the checkpoint), ...
+) -> dict:  # of ViT
     "The arguments of a `ViT` that these weights fit, at the size they were trained with."
     s, hints = ckpt.state, ckpt.hints | {k: v for k, v in given.items() if v is not None}
     convs = [v for k, v in s.items() if re.fullmatch(r'patch_embed\.backbone\.\d+\.conv\.weight', k)]
@@ -214,89 +358,168 @@ def arguments(
         width, chans, *patch = s['patch_embed.proj.weight'].shape
         stem = dict(stem='patchify', patch_size=tuple(patch), in_chans=chans)
     elif convs:  # Early Convolutions' rule: stride 1 keeps the channels, stride 2 doubles them
-        width, chans, strides = convs[-1].shape[0], convs[0].shape[1], [1 if c.shape[0] == c.shape[1] else 2 for c in convs[:-1]]
+        width, chans, strides = (
+            convs[-1].shape[0],
+            convs[0].shape[1],
+            [1 if c.shape[0] == c.shape[1] else 2 for c in convs[:-1]],
+        )
         stem = dict(stem='conv', patch_size=(prod(strides),) * 2, in_chans=chans)
-    else: raise ValueError(f"The checkpoint {ckpt.source} has no stem that is known here (patch_embed.proj or patch_embed.backbone): give a plain Vision Transformer.")
+    else:
+        raise ValueError(
+            f"The checkpoint {ckpt.source} has no stem that is known here (patch_embed.proj or patch_embed.backbone): give a plain Vision Transformer."
+        )
     cls, regs = 'cls_token' in s, s['reg_token'].shape[1] if 'reg_token' in s else 0
     n = s['pos_embed'].shape[1] if 'pos_embed' in s else None
     size, no_embed_class = hints.get('img_size'), hints.get('no_embed_class', False)
     if size is None and n is not None:  # a square grid, with or without places for the prefix tokens
         no_embed_class = isqrt(n - cls - regs) ** 2 != n - cls - regs
         side = isqrt(n if no_embed_class else n - cls - regs)
-        if side ** 2 != (n if no_embed_class else n - cls - regs): raise ValueError(f"{n} positions are no square grid: give the picture's size in training as old_size=(H, W).")
+        if side**2 != (n if no_embed_class else n - cls - regs):
+            raise ValueError(
+                f"{n} positions are no square grid: give the picture's size in training as old_size=(H, W)."
+            )
         size = tuple(side * p for p in stem['patch_size'])
-    elif size is not None and n is not None: no_embed_class = prod(grid_of(pair(size), stem['patch_size'])) == n and cls + regs > 0
-    elif size is None: raise ValueError("Without positions the weights don't say the picture's size: give img_size=.")
+    elif size is not None and n is not None:
+        no_embed_class = prod(grid_of(pair(size), stem['patch_size'])) == n and cls + regs > 0
+    elif size is None:
+        raise ValueError("Without positions the weights don't say the picture's size: give img_size=.")
     has = lambda k: f'blocks.0.{k}' in s
     depth = 1 + max(int(m[1]) for k in s if (m := re.match(r'blocks\.(\d+)\.', k)))
-    late = {int(m[1]) for k in s if (m := re.match(r'attn_pool\.blocks\.(\d+)\.gamma_1', k))}  # class attention: blocks in which a token reads the patches
-    pool = hints.get('global_pool') or ('class_attention' if late else 'avg' if 'fc_norm.weight' in s or not cls else 'token')
-    return dict(stem, img_size=tuple(pair(size)) if not isinstance(size, list) else tuple(size), embed_dim=width, depth=depth, num_heads=heads_of(width, hints.get('num_heads'), 'num_heads', assumed),
-                mlp_ratio=s['blocks.0.mlp.fc1.weight'].shape[0] / width, qkv_bias=has('attn.qkv.bias'), qk_norm=has('attn.q_norm.weight'), init_values=1e-5 if has('ls1.gamma') else None,
-                class_token=cls, reg_tokens=regs, no_embed_class=no_embed_class, pre_norm='norm_pre.weight' in s, global_pool=pool, fc_norm='fc_norm.weight' in s,
-                class_depth=len(late), positions='none' if n is None else 'sincos' if hints.get('sincos') else 'learn', norm_layer=partial(nn.LayerNorm, eps=hints.get('eps', 1e-6)))
+    late = {
+        int(m[1]) for k in s if (m := re.match(r'attn_pool\.blocks\.(\d+)\.gamma_1', k))
+    }  # class attention: blocks in which a token reads the patches
+    pool = hints.get('global_pool') or (
+        'class_attention' if late else 'avg' if 'fc_norm.weight' in s or not cls else 'token'
+    )
+    return dict(
+        stem,
+        img_size=tuple(pair(size)) if not isinstance(size, list) else tuple(size),
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads_of(width, hints.get('num_heads'), 'num_heads', assumed),
+        mlp_ratio=s['blocks.0.mlp.fc1.weight'].shape[0] / width,
+        qkv_bias=has('attn.qkv.bias'),
+        qk_norm=has('attn.q_norm.weight'),
+        init_values=1e-5 if has('ls1.gamma') else None,
+        class_token=cls,
+        reg_tokens=regs,
+        no_embed_class=no_embed_class,
+        pre_norm='norm_pre.weight' in s,
+        global_pool=pool,
+        fc_norm='fc_norm.weight' in s,
+        class_depth=len(late),
+        positions='none' if n is None else 'sincos' if hints.get('sincos') else 'learn',
+        norm_layer=partial(nn.LayerNorm, eps=hints.get('eps', 1e-6)),
+    )
 
 # %% ../nbs/weights.ipynb #1152f8ea
-CONVNEXT = [(r'^encoder\.', ''), (r'^proj\.', 'decoder.embed.'), (r'^pred\.', 'decoder.head.'), (r'^mask_token$', 'decoder.mask_token'), (r'^decoder\.(\d+)', r'decoder.blocks.\1'), (r'^norm\.', 'head.norm.'), (r'^head\.(?=weight|bias)', 'head.fc.'),
-            (r'^downsample_layers\.0\.', 'stem.'), (r'^downsample_layers\.(\d+)', r'stages.\1.downsample'), (r'^stages\.(\d+)\.(\d+)', r'stages.\1.blocks.\2'),
-            (r'\.(ln|linear)\.', '.'), (r'\.kernel$', '.weight'), (r'dwconv', 'conv_dw'), (r'pwconv', 'mlp.fc'), (r'grn\.gamma', 'mlp.grn.weight'), (r'grn\.beta', 'mlp.grn.bias')]
+CONVNEXT = [
+    (r'^encoder\.', ''),
+    (r'^proj\.', 'decoder.embed.'),
+    (r'^pred\.', 'decoder.head.'),
+    (r'^mask_token$', 'decoder.mask_token'),
+    (r'^decoder\.(\d+)', r'decoder.blocks.\1'),
+    (r'^norm\.', 'head.norm.'),
+    (r'^head\.(?=weight|bias)', 'head.fc.'),
+    (r'^downsample_layers\.0\.', 'stem.'),
+    (r'^downsample_layers\.(\d+)', r'stages.\1.downsample'),
+    (r'^stages\.(\d+)\.(\d+)', r'stages.\1.blocks.\2'),
+    (r'\.(ln|linear)\.', '.'),
+    (r'\.kernel$', '.weight'),
+    (r'dwconv', 'conv_dw'),
+    (r'pwconv', 'mlp.fc'),
+    (r'grn\.gamma', 'mlp.grn.weight'),
+    (r'grn\.beta', 'mlp.grn.bias'),
+]
+
 
 def from_official_convnext(
-    state: dict, # name -> tensor, as the official ConvNeXt (V2) or FCMAE has it
-) -> dict:       # timm's names and shapes, and "decoder." with this workbook's
+    state: dict,  # name -> tensor, as the official ConvNeXt (V2) or FCMAE has it
+) -> dict:  # timm's names and shapes, and "decoder." with this workbook's
     "Spell an official ConvNeXt as timm does. (facebookresearch/ConvNeXt-V2, utils.py: remap_checkpoint_keys)"
     out = {}
     for theirs, v in state.items():
         key = theirs
-        for pattern, name in CONVNEXT: key = re.sub(pattern, name, key)
-        if theirs.endswith('.kernel'): # (k k, in, out), or (k k, channels) of a depthwise convolution
+        for pattern, name in CONVNEXT:
+            key = re.sub(pattern, name, key)
+        if theirs.endswith('.kernel'):  # (k k, in, out), or (k k, channels) of a depthwise convolution
             side, v = isqrt(len(v)), v if v.ndim == 3 else v[:, None]
             v = v.permute(2, 1, 0).unflatten(2, (side, side)).mT
-        elif theirs == 'mask_token': v = v.reshape(1, 1, -1)
-        elif theirs in ('proj.weight', 'pred.weight'): v = v.flatten(1) # 1x1 convolutions
-        elif theirs.endswith(('bias', 'grn.gamma', 'grn.beta')): v = v.flatten()
+        elif theirs == 'mask_token':
+            v = v.reshape(1, 1, -1)
+        elif theirs in ('proj.weight', 'pred.weight'):
+            v = v.flatten(1)  # 1x1 convolutions
+        elif theirs.endswith(('bias', 'grn.gamma', 'grn.beta')):
+            v = v.flatten()
         out[key] = v
     return out
 
+
 def convnext_arguments(
-    ckpt: Checkpoint,    # from `read`
-    assumed: list,       # gets a line for each assumption
-    img_size=None,       # pixels, given by the caller
-) -> dict:               # of ConvNeXtV2
+    ckpt: Checkpoint,  # from `read`
+    assumed: list,  # gets a line for each assumption
+    img_size=None,  # pixels, given by the caller
+) -> dict:  # of ConvNeXtV2
     "The arguments of a `ConvNeXtV2` that these weights fit."
     s, stages = ckpt.state, range(4)
     own = lambda i: f'stages.{i}.blocks.0.'
-    stem_size, steps = s['stem.0.weight'].shape[-1], [s[f'stages.{i}.downsample.1.weight'].shape[-1] for i in stages[1:]]
+    stem_size, steps = (
+        s['stem.0.weight'].shape[-1],
+        [s[f'stages.{i}.downsample.1.weight'].shape[-1] for i in stages[1:]],
+    )
     side = stem_size * prod(steps)
     size = img_size or ckpt.hints.get('img_size')
-    if size is None: size = 7 * side; assumed.append(f'img_size={size}')
-    return dict(img_size=size if isinstance(size, int) else tuple(size), patch_size=side, stem_size=stem_size, in_chans=s['stem.0.weight'].shape[1], conv_mlp=s[own(0) + 'mlp.fc1.weight'].ndim == 4,
-                depths=tuple(1 + max(int(m[1]) for k in s if (m := re.match(rf'stages\.{i}\.blocks\.(\d+)\.', k))) for i in stages), dims=tuple(s[own(i) + 'conv_dw.weight'].shape[0] for i in stages),
-                use_grn=own(0) + 'mlp.grn.weight' in s, ls_init_value=1e-6 if own(0) + 'gamma' in s else None)
+    if size is None:
+        size = 7 * side
+        assumed.append(f'img_size={size}')
+    return dict(
+        img_size=size if isinstance(size, int) else tuple(size),
+        patch_size=side,
+        stem_size=stem_size,
+        in_chans=s['stem.0.weight'].shape[1],
+        conv_mlp=s[own(0) + 'mlp.fc1.weight'].ndim == 4,
+        depths=tuple(
+            1 + max(int(m[1]) for k in s if (m := re.match(rf'stages\.{i}\.blocks\.(\d+)\.', k)))
+            for i in stages
+        ),
+        dims=tuple(s[own(i) + 'conv_dw.weight'].shape[0] for i in stages),
+        use_grn=own(0) + 'mlp.grn.weight' in s,
+        ls_init_value=1e-6 if own(0) + 'gamma' in s else None,
+    )
 
 # %% ../nbs/weights.ipynb #a436278e
 @dataclass
 class Report:
     "What became of a checkpoint's weights."
-    source: str                                      # what was loaded
-    layout: str                                      # whose spelling it was
-    used: list = field(default_factory=list)         # names that went into the model
-    missing: list = field(default_factory=list)      # names of the model that the checkpoint doesn't have: they are as initialised
-    unexpected: list = field(default_factory=list)   # names of the checkpoint that the model doesn't have: not used
-    resampled: list = field(default_factory=list)    # "pos_embed 14x14 -> 7x7"
-    assumed: list = field(default_factory=list)      # what neither weights nor configuration said
+
+    source: str  # what was loaded
+    layout: str  # whose spelling it was
+    used: list = field(default_factory=list)  # names that went into the model
+    missing: list = field(
+        default_factory=list
+    )  # names of the model that the checkpoint doesn't have: they are as initialised
+    unexpected: list = field(
+        default_factory=list
+    )  # names of the checkpoint that the model doesn't have: not used
+    resampled: list = field(default_factory=list)  # "pos_embed 14x14 -> 7x7"
+    assumed: list = field(default_factory=list)  # what neither weights nor configuration said
 
     def __repr__(self) -> str:
-        some = lambda names: ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '') if names else 'none'
+        some = lambda names: (
+            ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+            if names
+            else 'none'
+        )
         lines = [f"{self.source} ({self.layout} layout): {len(self.used)} weights used"]
         lines += [f"  {what}: {some(getattr(self, what))}" for what in ('missing', 'unexpected', 'resampled')]
         return '\n'.join(lines + ([f"  assumed: {some(self.assumed)}"] if self.assumed else []))
 
+
 def fill(
     model: nn.Module,  # a ViT, or a method with encoder and decoder
-    state: dict,       # in timm's spelling, of the encoder only or with "decoder."
-    report: Report,    # completed here
-    old_grid: tuple | None = None, # (rows, columns) of the checkpoint's positions; None: square
+    state: dict,  # in timm's spelling, of the encoder only or with "decoder."
+    report: Report,  # completed here
+    old_grid: tuple | None = None,  # (rows, columns) of the checkpoint's positions; None: square
 ) -> None:
     "Copy weights in, positions resampled where the grid differs."
     encoder, state = getattr(model, 'encoder', model), dict(state)
@@ -307,147 +530,243 @@ def fill(
         if tuple(old) != encoder.grid and state['pos_embed'].shape[-1] == encoder.width:
             state['pos_embed'] = resample_positions(state['pos_embed'], old, encoder.grid, prefix)
             report.resampled.append(f"pos_embed {old[0]}x{old[1]} -> {encoder.grid[0]}x{encoder.grid[1]}")
-    if model is not encoder: state = {k if k.startswith(('decoder.', '?')) else f'encoder.{k}': v for k, v in state.items()}
-    own = {k: v for k, v in model.state_dict().items() if model is encoder or k.startswith(('encoder.', 'decoder.'))}
+    if model is not encoder:
+        state = {k if k.startswith(('decoder.', '?')) else f'encoder.{k}': v for k, v in state.items()}
+    own = {
+        k: v
+        for k, v in model.state_dict().items()
+        if model is encoder or k.startswith(('encoder.', 'decoder.'))
+    }
     for k in own.keys() & state.keys():
         if own[k].shape != state[k].shape:
-            raise ValueError(f"{report.source} doesn't fit this model: {k} is {tuple(state[k].shape)} there and {tuple(own[k].shape)} here; load it without changing the architecture.")
+            raise ValueError(
+                f"{report.source} doesn't fit this model: {k} is {tuple(state[k].shape)} there and {tuple(own[k].shape)} here; load it without changing the architecture."
+            )
     report.used, report.missing = [k for k in own if k in state], [k for k in own if k not in state]
     report.unexpected = [k.removeprefix('?') for k in state if k not in own]
-    if not report.used: raise ValueError(f"Nothing in {report.source} fits this model.")
+    if not report.used:
+        raise ValueError(f"Nothing in {report.source} fits this model.")
     model.load_state_dict({k: state[k] for k in report.used}, strict=False)
 
 # %% ../nbs/weights.ipynb #1abc7aa0
 def load_encoder(
-    source: str | Path,              # "timm:<name>" or a timm name, "hf:<id>", a folder, .safetensors, .pth
-    img_size: int | tuple | None = None, # pixels; positions are resampled if it isn't the checkpoint's. None: the checkpoint's
-    old_size: int | tuple | None = None, # pixels in training, only where the checkpoint can't say (positions that are no square)
-    pretrained: bool = True,         # False with a timm name: the architecture with random weights
-    **kw,                            # of `ViT`, `ConvNeXtV2` or `Swin`, to help (num_heads=) or to change (num_classes=, drop_path_rate=, ...)
-) -> tuple[ViT | ConvNeXtV2 | Swin, Report]: # in eval mode
+    source: str | Path,  # "timm:<name>" or a timm name, "hf:<id>", a folder, .safetensors, .pth
+    img_size: int
+    | tuple
+    | None = None,  # pixels; positions are resampled if it isn't the checkpoint's. None: the checkpoint's
+    old_size: int
+    | tuple
+    | None = None,  # pixels in training, only where the checkpoint can't say (positions that are no square)
+    pretrained: bool = True,  # False with a timm name: the architecture with random weights
+    **kw,  # of `ViT`, `ConvNeXtV2` or `Swin`, to help (num_heads=) or to change (num_classes=, drop_path_rate=, ...)
+) -> tuple[ViT | ConvNeXtV2 | Swin, Report]:  # in eval mode
     "An encoder from anywhere, and what was used of the source."
-    if (name := timm_name(source)) is not None: return from_timm_name(name, img_size, pretrained, **kw)
+    if (name := timm_name(source)) is not None:
+        return from_timm_name(name, img_size, pretrained, **kw)
     ckpt, assumed = read(source), []
-    if 'architecture' in ckpt.hints: encoder = family(ckpt.hints['architecture']).from_timm(ckpt.hints['architecture'], **{**ckpt.hints['model_args'], 'num_classes': 0, 'pretrained': False, **kw})
-    elif 'stem.0.weight' in ckpt.state: encoder = ConvNeXtV2(**{**convnext_arguments(ckpt, assumed, img_size), **kw})
-    elif 'layers.0.blocks.0.attn.relative_position_bias_table' in ckpt.state: encoder = Swin(**{**swin.arguments_of(ckpt.state, assumed, old_size or ckpt.hints.get('img_size')), **kw})
-    else: encoder = ViT(**{**arguments(ckpt, assumed, num_heads=kw.get('num_heads'), img_size=old_size), **kw})
+    if 'architecture' in ckpt.hints:
+        encoder = family(ckpt.hints['architecture']).from_timm(
+            ckpt.hints['architecture'],
+            **{**ckpt.hints['model_args'], 'num_classes': 0, 'pretrained': False, **kw},
+        )
+    elif 'stem.0.weight' in ckpt.state:
+        encoder = ConvNeXtV2(**{**convnext_arguments(ckpt, assumed, img_size), **kw})
+    elif 'layers.0.blocks.0.attn.relative_position_bias_table' in ckpt.state:
+        encoder = Swin(
+            **{**swin.arguments_of(ckpt.state, assumed, old_size or ckpt.hints.get('img_size')), **kw}
+        )
+    else:
+        encoder = ViT(**{**arguments(ckpt, assumed, num_heads=kw.get('num_heads'), img_size=old_size), **kw})
     old_grid = encoder.grid
-    if img_size is not None: (encoder.take_size if isinstance(encoder, (ConvNeXtV2, Swin)) else encoder.set_input_size)(pair(img_size))
+    if img_size is not None:
+        (encoder.take_size if isinstance(encoder, (ConvNeXtV2, Swin)) else encoder.set_input_size)(
+            pair(img_size)
+        )
     report = Report(ckpt.source, ckpt.layout, assumed=assumed)
     fill(encoder, ckpt.state, report, old_grid)
     return encoder.eval(), report
 
-def timm_name(source: str | Path) -> str | None: # "vit_base_patch16_224.mae", None if the source is something else
+
+def timm_name(
+    source: str | Path,
+) -> str | None:  # "vit_base_patch16_224.mae", None if the source is something else
     "Is this a timm name? An unknown one gets the nearest match."
     text = str(source)
-    if text.startswith('hf:') or not text.startswith('timm:') and Path(text).exists(): return None
+    if text.startswith('hf:') or not text.startswith('timm:') and Path(text).exists():
+        return None
     name = text.removeprefix('timm:')
-    if text.startswith('timm:') or timm.is_model(name): return name if timm.is_model(name) else choose(name.split('.')[0], timm.list_models(['vit_*', 'deit*', 'convnext*', 'swin_*']), 'timm model')
-    raise FileNotFoundError(f"{text!r} is no file, no folder and no timm name: give a path, 'hf:<id>' for the Hub, or 'timm:<name>'.")
+    if text.startswith('timm:') or timm.is_model(name):
+        return (
+            name
+            if timm.is_model(name)
+            else choose(
+                name.split('.')[0], timm.list_models(['vit_*', 'deit*', 'convnext*', 'swin_*']), 'timm model'
+            )
+        )
+    raise FileNotFoundError(
+        f"{text!r} is no file, no folder and no timm name: give a path, 'hf:<id>' for the Hub, or 'timm:<name>'."
+    )
 
-def family(name: str) -> type: # of a timm name
+
+def family(name: str) -> type:  # of a timm name
     "The class that takes a timm model of this name."
     return ConvNeXtV2 if name.startswith('convnext') else Swin if name.startswith('swin_') else ViT
 
+
 def from_timm_name(
-    name: str,                       # with or without a tag: "vit_base_patch16_224.mae"
-    img_size: int | tuple | None,    # pixels; None: the model's own
-    pretrained: bool,                # download the weights (from the Hub, through timm)
-    **kw,                            # of timm.create_model
+    name: str,  # with or without a tag: "vit_base_patch16_224.mae"
+    img_size: int | tuple | None,  # pixels; None: the model's own
+    pretrained: bool,  # download the weights (from the Hub, through timm)
+    **kw,  # of timm.create_model
 ) -> tuple[ViT | ConvNeXtV2 | Swin, Report]:
     "An encoder by its timm name."
     size = {} if img_size is None else dict(img_size=img_size)
-    try: encoder = family(name).from_timm(name, pretrained=pretrained, **size, **kw)
-    except ValueError: raise
+    try:
+        encoder = family(name).from_timm(name, pretrained=pretrained, **size, **kw)
+    except ValueError:
+        raise
     except Exception as e:
-        if not pretrained: raise
-        raise ConnectionError(f"Could not fetch the weights of {name!r} ({type(e).__name__}): check the network, give a local file, or pretrained=False.") from e
+        if not pretrained:
+            raise
+        raise ConnectionError(
+            f"Could not fetch the weights of {name!r} ({type(e).__name__}): check the network, give a local file, or pretrained=False."
+        ) from e
     keys, report = list(encoder.state_dict()), Report(name, 'timm')
     report.used, report.missing = (keys, []) if pretrained else ([], keys)
     old = encoder.pretrained_cfg.get('input_size', (3, *encoder.img_size))[1:]
-    if pretrained and tuple(old) != encoder.img_size and isinstance(encoder, ViT): report.resampled.append(f"pos_embed {old[0]}x{old[1]} pixels -> {encoder.img_size[0]}x{encoder.img_size[1]}")
+    if pretrained and tuple(old) != encoder.img_size and isinstance(encoder, ViT):
+        report.resampled.append(
+            f"pos_embed {old[0]}x{old[1]} pixels -> {encoder.img_size[0]}x{encoder.img_size[1]}"
+        )
     return encoder.eval(), report
 
 # %% ../nbs/weights.ipynb #bdfef06d
 def load_method(
-    source: str | Path,                # as for `load_encoder`, but not a timm name: timm has no decoders
-    views: nn.Module | None = None,    # of the method; None: MAE's with ImageNet's mean and std
+    source: str | Path,  # as for `load_encoder`, but not a timm name: timm has no decoders
+    views: nn.Module | None = None,  # of the method; None: MAE's with ImageNet's mean and std
     decoder_heads: int | None = None,  # only where the checkpoint can't say
-    norm_pix: bool | None = None,      # only where the checkpoint can't say
-    old_size: int | tuple | None = None, # as for `load_encoder`
-    **kw,                              # of `ViT` or `ConvNeXtV2`
-) -> tuple[MAE | FCMAE, Report]:       # in eval mode
+    norm_pix: bool | None = None,  # only where the checkpoint can't say
+    old_size: int | tuple | None = None,  # as for `load_encoder`
+    **kw,  # of `ViT` or `ConvNeXtV2`
+) -> tuple[MAE | FCMAE, Report]:  # in eval mode
     "A masked autoencoder with its decoder, and what was used of the source."
     ckpt, assumed = read(source), []
     decoder = {k[8:]: v for k, v in ckpt.state.items() if k.startswith('decoder.')}
     if 'head.weight' not in decoder:
-        raise ValueError(f"{ckpt.source} holds an encoder without a decoder (as the released MAE checkpoints do): use load_encoder, and MAE(encoder) or FCMAE(encoder) to train a new decoder.")
-    if 'stem.0.weight' in ckpt.state: return load_fcmae(ckpt, decoder, norm_pix, views, old_size, **kw)
+        raise ValueError(
+            f"{ckpt.source} holds an encoder without a decoder (as the released MAE checkpoints do): use load_encoder, and MAE(encoder) or FCMAE(encoder) to train a new decoder."
+        )
+    if 'stem.0.weight' in ckpt.state:
+        return load_fcmae(ckpt, decoder, norm_pix, views, old_size, **kw)
     encoder = ViT(**{**arguments(ckpt, assumed, num_heads=kw.get('num_heads'), img_size=old_size), **kw})
     width = decoder['embed.weight'].shape[0]
     norm_pix = ckpt.hints.get('norm_pix') if norm_pix is None else norm_pix
-    if norm_pix is None: norm_pix = True; assumed.append('norm_pix=True')
-    method = MAE(encoder, width, 1 + max(int(k.split('.')[1]) for k in decoder if k.startswith('blocks.')), heads_of(width, decoder_heads or ckpt.hints.get('decoder_heads'), 'decoder_heads', assumed),
-                 ckpt.hints.get('mask_ratio', .75), norm_pix, decoder_positions='sincos' if 'pos_embed' in decoder else None, views=views)
+    if norm_pix is None:
+        norm_pix = True
+        assumed.append('norm_pix=True')
+    method = MAE(
+        encoder,
+        width,
+        1 + max(int(k.split('.')[1]) for k in decoder if k.startswith('blocks.')),
+        heads_of(width, decoder_heads or ckpt.hints.get('decoder_heads'), 'decoder_heads', assumed),
+        ckpt.hints.get('mask_ratio', 0.75),
+        norm_pix,
+        decoder_positions='sincos' if 'pos_embed' in decoder else None,
+        views=views,
+    )
     for m in method.decoder.modules():
-        if isinstance(m, nn.LayerNorm): m.eps = ckpt.hints.get('eps', m.eps)
+        if isinstance(m, nn.LayerNorm):
+            m.eps = ckpt.hints.get('eps', m.eps)
     report = Report(ckpt.source, ckpt.layout, assumed=assumed)
     fill(method, ckpt.state, report, encoder.grid)
     return method.eval(), report
 
+
 def load_fcmae(
-    ckpt: Checkpoint,            # from `read`, of a ConvNeXt
-    decoder: dict,               # its decoder's weights, without "decoder."
-    norm_pix: bool | None,       # None: as the checkpoint says, else yes
-    views: nn.Module | None,     # of the method
-    img_size,                    # pixels; None: as the checkpoint says
-    **kw,                        # of `ConvNeXtV2`
-) -> tuple[FCMAE, Report]:       # in eval mode
+    ckpt: Checkpoint,  # from `read`, of a ConvNeXt
+    decoder: dict,  # its decoder's weights, without "decoder."
+    norm_pix: bool | None,  # None: as the checkpoint says, else yes
+    views: nn.Module | None,  # of the method
+    img_size,  # pixels; None: as the checkpoint says
+    **kw,  # of `ConvNeXtV2`
+) -> tuple[FCMAE, Report]:  # in eval mode
     "FCMAE with its decoder."
     report = Report(ckpt.source, ckpt.layout)
     encoder = ConvNeXtV2(**{**convnext_arguments(ckpt, report.assumed, img_size), **kw})
     norm_pix = ckpt.hints.get('norm_pix') if norm_pix is None else norm_pix
-    if norm_pix is None: norm_pix = True; report.assumed.append('norm_pix=True')
-    method = FCMAE(encoder, decoder['embed.weight'].shape[0], 1 + max(int(k.split('.')[1]) for k in decoder if k.startswith('blocks.')), ckpt.hints.get('mask_ratio', .6), norm_pix,
-                   decoder_grn='blocks.0.mlp.grn.weight' in decoder, views=views)
+    if norm_pix is None:
+        norm_pix = True
+        report.assumed.append('norm_pix=True')
+    method = FCMAE(
+        encoder,
+        decoder['embed.weight'].shape[0],
+        1 + max(int(k.split('.')[1]) for k in decoder if k.startswith('blocks.')),
+        ckpt.hints.get('mask_ratio', 0.6),
+        norm_pix,
+        decoder_grn='blocks.0.mlp.grn.weight' in decoder,
+        views=views,
+    )
     fill(method, ckpt.state, report)
     return method.eval(), report
 
 # %% ../nbs/weights.ipynb #108a0484
 def put(
-    path: Path,                       # the final name
+    path: Path,  # the final name
     content: Callable[[Path], None],  # writes the whole file at the path that it is given
 ) -> None:
     "`write_whole`, with one sentence for a full disk."
-    try: write_whole(path, content)
+    try:
+        write_whole(path, content)
     except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors wrap what the disk says
-        raise OSError(f"Could not write {path.name} to {path.parent.name or path.parent} ({e.strerror if isinstance(e, OSError) and e.strerror else str(e).splitlines()[0][:120]}): make room or choose another place; nothing was left half-written.") from e
+        raise OSError(
+            f"Could not write {path.name} to {path.parent.name or path.parent} ({e.strerror if isinstance(e, OSError) and e.strerror else str(e).splitlines()[0][:120]}): make room or choose another place; nothing was left half-written."
+        ) from e
 
-def facts(model: nn.Module) -> dict: # what the weights of an encoder or MAE don't say; JSON
+
+def facts(model: nn.Module) -> dict:  # what the weights of an encoder or MAE don't say; JSON
     "The hints that `save` puts into a file's metadata, so that it can be loaded without being told."
     v = getattr(model, 'encoder', model)
-    if isinstance(v, ConvNeXtV2): return dict(img_size=list(v.img_size))
-    out = dict(num_heads=v.blocks[0].attn.num_heads, img_size=list(v.img_size), eps=v.blocks[0].norm1.eps, global_pool=v.global_pool, no_embed_class=v.no_embed_class,
-               sincos=v.pos_embed is not None and not v.pos_embed.requires_grad)
-    if model is not v: out |= dict(decoder_heads=model.decoder.blocks[0].attn.num_heads, mask_ratio=model.mask_ratio, norm_pix=model.norm_pix)
+    if isinstance(v, ConvNeXtV2):
+        return dict(img_size=list(v.img_size))
+    out = dict(
+        num_heads=v.blocks[0].attn.num_heads,
+        img_size=list(v.img_size),
+        eps=v.blocks[0].norm1.eps,
+        global_pool=v.global_pool,
+        no_embed_class=v.no_embed_class,
+        sincos=v.pos_embed is not None and not v.pos_embed.requires_grad,
+    )
+    if model is not v:
+        out |= dict(
+            decoder_heads=model.decoder.blocks[0].attn.num_heads,
+            mask_ratio=model.mask_ratio,
+            norm_pix=model.norm_pix,
+        )
     return out
 
+
 def tensors_of(
-    model: nn.Module, # a ViT or MAE
-    layout: str,      # "timm", "transformers" or "mae"
-) -> dict:            # name -> tensor on the CPU, in the layout's spelling
+    model: nn.Module,  # a ViT or MAE
+    layout: str,  # "timm", "transformers" or "mae"
+) -> dict:  # name -> tensor on the CPU, in the layout's spelling
     "A state dict as another library wants it."
     encoder = getattr(model, 'encoder', model)
     state = dict(encoder.state_dict())
-    if layout != 'timm' and model is not encoder: state |= {f'decoder.{k}': v for k, v in model.decoder.state_dict().items()}
+    if layout != 'timm' and model is not encoder:
+        state |= {f'decoder.{k}': v for k, v in model.decoder.state_dict().items()}
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    if layout == 'timm': return state
-    if layout == 'mae': return {spell(k, layout): v for k, v in state.items()}
+    if layout == 'timm':
+        return state
+    if layout == 'mae':
+        return {spell(k, layout): v for k, v in state.items()}
     names, prefix, out = {k: spell(k, layout) for k in state}, '' if model is encoder else 'vit.', {}
-    odd = [k for k, n in names.items() if n is None] + [k for k in ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'norm.weight') if k not in state]
+    odd = [k for k, n in names.items() if n is None] + [
+        k for k in ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'norm.weight') if k not in state
+    ]
     if odd or encoder.no_embed_class or encoder.patch_size[0] != encoder.patch_size[1]:
-        raise ValueError(f"transformers' plain ViT has no place for this encoder ({odd[0] if odd else 'its positions or its patches'}): save it with layout='timm'.")
+        raise ValueError(
+            f"transformers' plain ViT has no place for this encoder ({odd[0] if odd else 'its positions or its patches'}): save it with layout='timm'."
+        )
     for k, name in names.items():
         name = name if k.startswith('decoder.') or k.startswith('head') else prefix + name
         out |= split_qkv(name, state[k]) if '{qkv}' in name else {name: state[k]}
@@ -455,78 +774,187 @@ def tensors_of(
 
 # %% ../nbs/weights.ipynb #1f5fcbd3
 def config_of(
-    model: nn.Module, # a ViT, a ConvNeXtV2 (timm only) or MAE
-    layout: str,      # "timm" or "transformers"
-) -> dict:            # what goes into config.json
+    model: nn.Module,  # a ViT, a ConvNeXtV2 (timm only) or MAE
+    layout: str,  # "timm" or "transformers"
+) -> dict:  # what goes into config.json
     "The configuration that timm or transformers rebuilds the model from."
     v = getattr(model, 'encoder', model)
     if isinstance(v, ConvNeXtV2):
         b = v.stages[0].blocks[0]
-        args = dict(depths=[len(s.blocks) for s in v.stages], dims=[i['num_chs'] for i in v.feature_info], conv_mlp=b.use_conv_mlp, use_grn=hasattr(b.mlp, 'grn'), ls_init_value=v.scale_at_start)
-        data = dict(input_size=[v.in_chans, *v.img_size], num_classes=v.num_classes, first_conv='stem.0', classifier='head.fc')
-        return dict(architecture='convnextv2_tiny', num_classes=v.num_classes, num_features=v.width, model_args=args, pretrained_cfg=data)
+        args = dict(
+            depths=[len(s.blocks) for s in v.stages],
+            dims=[i['num_chs'] for i in v.feature_info],
+            conv_mlp=b.use_conv_mlp,
+            use_grn=hasattr(b.mlp, 'grn'),
+            ls_init_value=v.scale_at_start,
+        )
+        data = dict(
+            input_size=[v.in_chans, *v.img_size],
+            num_classes=v.num_classes,
+            first_conv='stem.0',
+            classifier='head.fc',
+        )
+        return dict(
+            architecture='convnextv2_tiny',
+            num_classes=v.num_classes,
+            num_features=v.width,
+            model_args=args,
+            pretrained_cfg=data,
+        )
     b = v.blocks[0]
     hidden, heads, size = b.mlp.fc1.out_features, b.attn.num_heads, list(v.img_size)
     if layout == 'timm':
-        args = dict(img_size=size, patch_size=v.patch_size[0] if len(set(v.patch_size)) == 1 else list(v.patch_size), embed_dim=v.width, depth=len(v.blocks), num_heads=heads, mlp_ratio=hidden / v.width, qkv_bias=b.attn.qkv.bias is not None,
-                    class_token=v.has_class_token, reg_tokens=v.num_reg_tokens, no_embed_class=v.no_embed_class, global_pool=v.global_pool, fc_norm=not isinstance(v.fc_norm, nn.Identity),
-                    pos_embed='none' if v.pos_embed is None else 'learn', pre_norm=not isinstance(v.norm_pre, nn.Identity), init_values=1e-5 if hasattr(b.ls1, 'gamma') else None, qk_norm=hasattr(b.attn.q_norm, 'weight'))
-        data = dict(input_size=[v.in_chans, *size], num_classes=v.num_classes, fixed_input_size=True, first_conv='patch_embed.proj', classifier='head')
-        return dict(architecture='vit_base_patch16_224', num_classes=v.num_classes, num_features=v.width, global_pool=v.global_pool, model_args=args, pretrained_cfg=data)
-    config = dict(architectures=['ViTModel'], model_type='vit', hidden_size=v.width, num_hidden_layers=len(v.blocks), num_attention_heads=heads, intermediate_size=hidden, hidden_act='gelu',
-                  hidden_dropout_prob=0., attention_probs_dropout_prob=0., initializer_range=.02, layer_norm_eps=b.norm1.eps, image_size=size[0] if size[0] == size[1] else size,
-                  patch_size=v.patch_size[0], num_channels=v.in_chans, qkv_bias=b.attn.qkv.bias is not None)
-    if model is v: return config
-    d = model.decoder; block = d.blocks[0]
-    return config | dict(architectures=['ViTMAEForPreTraining'], model_type='vit_mae', decoder_hidden_size=d.embed.out_features, decoder_num_hidden_layers=len(d.blocks), decoder_num_attention_heads=block.attn.num_heads,
-                         decoder_intermediate_size=block.mlp.fc1.out_features, mask_ratio=model.mask_ratio, norm_pix_loss=model.norm_pix)
+        args = dict(
+            img_size=size,
+            patch_size=v.patch_size[0] if len(set(v.patch_size)) == 1 else list(v.patch_size),
+            embed_dim=v.width,
+            depth=len(v.blocks),
+            num_heads=heads,
+            mlp_ratio=hidden / v.width,
+            qkv_bias=b.attn.qkv.bias is not None,
+            class_token=v.has_class_token,
+            reg_tokens=v.num_reg_tokens,
+            no_embed_class=v.no_embed_class,
+            global_pool=v.global_pool,
+            fc_norm=not isinstance(v.fc_norm, nn.Identity),
+            pos_embed='none' if v.pos_embed is None else 'learn',
+            pre_norm=not isinstance(v.norm_pre, nn.Identity),
+            init_values=1e-5 if hasattr(b.ls1, 'gamma') else None,
+            qk_norm=hasattr(b.attn.q_norm, 'weight'),
+        )
+        data = dict(
+            input_size=[v.in_chans, *size],
+            num_classes=v.num_classes,
+            fixed_input_size=True,
+            first_conv='patch_embed.proj',
+            classifier='head',
+        )
+        return dict(
+            architecture='vit_base_patch16_224',
+            num_classes=v.num_classes,
+            num_features=v.width,
+            global_pool=v.global_pool,
+            model_args=args,
+            pretrained_cfg=data,
+        )
+    config = dict(
+        architectures=['ViTModel'],
+        model_type='vit',
+        hidden_size=v.width,
+        num_hidden_layers=len(v.blocks),
+        num_attention_heads=heads,
+        intermediate_size=hidden,
+        hidden_act='gelu',
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.02,
+        layer_norm_eps=b.norm1.eps,
+        image_size=size[0] if size[0] == size[1] else size,
+        patch_size=v.patch_size[0],
+        num_channels=v.in_chans,
+        qkv_bias=b.attn.qkv.bias is not None,
+    )
+    if model is v:
+        return config
+    d = model.decoder
+    block = d.blocks[0]
+    return config | dict(
+        architectures=['ViTMAEForPreTraining'],
+        model_type='vit_mae',
+        decoder_hidden_size=d.embed.out_features,
+        decoder_num_hidden_layers=len(d.blocks),
+        decoder_num_attention_heads=block.attn.num_heads,
+        decoder_intermediate_size=block.mlp.fc1.out_features,
+        mask_ratio=model.mask_ratio,
+        norm_pix_loss=model.norm_pix,
+    )
 
 # %% ../nbs/weights.ipynb #28823a4e
 def save(
-    model: nn.Module,      # a ViT, a ConvNeXtV2, or an MAE
-    path: str | Path,      # a file ending in .safetensors or .pth, or a folder ("timm", "transformers")
+    model: nn.Module,  # a ViT, a ConvNeXtV2, or an MAE
+    path: str | Path,  # a file ending in .safetensors or .pth, or a folder ("timm", "transformers")
     layout: str = 'timm',  # "timm", "transformers" or "mae"
-) -> Path:                 # what was written
+) -> Path:  # what was written
     "Write weights in another library's layout, whole or not at all."
     path, is_file = Path(path), Path(path).suffix in ('.safetensors', '.pth')
-    if choose(layout, LAYOUTS, 'layout') == 'transformers' and is_file: raise ValueError(f"transformers reads folders, not files: give a folder instead of {path.name}.")
-    if layout == 'mae' and not is_file: raise ValueError(f"The layout 'mae' is one file: give a name ending in .pth or .safetensors instead of {path.name!r}.")
+    if choose(layout, LAYOUTS, 'layout') == 'transformers' and is_file:
+        raise ValueError(f"transformers reads folders, not files: give a folder instead of {path.name}.")
+    if layout == 'mae' and not is_file:
+        raise ValueError(
+            f"The layout 'mae' is one file: give a name ending in .pth or .safetensors instead of {path.name!r}."
+        )
     encoder = getattr(model, 'encoder', model)
-    if isinstance(encoder, ConvNeXtV2) and layout != 'timm': raise ValueError(f"A ConvNeXt goes out in timm's layout: give layout='timm' instead of {layout!r}.")
-    if not isinstance(encoder, (ViT, ConvNeXtV2)): raise ValueError(f"This door takes Vision Transformers and ConvNeXt, not {type(encoder).__name__}: write its state_dict() with safetensors.torch.save_file (a ResNet's names are timm's and torchvision's already).")
-    if model is not encoder and not hasattr(model, 'decoder'): raise ValueError(f"{type(model).__name__} has no decoder, so only its encoder has a place in other libraries: save {type(model).__name__.lower()}.encoder; the whole method is kept in the folder of its run.")
+    if isinstance(encoder, ConvNeXtV2) and layout != 'timm':
+        raise ValueError(f"A ConvNeXt goes out in timm's layout: give layout='timm' instead of {layout!r}.")
+    if not isinstance(encoder, (ViT, ConvNeXtV2)):
+        raise ValueError(
+            f"This door takes Vision Transformers and ConvNeXt, not {type(encoder).__name__}: write its state_dict() with safetensors.torch.save_file (a ResNet's names are timm's and torchvision's already)."
+        )
+    if model is not encoder and not hasattr(model, 'decoder'):
+        raise ValueError(
+            f"{type(model).__name__} has no decoder, so only its encoder has a place in other libraries: save {type(model).__name__.lower()}.encoder; the whole method is kept in the folder of its run."
+        )
     state, hints = tensors_of(model, layout), facts(model)
-    if isinstance(encoder, ConvNeXtV2): odd = None if (encoder.stem[0].stride[0], encoder.patch_size[0]) == (4, 32) else f'a stem of {encoder.stem[0].stride[0]} pixels and places of {encoder.patch_size[0]}'
-    else: odd = 'a convolutional stem' if 'patch_embed.proj.weight' not in state else 'class attention' if encoder.global_pool == 'class_attention' else None
-    if layout == 'timm' and not is_file and odd: raise ValueError(f"timm's config.json can't describe {odd}: save it as a file, {path.name}.safetensors.")
+    if isinstance(encoder, ConvNeXtV2):
+        odd = (
+            None
+            if (encoder.stem[0].stride[0], encoder.patch_size[0]) == (4, 32)
+            else f'a stem of {encoder.stem[0].stride[0]} pixels and places of {encoder.patch_size[0]}'
+        )
+    else:
+        odd = (
+            'a convolutional stem'
+            if 'patch_embed.proj.weight' not in state
+            else 'class attention'
+            if encoder.global_pool == 'class_attention'
+            else None
+        )
+    if layout == 'timm' and not is_file and odd:
+        raise ValueError(
+            f"timm's config.json can't describe {odd}: save it as a file, {path.name}.safetensors."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.pth': put(path, lambda temp: torch.save({'model': state, 'config': hints}, temp)); return path
+    if path.suffix == '.pth':
+        put(path, lambda temp: torch.save({'model': state, 'config': hints}, temp))
+        return path
     metadata = dict(format='pt', vit_ssl_lab=json.dumps(hints))
-    if is_file: put(path, lambda temp: save_file(state, temp, metadata)); return path
+    if is_file:
+        put(path, lambda temp: save_file(state, temp, metadata))
+        return path
     path.mkdir(exist_ok=True)
     put(path / 'model.safetensors', lambda temp: save_file(state, temp, metadata))
-    put(path / 'config.json', lambda temp: temp.write_text(json.dumps(config_of(model, layout), indent=2) + '\n', encoding='utf-8'))
+    put(
+        path / 'config.json',
+        lambda temp: temp.write_text(json.dumps(config_of(model, layout), indent=2) + '\n', encoding='utf-8'),
+    )
     return path
 
 # %% ../nbs/weights.ipynb #a6f0edaf
 def push_to_hub(
-    model: nn.Module,          # a ViT or MAE
-    repo_id: str,              # "user/name"
-    layout: str = 'timm',      # "timm", "transformers" or "mae"
-    private: bool = False,     # only when the repository is new
-    message: str = "Weights from vit_ssl_lab", # of the commit
+    model: nn.Module,  # a ViT or MAE
+    repo_id: str,  # "user/name"
+    layout: str = 'timm',  # "timm", "transformers" or "mae"
+    private: bool = False,  # only when the repository is new
+    message: str = "Weights from vit_ssl_lab",  # of the commit
     token: str | None = None,  # None: the one that the Hub's client has stored
-) -> str:                      # the address of the commit
+) -> str:  # the address of the commit
     "Save into a temporary folder and upload it. Needs a network and an account."
     from huggingface_hub import HfApi
+
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as d:
-        out = Path(d) / 'upload'; out.mkdir()
+        out = Path(d) / 'upload'
+        out.mkdir()
         save(model, out / 'model.safetensors' if layout == 'mae' else out, layout)
         library = {'timm': 'timm', 'transformers': 'transformers'}.get(layout, 'pytorch')
-        (out / 'README.md').write_text(f"---\nlibrary_name: {library}\ntags:\n- image-feature-extraction\n- self-supervised-learning\n---\n\n# {repo_id}\n\nA Vision Transformer in {layout}'s layout, written by vit_ssl_lab. Load it with `load_encoder('hf:{repo_id}')`.\n", encoding='utf-8')
+        (out / 'README.md').write_text(
+            f"---\nlibrary_name: {library}\ntags:\n- image-feature-extraction\n- self-supervised-learning\n---\n\n# {repo_id}\n\nA Vision Transformer in {layout}'s layout, written by vit_ssl_lab. Load it with `load_encoder('hf:{repo_id}')`.\n",
+            encoding='utf-8',
+        )
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=out, commit_message=message))
-        except Exception as e: # the Hub's client raises some twenty kinds of errors
-            raise ConnectionError(f"Could not upload to {repo_id!r} ({type(e).__name__}): check the name, the network and that you are logged in (`hf auth login`), or pass token=.") from e
+        except Exception as e:  # the Hub's client raises some twenty kinds of errors
+            raise ConnectionError(
+                f"Could not upload to {repo_id!r} ({type(e).__name__}): check the name, the network and that you are logged in (`hf auth login`), or pass token=."
+            ) from e

@@ -16,113 +16,156 @@ from .masking import take
 # %% ../../nbs/components/05_attention.ipynb #863a459d
 @torch.no_grad()
 def attention_maps(
-    encoder: nn.Module,               # a ViT: timm's blocks, `tokens(images, keep)`
-    images: Tensor,                   # (B, C, H, W) float, normalised
+    encoder: nn.Module,  # a ViT: timm's blocks, `tokens(images, keep)`
+    images: Tensor,  # (B, C, H, W) float, normalised
     layers: list[int] | None = None,  # which blocks, first = 0, negative from the end; None: all
-    keep: Tensor | None = None,       # (B, K) indices of visible patches; None: all
-) -> Tensor:                          # (L, B, heads, T, T), T = prefix tokens + patches; row = query, sums to 1
+    keep: Tensor | None = None,  # (B, K) indices of visible patches; None: all
+) -> Tensor:  # (L, B, heads, T, T), T = prefix tokens + patches; row = query, sums to 1
     "The attention weights of an ordinary forward pass in eval mode. The encoder is left as it was. (ViT, equation 7)"
     blocks = list(encoder.blocks)
     if layers is not None:
-        if bad := [i for i in layers if not -len(blocks) <= i < len(blocks)]: raise ValueError(f"This encoder has layers 0 to {len(blocks) - 1}, not {bad[0]}.")
+        if bad := [i for i in layers if not -len(blocks) <= i < len(blocks)]:
+            raise ValueError(f"This encoder has layers 0 to {len(blocks) - 1}, not {bad[0]}.")
         blocks = [blocks[i] for i in layers]
     maps, training = {}, encoder.training
-    hooks = [b.attn.qkv.register_forward_hook(lambda _, __, qkv, attn=b.attn: maps.__setitem__(attn, weights_of(attn, qkv))) for b in blocks]
+    hooks = [
+        b.attn.qkv.register_forward_hook(
+            lambda _, __, qkv, attn=b.attn: maps.__setitem__(attn, weights_of(attn, qkv))
+        )
+        for b in blocks
+    ]
     encoder.eval()
-    try: encoder.tokens(images, keep)
+    try:
+        encoder.tokens(images, keep)
     finally:
         encoder.train(training)
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return torch.stack([maps[b.attn] for b in blocks])
 
+
 def weights_of(
-    attn: nn.Module, # timm's Attention
-    qkv: Tensor,     # (B, T, 3 * width), what its qkv layer gave
-) -> Tensor:         # (B, heads, T, T) float32
+    attn: nn.Module,  # timm's Attention
+    qkv: Tensor,  # (B, T, 3 * width), what its qkv layer gave
+) -> Tensor:  # (B, heads, T, T) float32
     "softmax(q kᵀ / √d), head by head. (ViT, equation 6)"
     q, k, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
     q, k = attn.q_norm(q).float(), attn.k_norm(k).float()
     return (attn.scale * q @ k.mT).softmax(-1)
 
 # %% ../../nbs/components/05_attention.ipynb #1abdd8a8
-def _layers(maps: Tensor) -> Tensor: # (L, B, H, T, T), a single layer (B, H, T, T) made one of one
-    if maps.ndim not in (4, 5) or maps.shape[-1] != maps.shape[-2]: raise ValueError(f"Attention maps are (L, B, H, T, T) or (B, H, T, T), got {tuple(maps.shape)}.")
+def _layers(maps: Tensor) -> Tensor:  # (L, B, H, T, T), a single layer (B, H, T, T) made one of one
+    if maps.ndim not in (4, 5) or maps.shape[-1] != maps.shape[-2]:
+        raise ValueError(f"Attention maps are (L, B, H, T, T) or (B, H, T, T), got {tuple(maps.shape)}.")
     return maps if maps.ndim == 5 else maps[None]
 
+
 def rollout(
-    maps: Tensor, # (L, B, H, T, T) of all layers, first to last
-) -> Tensor:      # (B, T, T); row = output token, column = input token, rows sum to 1
+    maps: Tensor,  # (L, B, H, T, T) of all layers, first to last
+) -> Tensor:  # (B, T, T); row = output token, column = input token, rows sum to 1
     "Follow attention through all layers: mean over heads, plus the identity for the residual path, normalised, multiplied. (Abnar & Zuidema, section 3)"
-    maps = _layers(maps).mean(2)                                           # (L, B, T, T)
+    maps = _layers(maps).mean(2)  # (L, B, T, T)
     result = eye = torch.eye(maps.shape[-1], device=maps.device, dtype=maps.dtype)
-    for a in maps: result = (a + eye) / (a + eye).sum(-1, keepdim=True) @ result
+    for a in maps:
+        result = (a + eye) / (a + eye).sum(-1, keepdim=True) @ result
     return result
 
 # %% ../../nbs/components/05_attention.ipynb #ef971906
 def grid_distances(
-    grid: tuple,       # (rows, columns)
-    patch_size: tuple, # (ph, pw) pixels
-) -> Tensor:           # (N, N) pixels
+    grid: tuple,  # (rows, columns)
+    patch_size: tuple,  # (ph, pw) pixels
+) -> Tensor:  # (N, N) pixels
     "Euclidean distance between the centres of any two patches."
-    at = torch.cartesian_prod(torch.arange(grid[0]) * patch_size[0], torch.arange(grid[1]) * patch_size[1]).float().view(-1, 2)
+    at = (
+        torch.cartesian_prod(torch.arange(grid[0]) * patch_size[0], torch.arange(grid[1]) * patch_size[1])
+        .float()
+        .view(-1, 2)
+    )
     return torch.cdist(at, at, compute_mode='donot_use_mm_for_euclid_dist')
 
+
 def attention_distance(
-    maps: Tensor,             # (L, B, H, T, T) or (B, H, T, T)
-    grid: tuple,              # (rows, columns)
+    maps: Tensor,  # (L, B, H, T, T) or (B, H, T, T)
+    grid: tuple,  # (rows, columns)
     patch_size: tuple | int,  # pixels
-    prefix: int = 1,          # class and register tokens in front; they have no place and are left out
-    renormalise: bool = True, # let the rest of a row sum to 1 again; the paper doesn't say whether it did
-) -> Tensor:                  # (L, H) pixels, mean over pictures and queries
+    prefix: int = 1,  # class and register tokens in front; they have no place and are left out
+    renormalise: bool = True,  # let the rest of a row sum to 1 again; the paper doesn't say whether it did
+) -> Tensor:  # (L, H) pixels, mean over pictures and queries
     "How far a head looks: the distance between query and key patch, weighted by attention. (ViT, appendix D.7)"
     maps, patch_size = _layers(maps), (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     if maps.shape[-1] != prefix + grid[0] * grid[1]:
-        raise ValueError(f"Maps of {maps.shape[-1]} tokens don't fit {prefix} prefix tokens and a grid of {grid[0]}x{grid[1]}: distances need the maps of whole pictures (keep=None).")
+        raise ValueError(
+            f"Maps of {maps.shape[-1]} tokens don't fit {prefix} prefix tokens and a grid of {grid[0]}x{grid[1]}: distances need the maps of whole pictures (keep=None)."
+        )
     maps = maps[..., prefix:, prefix:]
-    if renormalise: maps = maps / maps.sum(-1, keepdim=True)
+    if renormalise:
+        maps = maps / maps.sum(-1, keepdim=True)
     return (maps * grid_distances(grid, patch_size).to(maps.device)).sum(-1).mean((1, 3))
 
+
 def attention_entropy(
-    maps: Tensor, # (L, B, H, T, T) or (B, H, T, T)
-) -> Tensor:      # (L, H) nats, 0 (one token) to log T (all alike), mean over pictures and queries
+    maps: Tensor,  # (L, B, H, T, T) or (B, H, T, T)
+) -> Tensor:  # (L, H) nats, 0 (one token) to log T (all alike), mean over pictures and queries
     "How many tokens a head spreads its attention over."
     return torch.special.entr(_layers(maps)).sum(-1).mean((1, 3))
 
 # %% ../../nbs/components/05_attention.ipynb #18d5d9d9
 def filter_pca(
-    weight: Tensor, # (D, C, ph, pw) patch kernels, one an output channel
-    n: int = 28,    # how many components, at most min(D, C*ph*pw)
-) -> Tensor:        # (n, C, ph, pw) orthonormal, largest variance first; signs are arbitrary
+    weight: Tensor,  # (D, C, ph, pw) patch kernels, one an output channel
+    n: int = 28,  # how many components, at most min(D, C*ph*pw)
+) -> Tensor:  # (n, C, ph, pw) orthonormal, largest variance first; signs are arbitrary
     "The principal components of the first layer's filters. (ViT, figure 7 left)"
     rows = weight.detach().float().flatten(1)
-    if not 0 < n <= min(rows.shape): raise ValueError(f"{rows.shape[0]} filters of {rows.shape[1]} pixels have at most {min(rows.shape)} components, not {n}.")
+    if not 0 < n <= min(rows.shape):
+        raise ValueError(
+            f"{rows.shape[0]} filters of {rows.shape[1]} pixels have at most {min(rows.shape)} components, not {n}."
+        )
     return torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:n].unflatten(1, weight.shape[1:])
 
 # %% ../../nbs/components/05_attention.ipynb #639a6410
 def attend(
-    attn: nn.Module, # timm's Attention: its own weights are used, none is copied
-    x: Tensor,       # (B, T, D) the tokens that ask
-    context: Tensor, # (B, M, D) the tokens that answer, M at least 1
-) -> Tensor:         # (B, T, D)
+    attn: nn.Module,  # timm's Attention: its own weights are used, none is copied
+    x: Tensor,  # (B, T, D) the tokens that ask
+    context: Tensor,  # (B, M, D) the tokens that answer, M at least 1
+) -> Tensor:  # (B, T, D)
     "Queries of one sequence, keys and values of another, with the weights of self-attention. With `context = x` it is timm's forward. (Vaswani et al. 2017, section 3.2; MP3, figure 1)"
-    if not hasattr(attn, 'qkv'): raise TypeError(f"A context needs timm's Attention, which has one `qkv` layer, not {type(attn).__name__}: use an encoder with timm's blocks.")
-    if not context.shape[1]: raise ValueError("A context of no tokens leaves nothing to look at, and a softmax over nothing is no number: keep one token or more.")
-    D, bias = attn.attn_dim, (None, None) if attn.qkv.bias is None else attn.qkv.bias.tensor_split([attn.attn_dim])
-    q = F.linear(x, attn.qkv.weight[:D], bias[0]).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)                    # (B, H, T, d)
-    k, v = F.linear(context, attn.qkv.weight[D:], bias[1]).unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4) # (B, H, M, d)
-    y = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.)
-    y = attn.norm(y.transpose(1, 2).flatten(2))                                                                          # (B, T, D)
-    if getattr(attn, 'gate', None) is not None: y = y * attn.gate(x).sigmoid()
+    if not hasattr(attn, 'qkv'):
+        raise TypeError(
+            f"A context needs timm's Attention, which has one `qkv` layer, not {type(attn).__name__}: use an encoder with timm's blocks."
+        )
+    if not context.shape[1]:
+        raise ValueError(
+            "A context of no tokens leaves nothing to look at, and a softmax over nothing is no number: keep one token or more."
+        )
+    D, bias = (
+        attn.attn_dim,
+        (None, None) if attn.qkv.bias is None else attn.qkv.bias.tensor_split([attn.attn_dim]),
+    )
+    q = (
+        F.linear(x, attn.qkv.weight[:D], bias[0]).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    )  # (B, H, T, d)
+    k, v = (
+        F.linear(context, attn.qkv.weight[D:], bias[1])
+        .unflatten(-1, (2, attn.num_heads, -1))
+        .permute(2, 0, 3, 1, 4)
+    )  # (B, H, M, d)
+    y = F.scaled_dot_product_attention(
+        attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.0
+    )
+    y = attn.norm(y.transpose(1, 2).flatten(2))  # (B, T, D)
+    if getattr(attn, 'gate', None) is not None:
+        y = y * attn.gate(x).sigmoid()
     return attn.proj_drop(attn.proj(y))
 
 # %% ../../nbs/components/05_attention.ipynb #4f9076c7
 def block_in_context(
-    block: nn.Module,              # timm's Block, lean or not
-    x: Tensor,                     # (B, T, D) tokens of this layer
-    context: Tensor | None = None, # (B, M) int64: which tokens answer; None: all, timm's own forward
-) -> Tensor:                       # (B, T, D)
+    block: nn.Module,  # timm's Block, lean or not
+    x: Tensor,  # (B, T, D) tokens of this layer
+    context: Tensor | None = None,  # (B, M) int64: which tokens answer; None: all, timm's own forward
+) -> Tensor:  # (B, T, D)
     "A transformer block in which every token looks at the tokens in `context`, and at no others. (MP3, figure 1)"
-    if context is None: return block(x)
+    if context is None:
+        return block(x)
     with block.sparing(x) if hasattr(block, 'sparing') else nullcontext():
         h = block.norm1(x)
         x = x + block.drop_path1(block.ls1(attend(block.attn, h, take(h, context))))

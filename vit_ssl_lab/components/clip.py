@@ -17,44 +17,57 @@ from ..core import choose
 # %% ../../nbs/components/20_clip.ipynb #938f2ba3
 class LogitScale(nn.Module):
     "exp(t), one learned number between 1 and a bound. (CLIP, section 2.5; FLIP, `models_flip.py: compute_contrastive_loss`)"
+
     def __init__(
         self,
-        temperature: float = .07, # at the start; s = 1 / temperature
-        largest: float = 100.,    # bound of s
-        clamp: str = 'forward',   # "forward": clipped where it is used (FLIP); "step": pushed back after each step (CLIP, open_clip)
+        temperature: float = 0.07,  # at the start; s = 1 / temperature
+        largest: float = 100.0,  # bound of s
+        clamp: str = 'forward',  # "forward": clipped where it is used (FLIP); "step": pushed back after each step (CLIP, open_clip)
     ):
         super().__init__()
-        self.clamp, self.bounds = choose(clamp, ('forward', 'step'), 'way to bound the temperature'), (0., math.log(largest))
-        if not (temperature > 0 and 1 <= 1 / temperature <= largest): raise ValueError(f"A temperature of {temperature} is a logit scale outside 1 to {largest:g}, where it would not learn: start between {1 / largest:g} and 1 (CLIP: 0.07).")
+        self.clamp, self.bounds = (
+            choose(clamp, ('forward', 'step'), 'way to bound the temperature'),
+            (0.0, math.log(largest)),
+        )
+        if not (temperature > 0 and 1 <= 1 / temperature <= largest):
+            raise ValueError(
+                f"A temperature of {temperature} is a logit scale outside 1 to {largest:g}, where it would not learn: start between {1 / largest:g} and 1 (CLIP: 0.07)."
+            )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
-    def forward(self) -> Tensor: # scalar s
+    def forward(self) -> Tensor:  # scalar s
         "The factor of the cosines."
         return self.log_scale.clamp(*self.bounds).exp() if self.clamp == 'forward' else self.log_scale.exp()
 
     @torch.no_grad()
     def after_step(self) -> None:
         "Push the parameter back into its bounds, with clamp='step'."
-        if self.clamp == 'step': self.log_scale.clamp_(*self.bounds)
+        if self.clamp == 'step':
+            self.log_scale.clamp_(*self.bounds)
 
     @property
-    def at_bound(self) -> str: # a sentence, or ''
+    def at_bound(self) -> str:  # a sentence, or ''
         "Has the temperature reached a bound?"
-        low, high = self.bounds; t = self.log_scale.item()
-        if low < t < high: return ''
+        low, high = self.bounds
+        t = self.log_scale.item()
+        if low < t < high:
+            return ''
         then = "it has no gradient there and stays" if self.clamp == 'forward' else "it is held there"
         return f"The logit scale has reached its bound of {math.exp(high if t >= high else low):g}, {then}: a smaller learning rate, more pictures in a batch, or fewer equal captions keep it inside."
 
 # %% ../../nbs/components/20_clip.ipynb #75f05de6
 def clip_loss(
-    images: Tensor, # (B, d) this process's pictures
+    images: Tensor,  # (B, d) this process's pictures
     texts: Tensor,  # (B, d) their captions, row by row
-    scale: Tensor | float, # s, the factor of the cosines
-) -> Contrast:      # loss: mean over the batch and both directions; accuracy of finding the caption
+    scale: Tensor | float,  # s, the factor of the cosines
+) -> Contrast:  # loss: mean over the batch and both directions; accuracy of finding the caption
     "Each picture finds its caption and each caption its picture, among those of all processes, with gradients through both. (CLIP, figure 3; FLIP, section 3)"
-    if images.shape != texts.shape: raise ValueError(f"Each picture needs its own caption: got {len(images)} pictures {tuple(images.shape)} and {len(texts)} captions {tuple(texts.shape)}.")
+    if images.shape != texts.shape:
+        raise ValueError(
+            f"Each picture needs its own caption: got {len(images)} pictures {tuple(images.shape)} and {len(texts)} captions {tuple(texts.shape)}."
+        )
     u, v = unit(images), unit(texts)
-    to_texts, to_images = scale * cosines(u, gather(v)), scale * cosines(v, gather(u)) # (B, N) float32
+    to_texts, to_images = scale * cosines(u, gather(v)), scale * cosines(v, gather(u))  # (B, N) float32
     own = torch.arange(len(u), device=u.device) + offset(len(u))
     loss = (F.cross_entropy(to_texts, own) + F.cross_entropy(to_images, own)) / 2
     return Contrast(loss, (to_texts.detach().argmax(1) == own).float().mean())

@@ -20,107 +20,148 @@ from ..core import choose
 # %% ../../nbs/components/07_decoders.ipynb #6c3357da
 class MAEDecoder(nn.Module):
     "Visible tokens in, a prediction for each patch out: embed, mask tokens in the gaps, positions, blocks, one linear layer. MAE, section 3 and `models_mae.py: forward_decoder`."
-    def __init__(self,
-                 width: int,                        # D of the encoder's tokens
-                 grid: tuple[int, ...],             # (rows, columns) of patches, or any number of axes; N is its product
-                 out_features: int,                 # numbers predicted for a patch: ph*pw*C for pixels
-                 decoder_width: int = 512,          # Dd
-                 depth: int = 8,                    # blocks
-                 heads: int = 16,                   # attention heads, Dd divisible by them
-                 mlp_ratio: float = 4.,             # hidden width of a block's perceptron / Dd
-                 positions: str | None = 'sincos'): # "sincos": fixed table; None: no positions, to see what breaks
+
+    def __init__(
+        self,
+        width: int,  # D of the encoder's tokens
+        grid: tuple[int, ...],  # (rows, columns) of patches, or any number of axes; N is its product
+        out_features: int,  # numbers predicted for a patch: ph*pw*C for pixels
+        decoder_width: int = 512,  # Dd
+        depth: int = 8,  # blocks
+        heads: int = 16,  # attention heads, Dd divisible by them
+        mlp_ratio: float = 4.0,  # hidden width of a block's perceptron / Dd
+        positions: str | None = 'sincos',
+    ):  # "sincos": fixed table; None: no positions, to see what breaks
         super().__init__()
-        if decoder_width % heads: raise ValueError(f"A decoder of width {decoder_width} can't be shared by {heads} heads: the width must be a multiple of the heads.")
-        if depth < 1: raise ValueError(f"A decoder has one block or more, not {depth}: the first is where hidden patches meet visible ones.")
-        if positions is not None: choose(positions, ['sincos'], "decoder position")
+        if decoder_width % heads:
+            raise ValueError(
+                f"A decoder of width {decoder_width} can't be shared by {heads} heads: the width must be a multiple of the heads."
+            )
+        if depth < 1:
+            raise ValueError(
+                f"A decoder has one block or more, not {depth}: the first is where hidden patches meet visible ones."
+            )
+        if positions is not None:
+            choose(positions, ['sincos'], "decoder position")
         self.grid, self.n = tuple(grid), math.prod(grid)
         self.embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         table = None if positions is None else sincos_nd(self.grid, decoder_width, prefix=1)
         self.pos_embed = None if table is None else nn.Parameter(table, requires_grad=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(LeanBlock(decoder_width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            LeanBlock(decoder_width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+        )
         self.norm, self.head = norm(decoder_width), nn.Linear(decoder_width, out_features)
         self.init_weights()
 
     def init_weights(self) -> None:
         "Xavier-uniform linear layers without bias, tokens normal(0, 0.02). MAE, appendix A.1."
         for m in self.modules():
-            if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
-        nn.init.normal_(self.mask_token, std=.02)
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
 
-    def fill(self,
-             visible: Tensor,              # (B, K, Dd) embedded visible tokens
-             keep: Tensor | None,          # (B, K) where they belong; None: all patches, in raster order
-             ) -> Tensor:                  # (B, N, Dd)
+    def fill(
+        self,
+        visible: Tensor,  # (B, K, Dd) embedded visible tokens
+        keep: Tensor | None,  # (B, K) where they belong; None: all patches, in raster order
+    ) -> Tensor:  # (B, N, Dd)
         "Put each visible token at its place and the mask token at all others."
         if visible.shape[1] != (self.n if keep is None else keep.shape[1]):
-            raise ValueError(f"The decoder got {visible.shape[1]} visible tokens, but {f'keep names {keep.shape[1]}' if keep is not None else f'the grid {self.grid} has {self.n} and keep is None'}: give keep=(B, K) of the same tokens, without CLS.")
-        if keep is None: return visible
+            raise ValueError(
+                f"The decoder got {visible.shape[1]} visible tokens, but {f'keep names {keep.shape[1]}' if keep is not None else f'the grid {self.grid} has {self.n} and keep is None'}: give keep=(B, K) of the same tokens, without CLS."
+            )
+        if keep is None:
+            return visible
         tokens = self.mask_token.to(visible.dtype).expand(len(visible), self.n, -1)
         return tokens.scatter(1, keep[..., None].expand_as(visible), visible)
 
-    def forward(self,
-                visible: Tensor,              # (B, K, D) encoded visible patches, without CLS
-                keep: Tensor | None = None,   # (B, K) their indices; None: all N in raster order
-                cls: Tensor | None = None,    # (B, D) encoded CLS token; None: decode without
-                want: Tensor | None = None,   # (B, M) indices of the patches to predict; None: all N in raster order
-                ) -> Tensor:                  # (B, N or M, out_features)
+    def forward(
+        self,
+        visible: Tensor,  # (B, K, D) encoded visible patches, without CLS
+        keep: Tensor | None = None,  # (B, K) their indices; None: all N in raster order
+        cls: Tensor | None = None,  # (B, D) encoded CLS token; None: decode without
+        want: Tensor | None = None,  # (B, M) indices of the patches to predict; None: all N in raster order
+    ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
-        if cls is not None: x = torch.cat([self.embed(cls)[:, None], x], dim=1) # (B, 1+N, Dd)
-        if self.pos_embed is not None: x = x + self.pos_embed[:, cls is None:]
+        if cls is not None:
+            x = torch.cat([self.embed(cls)[:, None], x], dim=1)  # (B, 1+N, Dd)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed[:, cls is None :]
         prefix, last = int(cls is not None), self.blocks[-1]
-        for block in self.blocks[:-1]: x = block(x)
+        for block in self.blocks[:-1]:
+            x = block(x)
         x = last(x)[:, prefix:] if want is None else last.at(x, want + prefix)
         return self.head(self.norm(x))
 
 # %% ../../nbs/components/07_decoders.ipynb #e52e41f6
 class FeatureDecoder(MAEDecoder):
     "Visible tokens in, a feature of the encoder's width for every patch out. CMAE, section 3.2, `cmae.py: feature_decoder`; there the last layer has the size of a patch's pixels, 768 like ViT-B."
-    def __init__(self,
-                 width: int,                        # D of the encoder's tokens, and of the features
-                 grid: tuple[int, ...],             # (rows, columns) of patches, or any number of axes
-                 decoder_width: int = 512,          # Dd
-                 depth: int = 2,                    # blocks
-                 heads: int = 16,                   # attention heads, Dd divisible by them
-                 mlp_ratio: float = 4.,             # hidden width of a block's perceptron / Dd
-                 positions: str | None = 'sincos'): # "sincos": fixed table; None: no positions, to see what breaks
+
+    def __init__(
+        self,
+        width: int,  # D of the encoder's tokens, and of the features
+        grid: tuple[int, ...],  # (rows, columns) of patches, or any number of axes
+        decoder_width: int = 512,  # Dd
+        depth: int = 2,  # blocks
+        heads: int = 16,  # attention heads, Dd divisible by them
+        mlp_ratio: float = 4.0,  # hidden width of a block's perceptron / Dd
+        positions: str | None = 'sincos',
+    ):  # "sincos": fixed table; None: no positions, to see what breaks
         super().__init__(width, grid, width, decoder_width, depth, heads, mlp_ratio, positions)
 
 # %% ../../nbs/components/07_decoders.ipynb #4ffc8167
 class ConvDecoder(nn.Module):
     "Visible cells in, a prediction for each cell out: embed, mask tokens in the gaps, ConvNeXt V2 blocks, one linear layer. ConvNeXt V2, section 3.1 and `models/fcmae.py: forward_decoder`."
-    def __init__(self,
-                 width: int,               # D of the encoder's cells
-                 grid: tuple[int, int],    # (rows, columns) of cells
-                 out_features: int,        # numbers predicted for a cell: ph*pw*C for pixels
-                 decoder_width: int = 512, # Dd
-                 depth: int = 1,           # blocks
-                 use_grn: bool = True):    # Global Response Normalization in the blocks; False: LayerScale, as in V1
+
+    def __init__(
+        self,
+        width: int,  # D of the encoder's cells
+        grid: tuple[int, int],  # (rows, columns) of cells
+        out_features: int,  # numbers predicted for a cell: ph*pw*C for pixels
+        decoder_width: int = 512,  # Dd
+        depth: int = 1,  # blocks
+        use_grn: bool = True,
+    ):  # Global Response Normalization in the blocks; False: LayerScale, as in V1
         super().__init__()
-        if depth < 1: raise ValueError(f"A decoder has one block or more, not {depth}: the first is where hidden cells meet visible ones.")
-        if len(grid) != 2: raise ValueError(f"A convolutional decoder needs rows and columns, not {tuple(grid)}.")
+        if depth < 1:
+            raise ValueError(
+                f"A decoder has one block or more, not {depth}: the first is where hidden cells meet visible ones."
+            )
+        if len(grid) != 2:
+            raise ValueError(f"A convolutional decoder needs rows and columns, not {tuple(grid)}.")
         self.grid, self.n = tuple(grid), math.prod(grid)
         self.embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(decoder_width, use_grn=use_grn, ls_init_value=None if use_grn else 1e-6) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(
+                ConvNeXtBlock(decoder_width, use_grn=use_grn, ls_init_value=None if use_grn else 1e-6)
+                for _ in range(depth)
+            )
+        )
         self.head = nn.Linear(decoder_width, out_features)
         own_norms(self).init_weights()
 
     def init_weights(self) -> None:
         "Truncated normal 0.02 on matrices and kernels, normal 0.02 on the token. (The released code draws kernels with a deviation of 1, which its comments don't mention.)"
         for m in self.modules():
-            if isinstance(m, (nn.Linear, nn.Conv2d)): nn.init.trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
-        nn.init.normal_(self.mask_token, std=.02)
+            if isinstance(m, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
 
-    fill = MAEDecoder.fill # the same gaps
+    fill = MAEDecoder.fill  # the same gaps
 
-    def forward(self,
-                visible: Tensor,              # (B, K, D) encoded visible cells
-                keep: Tensor | None = None,   # (B, K) their indices; None: all N in raster order
-                cls: Tensor | None = None,    # (B, D) what the encoder pools: a map has no place for it, so it is not used
-                want: Tensor | None = None,   # (B, M) indices of the cells to predict; None: all N in raster order
-                ) -> Tensor:                  # (B, N or M, out_features)
+    def forward(
+        self,
+        visible: Tensor,  # (B, K, D) encoded visible cells
+        keep: Tensor | None = None,  # (B, K) their indices; None: all N in raster order
+        cls: Tensor
+        | None = None,  # (B, D) what the encoder pools: a map has no place for it, so it is not used
+        want: Tensor | None = None,  # (B, M) indices of the cells to predict; None: all N in raster order
+    ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
-        x = self.blocks(x.mT.unflatten(2, self.grid)).flatten(2).mT # (B, Dd, rows, columns) inside
+        x = self.blocks(x.mT.unflatten(2, self.grid)).flatten(2).mT  # (B, Dd, rows, columns) inside
         return self.head(x if want is None else take(x, want))

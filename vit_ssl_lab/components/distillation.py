@@ -23,29 +23,36 @@ from ..core import Features
 # %% ../../nbs/components/19_distillation.ipynb #aa08a7b6
 class DINOHead(nn.Module):
     "Features -> K logits; with fixed gains they are cosines with K prototypes. (DINO, section 3.1; `vision_transformer.py: DINOHead`, whose checkpoints load)"
+
     def __init__(
         self,
-        width: int,              # of the features
-        hidden: int = 2048,      # of the hidden layers
-        bottleneck: int = 256,   # of the vector of length 1
-        dim: int = 65536,        # K
-        layers: int = 3,         # linear layers up to the bottleneck
-        norm: str | None = None, # after hidden layers; see heads.NORMS; None as published for transformers
+        width: int,  # of the features
+        hidden: int = 2048,  # of the hidden layers
+        bottleneck: int = 256,  # of the vector of length 1
+        dim: int = 65536,  # K
+        layers: int = 3,  # linear layers up to the bottleneck
+        norm: str | None = None,  # after hidden layers; see heads.NORMS; None as published for transformers
         norm_last: bool = True,  # the gains stay 1; False: they learn (EsViT, and DINO's ViT-S)
     ):
         super().__init__()
-        if dim < 2: raise ValueError(f"A head of {dim} output says the same about every picture: a distribution needs dim=2 or more, 65536 in the paper.")
+        if dim < 2:
+            raise ValueError(
+                f"A head of {dim} output says the same about every picture: a distribution needs dim=2 or more, 65536 in the paper."
+            )
         self.mlp = mlp_head((width, *[hidden] * (layers - 1), bottleneck), norm=norm, bias=True, act=nn.GELU)
         for m in self.mlp:
-            if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
         self.last_layer = weight_norm(nn.Linear(bottleneck, dim, bias=False))
         gain = self.last_layer.parametrizations.weight.original0
-        nn.init.ones_(gain); gain.requires_grad_(not norm_last)
+        nn.init.ones_(gain)
+        gain.requires_grad_(not norm_last)
 
     def forward(
         self,
-        x: Tensor, # (..., width)
-    ) -> Tensor:   # (..., K) logits
+        x: Tensor,  # (..., width)
+    ) -> Tensor:  # (..., K) logits
         "Every vector by itself; a normalisation over the batch sees all of them as rows."
         rows = F.normalize(self.mlp(x.flatten(0, -2)), dim=-1)
         return self.last_layer(rows).unflatten(0, x.shape[:-1])
@@ -53,28 +60,32 @@ class DINOHead(nn.Module):
 # %% ../../nbs/components/19_distillation.ipynb #a5966637
 class Center(nn.Module):
     "The running mean of the teacher's logits, which is taken away before its softmax. (DINO, equation 4; `main_dino.py: update_center`)"
+
     def __init__(
         self,
-        dim: int,            # K
-        momentum: float = .9, # share of the old mean that stays, 0..1; 1: it stays 0, so nothing is centred
+        dim: int,  # K
+        momentum: float = 0.9,  # share of the old mean that stays, 0..1; 1: it stays 0, so nothing is centred
     ):
         super().__init__()
-        if not 0 <= momentum <= 1: raise ValueError(f"The centre's momentum is the share of the old mean that stays, 0 to 1; {momentum} is not: DINO uses 0.9.")
+        if not 0 <= momentum <= 1:
+            raise ValueError(
+                f"The centre's momentum is the share of the old mean that stays, 0 to 1; {momentum} is not: DINO uses 0.9."
+            )
         self.momentum, self.held = momentum, []
         self.register_buffer('center', torch.zeros(dim))
 
     def forward(
         self,
-        logits: Tensor,                # (..., K) of the teacher
-        temperature: float | Tensor,   # the teacher's, low
-    ) -> Tensor:                       # (..., K), adds up to 1
+        logits: Tensor,  # (..., K) of the teacher
+        temperature: float | Tensor,  # the teacher's, low
+    ) -> Tensor:  # (..., K), adds up to 1
         "What the teacher says."
         return ((full(logits) - self.center) / temperature).softmax(-1)
 
     @torch.no_grad()
     def hold(
         self,
-        logits: Tensor, # (V, B, ..., K) of this process's pictures
+        logits: Tensor,  # (V, B, ..., K) of this process's pictures
     ) -> None:
         "Remember the sum of a step's logits until the step is done. A process that had no picture left holds zeros."
         share = counts_of(logits.shape[1])[rank()] / logits.shape[1] if world() > 1 else 1
@@ -84,52 +95,67 @@ class Center(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         "Move towards the mean over the whole batch of all processes."
-        if not self.held: return
-        total = torch.stack(self.held).sum(0); self.held = []
-        if world() > 1: dist.all_reduce(total)
+        if not self.held:
+            return
+        total = torch.stack(self.held).sum(0)
+        self.held = []
+        if world() > 1:
+            dist.all_reduce(total)
         self.center.lerp_((total[:-1] / total[-1]).to(self.center.dtype), 1 - self.momentum)
 
-def full(x: Tensor) -> Tensor: # at least float32
+
+def full(x: Tensor) -> Tensor:  # at least float32
     "Softmaxes over many thousand outputs are not for half precision."
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/components/19_distillation.ipynb #1d3a7775
 def entropy(
-    p: Tensor, # (..., K) probabilities
-) -> Tensor:   # (...) nats, 0..ln K
+    p: Tensor,  # (..., K) probabilities
+) -> Tensor:  # (...) nats, 0..ln K
     "How undecided a distribution is."
     return torch.special.entr(p).sum(-1)
 
+
 def fullness(
-    p: Tensor, # (..., K) what the teacher says about a batch
-) -> Tensor:   # scalar, 0..ln K
+    p: Tensor,  # (..., K) what the teacher says about a batch
+) -> Tensor:  # scalar, 0..ln K
     "Entropy of the average answer: 0 where all pictures choose the same single output (collapsed), ln K where all outputs are used alike."
     return entropy(p.flatten(0, -2).mean(0))
 
 # %% ../../nbs/components/19_distillation.ipynb #0dbdaf78
 def view_pairs(
-    student: Tensor,         # (V, B, K) logits of all crops, the G large ones first
-    teacher: Tensor,         # (G, B, K) probabilities
-    temperature: float = .1, # of the student
-) -> Tensor:                 # (G, V) mean over the pictures
+    student: Tensor,  # (V, B, K) logits of all crops, the G large ones first
+    teacher: Tensor,  # (G, B, K) probabilities
+    temperature: float = 0.1,  # of the student
+) -> Tensor:  # (G, V) mean over the pictures
     "Cross-entropy of every crop the teacher saw with every crop the student saw. (DINO, equation 3)"
-    if student.shape[1:] != teacher.shape[1:] or len(student) < len(teacher): raise ValueError(f"Student and teacher speak of the same pictures with the same outputs, and the student of every crop the teacher sees: got {tuple(student.shape)} and {tuple(teacher.shape)}.")
+    if student.shape[1:] != teacher.shape[1:] or len(student) < len(teacher):
+        raise ValueError(
+            f"Student and teacher speak of the same pictures with the same outputs, and the student of every crop the teacher sees: got {tuple(student.shape)} and {tuple(teacher.shape)}."
+        )
     with torch.autocast(student.device.type, enabled=False):
-        return -torch.einsum('gbk,vbk->gv', teacher, (full(student) / temperature).log_softmax(-1)) / student.shape[1]
+        return (
+            -torch.einsum('gbk,vbk->gv', teacher, (full(student) / temperature).log_softmax(-1))
+            / student.shape[1]
+        )
+
 
 def other_views(
-    pairs: Tensor, # (G, V), teacher's crop by student's
-) -> Tensor:       # scalar
+    pairs: Tensor,  # (G, V), teacher's crop by student's
+) -> Tensor:  # scalar
     "The mean over pairs of different crops: the diagonal is left out. (`main_dino.py: if v == iq`)"
-    if pairs.numel() <= len(pairs): raise ValueError("One crop has nobody to learn from: distillation between views needs two crops of each picture or more.")
+    if pairs.numel() <= len(pairs):
+        raise ValueError(
+            "One crop has nobody to learn from: distillation between views needs two crops of each picture or more."
+        )
     return (pairs.sum() - pairs.diagonal().sum()) / (pairs.numel() - len(pairs))
 
 # %% ../../nbs/components/19_distillation.ipynb #6c65498b
 @torch.no_grad()
 def match_regions(
-    student: Tensor, # (V, B, n, D) features of regions
-    teacher: Tensor, # (G, B, m, D)
-) -> Tensor:         # (G, V, B, n) int64, 0..m - 1
+    student: Tensor,  # (V, B, n, D) features of regions
+    teacher: Tensor,  # (G, B, m, D)
+) -> Tensor:  # (G, V, B, n) int64, 0..m - 1
     "For each region of the student the most similar one of the teacher, by cosine, within the picture. (EsViT, section 3.2; `DDINOLoss: region_sim_ind`)"
     with torch.autocast(student.device.type, enabled=False):
         a, b = (F.normalize(full(x), dim=-1) for x in (student, teacher))
@@ -137,34 +163,46 @@ def match_regions(
 
 # %% ../../nbs/components/19_distillation.ipynb #2c36c963
 def region_pairs(
-    student: Tensor,         # (V, B, n, K) logits of the regions of crops of one size
-    teacher: Tensor,         # (G, B, m, K) probabilities of the teacher's regions
-    match: Tensor,           # (G, V, B, n) int64, from `match_regions`
-    temperature: float = .1, # of the student
-) -> Tensor:                 # (G, V) mean over regions, then over pictures
+    student: Tensor,  # (V, B, n, K) logits of the regions of crops of one size
+    teacher: Tensor,  # (G, B, m, K) probabilities of the teacher's regions
+    match: Tensor,  # (G, V, B, n) int64, from `match_regions`
+    temperature: float = 0.1,  # of the student
+) -> Tensor:  # (G, V) mean over regions, then over pictures
     "Cross-entropy of each region with the one it was matched with, for every pair of crops. (EsViT, equation 2; `DDINOLoss: loss_grid`)"
     with torch.autocast(student.device.type, enabled=False):
-        each = -torch.einsum('gbmk,vbnk->gvbnm', teacher, (full(student) / temperature).log_softmax(-1)) # (G, V, B, n, m)
+        each = -torch.einsum(
+            'gbmk,vbnk->gvbnm', teacher, (full(student) / temperature).log_softmax(-1)
+        )  # (G, V, B, n, m)
     return each.gather(-1, match[..., None]).squeeze(-1).mean((2, 3))
 
 # %% ../../nbs/components/19_distillation.ipynb #e6abb575
 def by_size(
-    views: Any, # what the method was given: two or more batches (B, C, h, w), two large ones of one size first
-) -> list[Tensor]: # (V, B, C, h, w) each: neighbours of one size together, the two large crops in the first
+    views: Any,  # what the method was given: two or more batches (B, C, h, w), two large ones of one size first
+) -> list[Tensor]:  # (V, B, C, h, w) each: neighbours of one size together, the two large crops in the first
     "Group crops so that each size is one forward pass; or one sentence about what came instead. (`utils.py: MultiCropWrapper`)"
     if isinstance(views, Tensor) or len(views) < 2:
         got = f"one tensor {tuple(views.shape)}" if isinstance(views, Tensor) else f"{len(views)}"
-        raise ValueError(f"Distillation between views compares two crops of each picture or more, a list [x1, x2, ...] of batches, and got {got}: make them with views such as vit_ssl_lab.data.views.views('dino', ...).")
-    if len({len(v) for v in views}) > 1: raise ValueError(f"All crops must show the same pictures in the same order, and are of {', '.join(str(len(v)) for v in views)}.")
-    if views[0].shape != views[1].shape: raise ValueError(f"The teacher sees the first two crops, which have one size: got {tuple(views[0].shape[-2:])} and {tuple(views[1].shape[-2:])} pixels; the small ones come after.")
+        raise ValueError(
+            f"Distillation between views compares two crops of each picture or more, a list [x1, x2, ...] of batches, and got {got}: make them with views such as vit_ssl_lab.data.views.views('dino', ...)."
+        )
+    if len({len(v) for v in views}) > 1:
+        raise ValueError(
+            f"All crops must show the same pictures in the same order, and are of {', '.join(str(len(v)) for v in views)}."
+        )
+    if views[0].shape != views[1].shape:
+        raise ValueError(
+            f"The teacher sees the first two crops, which have one size: got {tuple(views[0].shape[-2:])} and {tuple(views[1].shape[-2:])} pixels; the small ones come after."
+        )
     groups = [[views[0]]]
-    for v in views[1:]: groups[-1].append(v) if v.shape == groups[-1][-1].shape else groups.append([v])
+    for v in views[1:]:
+        groups[-1].append(v) if v.shape == groups[-1][-1].shape else groups.append([v])
     return [torch.stack(g) for g in groups]
 
+
 def encode_crops(
-    encoder: nn.Module, # the Encoder contract
-    crops: Tensor,      # (V, B, C, h, w) of one size
-) -> Features:          # pooled (V, B, D), patches (V, B, N, D)
+    encoder: nn.Module,  # the Encoder contract
+    crops: Tensor,  # (V, B, C, h, w) of one size
+) -> Features:  # pooled (V, B, D), patches (V, B, N, D)
     "Several crops of a batch in one pass."
     f = encoder(crops.flatten(0, 1))
     return Features(f.pooled.unflatten(0, crops.shape[:2]), f.patches.unflatten(0, crops.shape[:2]), f.grid)
@@ -172,38 +210,68 @@ def encode_crops(
 # %% ../../nbs/components/19_distillation.ipynb #83ea2ab2
 class SelfDistillation(MomentumSiamese):
     "A student learns what its momentum teacher, centred and sharpened, says about other crops. (DINO, algorithm 1; `main_dino.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                 # the Encoder contract; takes pictures of every size that `views` makes
-        dim: int = 65536,                   # K
-        hidden: int = 2048,                 # of the head
-        bottleneck: int = 256,              # of the head
-        norm: str | None = None,            # in the head: None, or "batch"
-        norm_last: bool = True,             # gains of the head's last layer stay 1; False: they learn
-        temperature: float = .1,            # of the student
-        teacher_temperature: float = .07,   # of the teacher, after the warm-up
-        warm_temperature: float = .04,      # of the teacher at the start
-        warm_up: float = .1,                # share of the run over which it rises; 30 of 300 epochs
-        center_momentum: float = .9,        # of the centre; 1: nothing is centred
-        momentum: float = .996,             # of the teacher at the start
+        encoder: nn.Module,  # the Encoder contract; takes pictures of every size that `views` makes
+        dim: int = 65536,  # K
+        hidden: int = 2048,  # of the head
+        bottleneck: int = 256,  # of the head
+        norm: str | None = None,  # in the head: None, or "batch"
+        norm_last: bool = True,  # gains of the head's last layer stay 1; False: they learn
+        temperature: float = 0.1,  # of the student
+        teacher_temperature: float = 0.07,  # of the teacher, after the warm-up
+        warm_temperature: float = 0.04,  # of the teacher at the start
+        warm_up: float = 0.1,  # share of the run over which it rises; 30 of 300 epochs
+        center_momentum: float = 0.9,  # of the centre; 1: nothing is centred
+        momentum: float = 0.996,  # of the teacher at the start
         momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
-        freeze_last: float = .01,           # share of the run in which the last layer doesn't learn; one epoch of 100
-        clip: float | None = 3.,            # largest gradient norm of each tensor by itself; None: not clipped
-        views: nn.Module | None = None,     # makes the crops
+        freeze_last: float = 0.01,  # share of the run in which the last layer doesn't learn; one epoch of 100
+        clip: float | None = 3.0,  # largest gradient norm of each tensor by itself; None: not clipped
+        views: nn.Module | None = None,  # makes the crops
     ):
-        for name, value in dict(temperature=temperature, teacher_temperature=teacher_temperature, warm_temperature=warm_temperature).items():
-            if not value > 0: raise ValueError(f"{name} divides logits and must be above 0, not {value}: DINO has 0.1 for the student and 0.04 to 0.07 for the teacher.")
-        if not (0 <= warm_up <= 1 and 0 <= freeze_last <= 1): raise ValueError(f"warm_up and freeze_last are shares of the run, 0 to 1: got {warm_up} and {freeze_last}.")
-        if clip is not None and not clip > 0: raise ValueError(f"clip is the largest norm that a gradient may have, above 0, or None: got {clip}; DINO has 3.")
-        self.head_options = dict(hidden=hidden, bottleneck=bottleneck, dim=dim, norm=norm, norm_last=norm_last)
-        super().__init__(encoder, DINOHead(getattr(encoder, 'width', 1), **self.head_options), views, momentum, momentum_schedule)
-        for size in dict.fromkeys(getattr(views, 'sizes', ())): # a crop that doesn't fit is refused now, not in the first step
-            if hasattr(encoder, 'check'): encoder.check(torch.empty(1, encoder.in_chans, *size))
+        for name, value in dict(
+            temperature=temperature,
+            teacher_temperature=teacher_temperature,
+            warm_temperature=warm_temperature,
+        ).items():
+            if not value > 0:
+                raise ValueError(
+                    f"{name} divides logits and must be above 0, not {value}: DINO has 0.1 for the student and 0.04 to 0.07 for the teacher."
+                )
+        if not (0 <= warm_up <= 1 and 0 <= freeze_last <= 1):
+            raise ValueError(
+                f"warm_up and freeze_last are shares of the run, 0 to 1: got {warm_up} and {freeze_last}."
+            )
+        if clip is not None and not clip > 0:
+            raise ValueError(
+                f"clip is the largest norm that a gradient may have, above 0, or None: got {clip}; DINO has 3."
+            )
+        self.head_options = dict(
+            hidden=hidden, bottleneck=bottleneck, dim=dim, norm=norm, norm_last=norm_last
+        )
+        super().__init__(
+            encoder,
+            DINOHead(getattr(encoder, 'width', 1), **self.head_options),
+            views,
+            momentum,
+            momentum_schedule,
+        )
+        for size in dict.fromkeys(
+            getattr(views, 'sizes', ())
+        ):  # a crop that doesn't fit is refused now, not in the first step
+            if hasattr(encoder, 'check'):
+                encoder.check(torch.empty(1, encoder.in_chans, *size))
         quiet(self.momentum_encoder)
-        self.temperature, self.teacher_temperature, self.warm_temperature, self.warm_up = temperature, teacher_temperature, warm_temperature, warm_up
+        self.temperature, self.teacher_temperature, self.warm_temperature, self.warm_up = (
+            temperature,
+            teacher_temperature,
+            warm_temperature,
+            warm_up,
+        )
         self.freeze_last, self.clip = freeze_last, clip
         self.center = Center(dim, center_momentum)
-        self.register_buffer('heat', torch.tensor(self.heat_at(0.))) # the teacher's temperature now
+        self.register_buffer('heat', torch.tensor(self.heat_at(0.0)))  # the teacher's temperature now
 
     def crops(self, views: Any) -> list[Tensor]:
         "The crops (V, B, C, h, w), checked, one tensor a size."
@@ -213,33 +281,36 @@ class SelfDistillation(MomentumSiamese):
 
     def heat_at(
         self,
-        progress: float, # 0 at the start of training, 1 at its end
+        progress: float,  # 0 at the start of training, 1 at its end
     ) -> float:
         "The teacher's temperature: a linear rise, then constant."
-        done = min(1., progress / self.warm_up) if self.warm_up else 1.
+        done = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
         return self.warm_temperature + done * (self.teacher_temperature - self.warm_temperature)
 
-    def heads(self) -> list[DINOHead]: return [self.projector]
+    def heads(self) -> list[DINOHead]:
+        return [self.projector]
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
         "Gradients are there, weights not yet changed: clip each tensor by itself, and leave the last layer alone at first. (`utils.py: clip_gradients, cancel_gradients_last_layer`)"
         if self.clip is not None and (grads := [p.grad for p in self.parameters() if p.grad is not None]):
             norms = torch.stack(torch._foreach_norm(grads))
-            torch._foreach_mul_(grads, list((self.clip / (norms + 1e-6)).clamp(max=1.)))
+            torch._foreach_mul_(grads, list((self.clip / (norms + 1e-6)).clamp(max=1.0)))
         if progress < self.freeze_last:
-            for p in (p for h in self.heads() for p in h.last_layer.parameters()): p.grad = None # no gradient, so no weight decay either
+            for p in (p for h in self.heads() for p in h.last_layer.parameters()):
+                p.grad = None  # no gradient, so no weight decay either
 
     def after_step(self, progress: float) -> None:
         "The teacher follows, parameters only; the centre moves; the temperature rises."
         super().after_step(progress)
-        self.center.update(); self.heat.fill_(self.heat_at(progress))
+        self.center.update()
+        self.heat.fill_(self.heat_at(progress))
 
     @torch.no_grad()
     def watch(
         self,
-        p: Tensor,      # (G, B, K) what the teacher says
-        loss: Tensor,   # the view loss
+        p: Tensor,  # (G, B, K) what the teacher says
+        loss: Tensor,  # the view loss
     ) -> dict:
         "What to look at, all in nats: how sure the teacher is, how many outputs it uses, how far the student is away from it."
         sure = entropy(p).mean()
@@ -247,9 +318,11 @@ class SelfDistillation(MomentumSiamese):
 
 # %% ../../nbs/components/19_distillation.ipynb #bfa33c25
 def quiet(
-    module: nn.Module, # a momentum copy, changed in place
+    module: nn.Module,  # a momentum copy, changed in place
 ) -> None:
     "Take the dice out of a teacher: no drop path, no dropout. The official code builds it without."
     for m in module.modules():
-        if isinstance(m, DropPath): m.drop_prob = 0.
-        if isinstance(m, nn.Dropout): m.p = 0.
+        if isinstance(m, DropPath):
+            m.drop_prob = 0.0
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0

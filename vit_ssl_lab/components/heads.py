@@ -19,11 +19,15 @@ from ..core import choose
 # %% ../../nbs/components/06_heads.ipynb #9ebe5aff
 class BatchNormGamma(nn.BatchNorm1d):
     "Batch normalisation that learns a scale and no shift: the end of SimCLR's head. (simclr, model_util.py: batch_norm_relu, center=False)"
-    def __init__(self,
-                 width: int,         # channels
-                 eps: float = 1e-5): # added to the variance
+
+    def __init__(
+        self,
+        width: int,  # channels
+        eps: float = 1e-5,
+    ):  # added to the variance
         super().__init__(width, eps=eps)
         self.bias = None
+
 
 NORMS = {
     'batch': lambda width, eps: nn.BatchNorm1d(width, eps=eps),
@@ -32,167 +36,202 @@ NORMS = {
     'layer': lambda width, eps: nn.LayerNorm(width, eps=eps),
 }
 
+
 def norm_of(
-    name: str | None,   # a key of NORMS, or None
-    width: int,         # channels
+    name: str | None,  # a key of NORMS, or None
+    width: int,  # channels
     eps: float = 1e-5,  # added to the variance
-) -> list[nn.Module]:   # one module, or none
+) -> list[nn.Module]:  # one module, or none
     "The normalisation with this name, as a list to splice into a Sequential."
     return [] if name is None else [NORMS[choose(name, NORMS, "normalisation")](width, eps)]
 
 # %% ../../nbs/components/06_heads.ipynb #daed8568
 class LinearHead(nn.Sequential):
     "Normalise, then one linear layer. MAE's linear probe: norm='batch-without-affine', std=.01 (`main_linprobe.py`); its fine-tuning: norm='layer', std=2e-5 (`main_finetune.py`)."
-    def __init__(self,
-                 width: int,                # D of the features
-                 classes: int,              # outputs
-                 norm: str | None = None,   # see NORMS
-                 std: float = .01):         # of the truncated normal that draws the weight; the bias is 0
+
+    def __init__(
+        self,
+        width: int,  # D of the features
+        classes: int,  # outputs
+        norm: str | None = None,  # see NORMS
+        std: float = 0.01,
+    ):  # of the truncated normal that draws the weight; the bias is 0
         super().__init__(*norm_of(norm, width, eps=1e-6), nn.Linear(width, classes))
         nn.init.trunc_normal_(self[-1].weight, std=std)
         nn.init.zeros_(self[-1].bias)
 
 # %% ../../nbs/components/06_heads.ipynb #c13f0c1a
 def mlp_head(
-    sizes: Sequence[int],            # widths from input to output: (384, 4096, 256) has one hidden layer
-    norm: str | None = 'batch',      # after each hidden layer; see NORMS
-    last_norm: str | None = None,    # after the last layer
-    bias: bool | Sequence[bool] | None = None, # of the linear layers, one for all or one each; None: where no normalisation follows (it would subtract the bias again)
-    act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True), # makes what stands between the layers
-    eps: float = 1e-5,               # added to the variance by the normalisations
-) -> nn.Sequential:                  # (B, sizes[0]) -> (B, sizes[-1])
+    sizes: Sequence[int],  # widths from input to output: (384, 4096, 256) has one hidden layer
+    norm: str | None = 'batch',  # after each hidden layer; see NORMS
+    last_norm: str | None = None,  # after the last layer
+    bias: bool
+    | Sequence[bool]
+    | None = None,  # of the linear layers, one for all or one each; None: where no normalisation follows (it would subtract the bias again)
+    act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),  # makes what stands between the layers
+    eps: float = 1e-5,  # added to the variance by the normalisations
+) -> nn.Sequential:  # (B, sizes[0]) -> (B, sizes[-1])
     "Linear, normalise, ReLU (`act`), and again; the last layer without: the projection and prediction heads of SimCLR, BYOL, SimSiam and MoCo v3."
-    if len(sizes) < 2: raise ValueError(f"A head needs an input and an output width, not {tuple(sizes)}: give at least two sizes.")
+    if len(sizes) < 2:
+        raise ValueError(
+            f"A head needs an input and an output width, not {tuple(sizes)}: give at least two sizes."
+        )
     layers, last = [], len(sizes) - 2
     biases = [bias] * (last + 1) if bias is None or isinstance(bias, bool) else list(bias)
-    if len(biases) != last + 1: raise ValueError(f"A head of sizes {tuple(sizes)} has {last + 1} linear layers, and {len(biases)} values of bias were given: give one for each, or one for all.")
+    if len(biases) != last + 1:
+        raise ValueError(
+            f"A head of sizes {tuple(sizes)} has {last + 1} linear layers, and {len(biases)} values of bias were given: give one for each, or one for all."
+        )
     for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
         after = last_norm if i == last else norm
-        layers += [nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]), *norm_of(after, b, eps)] + ([act()] if i < last else [])
+        layers += [
+            nn.Linear(a, b, bias=after is None if biases[i] is None else biases[i]),
+            *norm_of(after, b, eps),
+        ] + ([act()] if i < last else [])
     return nn.Sequential(*layers)
 
 # %% ../../nbs/components/06_heads.ipynb #3d66a09d
 def simclr_head(
-    width: int,               # of the encoder
-    hidden: int | None = None, # of the hidden layers; None: the encoder's width
-    dim: int = 128,           # of the output
-    layers: int = 2,          # 2 in the paper, 3 in version 2
-) -> nn.Sequential:           # (B, width) -> (B, dim)
+    width: int,  # of the encoder
+    hidden: int | None = None,  # of the hidden layers; None: the encoder's width
+    dim: int = 128,  # of the output
+    layers: int = 2,  # 2 in the paper, 3 in version 2
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "SimCLR's projector: no bias anywhere, and a last normalisation that scales without shift. (simclr, model_util.py: projection_head)"
-    return mlp_head((width, *[hidden or width] * (layers - 1), dim), last_norm='batch-without-beta', bias=False)
+    return mlp_head(
+        (width, *[hidden or width] * (layers - 1), dim), last_norm='batch-without-beta', bias=False
+    )
+
 
 def byol_head(
-    width: int,         # of the input
-    hidden: int = 4096, # of the hidden layer
-    dim: int = 256,     # of the output
-) -> nn.Sequential:     # (B, width) -> (B, dim)
+    width: int,  # of the input
+    hidden: int = 4096,  # of the hidden layer
+    dim: int = 256,  # of the output
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "BYOL's projector and predictor: a bias in front of the normalisation, none at the end. (byol, utils/networks.py: MLP)"
     return mlp_head((width, hidden, dim), bias=(True, False))
 
+
 def moco_head(
-    width: int,       # of the encoder
-    dim: int = 128,   # of the output
-    mlp: bool = True, # True: version 2, one hidden layer as wide as the input; False: version 1, linear
-) -> nn.Sequential:   # (B, width) -> (B, dim)
+    width: int,  # of the encoder
+    dim: int = 128,  # of the output
+    mlp: bool = True,  # True: version 2, one hidden layer as wide as the input; False: version 1, linear
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "MoCo's head: no normalisation. (moco, builder.py)"
     return mlp_head((width, width, dim) if mlp else (width, dim), norm=None)
 
 # %% ../../nbs/components/06_heads.ipynb #76fd9931
 def simsiam_projector(
-    width: int,       # of the encoder
+    width: int,  # of the encoder
     dim: int = 2048,  # of hidden layers and output
     layers: int = 3,  # 3 on ImageNet, 2 on CIFAR-10
-) -> nn.Sequential:   # (B, width) -> (B, dim)
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "SimSiam's projector: normalised to the end, where nothing is learned. Its last layer has a frozen bias in the official code, which the normalisation takes away again. (simsiam, builder.py)"
     return mlp_head((width, *[dim] * layers), last_norm='batch-without-affine')
 
+
 def simsiam_predictor(
-    dim: int = 2048,   # of input and output
-    hidden: int = 512, # the bottleneck, a quarter of dim
-) -> nn.Sequential:    # (B, dim) -> (B, dim)
+    dim: int = 2048,  # of input and output
+    hidden: int = 512,  # the bottleneck, a quarter of dim
+) -> nn.Sequential:  # (B, dim) -> (B, dim)
     "SimSiam's predictor: a bottleneck without normalisation at the end. (section 3, baseline settings)"
     return mlp_head((dim, hidden, dim))
 
+
 def mocov3_projector(
-    width: int,         # of the encoder
-    hidden: int = 4096, # of the hidden layers
-    dim: int = 256,     # of the output
-    layers: int = 3,    # 3 on a ViT, 2 on a ResNet
-) -> nn.Sequential:     # (B, width) -> (B, dim)
+    width: int,  # of the encoder
+    hidden: int = 4096,  # of the hidden layers
+    dim: int = 256,  # of the output
+    layers: int = 3,  # 3 on a ViT, 2 on a ResNet
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "MoCo v3's projector: no bias, a last normalisation that learns nothing. (moco-v3, builder.py: _build_mlp)"
     return mlp_head((width, *[hidden] * (layers - 1), dim), last_norm='batch-without-affine', bias=False)
 
+
 def mocov3_predictor(
-    dim: int = 256,         # of input and output
-    hidden: int = 4096,     # of the hidden layer
-    last_norm: bool = True, # True on a ViT, False on a ResNet
-) -> nn.Sequential:         # (B, dim) -> (B, dim)
+    dim: int = 256,  # of input and output
+    hidden: int = 4096,  # of the hidden layer
+    last_norm: bool = True,  # True on a ViT, False on a ResNet
+) -> nn.Sequential:  # (B, dim) -> (B, dim)
     "MoCo v3's predictor. (moco-v3, builder.py: MoCo_ViT, MoCo_ResNet)"
     return mlp_head((dim, hidden, dim), last_norm='batch-without-affine' if last_norm else None, bias=False)
 
 # %% ../../nbs/components/06_heads.ipynb #e9feb15c
 def cmae_head(
-    width: int,         # of the input
-    hidden: int = 1536, # of the hidden layer
-    dim: int = 256,     # of the output
-) -> nn.Sequential:     # (B, width) -> (B, dim)
+    width: int,  # of the input
+    hidden: int = 1536,  # of the hidden layer
+    dim: int = 256,  # of the output
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "CMAE's projector and predictor: a bias in front of the normalisation, none at the end, as in BYOL, and a smaller epsilon. (CMAE, nonlinear_neck.py and its configurations)"
     return mlp_head((width, hidden, dim), bias=(True, False), eps=1e-6)
 
 # %% ../../nbs/components/06_heads.ipynb #e895cf22
 def extrema_head(
-    width: int,           # of the input
-    hidden: int = 4096,   # of the hidden layers
-    dim: int = 256,       # of the output
-    layers: int = 3,      # 3 in the projector, 2 in the predictor
+    width: int,  # of the input
+    hidden: int = 4096,  # of the hidden layers
+    dim: int = 256,  # of the output
+    layers: int = 3,  # 3 in the projector, 2 in the predictor
     norm: str = 'layer',  # "layer" as published, or "batch"
-) -> nn.Sequential:       # (B, width) -> (B, dim)
+) -> nn.Sequential:  # (B, width) -> (B, dim)
     "ExtreMA's projector and predictor: GELU, a bias everywhere, nothing that looks at the batch; Xavier-uniform at the start. (ExtreMA, builder.py: _build_proj, _build_pred)"
-    head = mlp_head((width, *[hidden] * (layers - 1), dim), choose(norm, ('layer', 'batch'), "normalisation of ExtreMA's heads"), bias=True, act=nn.GELU)
+    head = mlp_head(
+        (width, *[hidden] * (layers - 1), dim),
+        choose(norm, ('layer', 'batch'), "normalisation of ExtreMA's heads"),
+        bias=True,
+        act=nn.GELU,
+    )
     for m in head:
-        if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.zeros_(m.bias)
     return head
 
 # %% ../../nbs/components/06_heads.ipynb #c66084a5
 class ClassAttention(nn.Module):
     "One token, the first, asks all, itself included; nobody else asks. (CaiT, section 2, equations 2 to 6)"
+
     def __init__(
         self,
-        width: int, # D
-        heads: int, # H; must divide D
+        width: int,  # D
+        heads: int,  # H; must divide D
     ):
         super().__init__()
-        if width % heads: raise ValueError(f"{heads} heads do not divide a width of {width}: each head takes width / heads numbers of a token.")
+        if width % heads:
+            raise ValueError(
+                f"{heads} heads do not divide a width of {width}: each head takes width / heads numbers of a token."
+            )
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
 
-    def split(self, x: Tensor) -> Tensor: return x.unflatten(-1, (self.heads, -1)).transpose(1, 2) # (B, n, D) -> (B, H, n, D/H)
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, n, D) -> (B, H, n, D/H)
 
     def forward(
         self,
-        u: Tensor, # (B, 1 + N, D), the asking token first
-    ) -> Tensor:   # (B, 1, D)
+        u: Tensor,  # (B, 1 + N, D), the asking token first
+    ) -> Tensor:  # (B, 1, D)
         "What the first token reads."
         q, k, v = self.split(self.q(u[:, :1])), self.split(self.k(u)), self.split(self.v(u))
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def weights(
         self,
-        u: Tensor, # (B, 1 + N, D)
-    ) -> Tensor:   # (B, H, 1 + N), each row adds up to 1
+        u: Tensor,  # (B, 1 + N, D)
+    ) -> Tensor:  # (B, H, 1 + N), each row adds up to 1
         "From where it reads."
         q, k = self.split(self.q(u[:, :1])), self.split(self.k(u))
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -.5).softmax(-1)[:, :, 0]
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0]
 
 # %% ../../nbs/components/06_heads.ipynb #694c3b4e
 class ClassAttentionBlock(nn.Module):
     "Class attention and a perceptron for the one token, each with a learned scale that starts small. (CaiT, section 2; timm's `LayerScaleBlockClassAttn` has the same keys)"
+
     def __init__(
         self,
-        width: int,          # D
-        heads: int,          # H
-        mlp_ratio: float = 4., # hidden width of the perceptron, in widths
-        scale: float = .1,   # of both branches at the start (LayerScale); ExtreMA: 0.1 for ViT-B, 1e-5 for ViT-L
+        width: int,  # D
+        heads: int,  # H
+        mlp_ratio: float = 4.0,  # hidden width of the perceptron, in widths
+        scale: float = 0.1,  # of both branches at the start (LayerScale); ExtreMA: 0.1 for ViT-B, 1e-5 for ViT-L
     ):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), ClassAttention(width, heads)
@@ -201,47 +240,55 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,   # (B, N, D) patches, which stay as they are
-        cls: Tensor, # (B, 1, D)
-    ) -> Tensor:     # (B, 1, D)
+        x: Tensor,  # (B, N, D) patches, which stay as they are
+        cls: Tensor,  # (B, 1, D)
+    ) -> Tensor:  # (B, 1, D)
         "The token, having read."
         cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat([cls, x], 1)))
         return cls + self.gamma_2 * self.mlp(self.norm2(cls))
 
+
 class ClassAttentionPool(nn.Module):
     "A learned token that reads the patches in a few blocks. (CaiT, section 2; ExtreMA, vits.py: blocks_token)"
+
     def __init__(
         self,
-        width: int,          # D
-        heads: int,          # H
-        depth: int = 2,      # blocks
-        mlp_ratio: float = 4., # hidden width of the perceptrons, in widths
-        scale: float = .1,   # LayerScale at the start
+        width: int,  # D
+        heads: int,  # H
+        depth: int = 2,  # blocks
+        mlp_ratio: float = 4.0,  # hidden width of the perceptrons, in widths
+        scale: float = 0.1,  # LayerScale at the start
     ):
         super().__init__()
-        if depth < 1: raise ValueError(f"A class token reads the patches in one block or more, not in {depth}.")
-        self.cls_token = nn.Parameter(.02 * torch.randn(width)) # (D,): a vector does not decay, as in the official code
+        if depth < 1:
+            raise ValueError(f"A class token reads the patches in one block or more, not in {depth}.")
+        self.cls_token = nn.Parameter(
+            0.02 * torch.randn(width)
+        )  # (D,): a vector does not decay, as in the official code
         self.blocks = nn.ModuleList(ClassAttentionBlock(width, heads, mlp_ratio, scale) for _ in range(depth))
         for m in self.modules():
-            if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02); nn.init.zeros_(m.bias)
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
 
     def forward(
         self,
-        x: Tensor, # (B, N, D) patches, any N
-    ) -> Tensor:   # (B, D)
+        x: Tensor,  # (B, N, D) patches, any N
+    ) -> Tensor:  # (B, D)
         "One vector a picture."
         return self.read(x, len(self.blocks))[:, 0]
 
     def read(self, x: Tensor, blocks: int) -> Tensor:
         "The token (B, 1, D) after some of the blocks."
         cls = self.cls_token.expand(len(x), 1, -1)
-        for block in self.blocks[:blocks]: cls = block(x, cls)
+        for block in self.blocks[:blocks]:
+            cls = block(x, cls)
         return cls
 
     def weights(
         self,
-        x: Tensor, # (B, N, D)
-    ) -> Tensor:   # (B, H, 1 + N): of itself, then of the patches; each row adds up to 1
+        x: Tensor,  # (B, N, D)
+    ) -> Tensor:  # (B, H, 1 + N): of itself, then of the patches; each row adds up to 1
         "From where the token reads in the last block."
         last = self.blocks[-1]
         return last.attn.weights(last.norm1(torch.cat([self.read(x, len(self.blocks) - 1), x], 1)))
@@ -252,25 +299,36 @@ import torch
 import torch.nn.functional as F
 from .positions import grid_steps
 
+
 class PositionHead(LinearHead):
     "For every token one logit a place; its target is the token's own place in raster order. (MP3, figure 1)"
-    def __init__(self,
-                 width: int,              # D of the tokens
-                 grid: tuple[int, ...],   # (n,), (rows, columns), ...; N = its product
-                 std: float = .01):       # of the weight: small, so that at first every place is equally likely
+
+    def __init__(
+        self,
+        width: int,  # D of the tokens
+        grid: tuple[int, ...],  # (n,), (rows, columns), ...; N = its product
+        std: float = 0.01,
+    ):  # of the weight: small, so that at first every place is equally likely
         super().__init__(width, math.prod(grid), norm='layer', std=std)
         self.register_buffer('steps', grid_steps(grid), persistent=False)
 
-    def loss(self,
-             logits: Tensor, # (B, N, N): token, place
-             ) -> Tensor:    # scalar; log N at chance
+    def loss(
+        self,
+        logits: Tensor,  # (B, N, N): token, place
+    ) -> Tensor:  # scalar; log N at chance
         "Cross-entropy over all tokens."
-        return F.cross_entropy(logits.flatten(0, 1).float(), torch.arange(len(self.steps), device=logits.device).repeat(len(logits)))
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            torch.arange(len(self.steps), device=logits.device).repeat(len(logits)),
+        )
 
     @torch.no_grad()
-    def judge(self,
-              logits: Tensor, # (B, N, N), or probabilities
-              ) -> tuple[Tensor, Tensor]: # (B, N) bool: right; (B, N) float: steps between the most likely place and the true one
+    def judge(
+        self,
+        logits: Tensor,  # (B, N, N), or probabilities
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # (B, N) bool: right; (B, N) float: steps between the most likely place and the true one
         "Which tokens are put where they belong, and how far off the others are."
         guess = logits.argmax(-1)
         away = self.steps[torch.arange(len(self.steps), device=logits.device), guess]

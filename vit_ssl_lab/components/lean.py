@@ -21,71 +21,94 @@ from .masking import take
 # %% ../../nbs/components/15_lean.ipynb #06ddd4a3
 class LiveBytes(TorchDispatchMode):
     "A context that counts the bytes of the tensors made in it: `now` alive, `peak` the most at any time."
+
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.sizes = weakref.WeakKeyDictionary() # storage -> bytes
+        self.sizes = weakref.WeakKeyDictionary()  # storage -> bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(out):
-            if isinstance(t, Tensor) and t.untyped_storage() not in given: self.add(t.untyped_storage()) # no view, no change in place
+            if isinstance(t, Tensor) and t.untyped_storage() not in given:
+                self.add(t.untyped_storage())  # no view, no change in place
         return out
 
     def add(self, storage) -> None:
-        if storage in self.sizes: return
+        if storage in self.sizes:
+            return
         self.sizes[storage] = size = storage.nbytes()
-        self.now += size; self.peak = max(self.peak, self.now)
+        self.now += size
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.drop, size)
 
-    def drop(self, size: int) -> None: self.now -= size
+    def drop(self, size: int) -> None:
+        self.now -= size
 
 # %% ../../nbs/components/15_lean.ipynb #d750b9db
 @contextmanager
 def forget(
-    *modules: nn.Module, # layers whose output is a quick, pure function of one input that they keep for their own gradient: LayerNorm, GELU
+    *modules: nn.Module,  # layers whose output is a quick, pure function of one input that they keep for their own gradient: LayerNorm, GELU
 ):
     "While it lasts, autograd keeps these layers' inputs instead of their outputs, and makes the outputs again in the backward pass."
-    made = {} # storage of an output -> the output, its version, the layer, the layer's input
-    def note(module, args, y): made[y.untyped_storage()] = y, y._version, module, args[0].detach()
+    made = {}  # storage of an output -> the output, its version, the layer, the layer's input
+
+    def note(module, args, y):
+        made[y.untyped_storage()] = y, y._version, module, args[0].detach()
+
     def pack(t):
         y, version, *recipe = made.get(t.untyped_storage(), (t, -1))
-        return (*recipe, t.size(), t.stride(), t.storage_offset()) if y._version == version else t # changed in place: kept as it is
+        return (
+            (*recipe, t.size(), t.stride(), t.storage_offset()) if y._version == version else t
+        )  # changed in place: kept as it is
+
     hooks = [m.register_forward_hook(note, prepend=True) for m in modules]
     try:
-        with saved_tensors_hooks(pack, remake): yield
+        with saved_tensors_hooks(pack, remake):
+            yield
     finally:
         made.clear()
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
+
 
 @torch.no_grad()
 def remake(
-    kept: Tensor | tuple, # what `forget` let autograd keep: the tensor, or layer, input, and which view of the output
-) -> Tensor:              # what autograd wanted to keep
+    kept: Tensor
+    | tuple,  # what `forget` let autograd keep: the tensor, or layer, input, and which view of the output
+) -> Tensor:  # what autograd wanted to keep
     "Run the layer again, if it has to be."
-    if isinstance(kept, Tensor): return kept
+    if isinstance(kept, Tensor):
+        return kept
     module, x, size, stride, offset = kept
     return module.forward(x).as_strided(size, stride, offset)
 
 # %% ../../nbs/components/15_lean.ipynb #941bf5d4
 class LeanBlock(Block):
     "timm's `Block`, same weights, same numbers, that keeps eleven units of activations instead of fifteen."
-    lean = True   # False: keep all, as timm does
-    least = 2**18 # bytes of input; below it the bookkeeping takes longer than it is worth
+
+    lean = True  # False: keep all, as timm does
+    least = 2**18  # bytes of input; below it the bookkeeping takes longer than it is worth
 
     def forward(
         self,
-        x: Tensor,                       # (B, T, D)
-        attn_mask: Tensor | None = None, # as timm's
-        is_causal: bool = False,         # as timm's
-    ) -> Tensor:                         # (B, T, D)
+        x: Tensor,  # (B, T, D)
+        attn_mask: Tensor | None = None,  # as timm's
+        is_causal: bool = False,  # as timm's
+    ) -> Tensor:  # (B, T, D)
         "timm's forward pass, remembered with gaps."
-        with self.sparing(x): return super().forward(x, attn_mask, is_causal)
+        with self.sparing(x):
+            return super().forward(x, attn_mask, is_causal)
 
     def sparing(self, x: Tensor):
         "The context of the forward pass of x."
-        worth = self.lean and torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.numel() * x.element_size() >= self.least
+        worth = (
+            self.lean
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and x.numel() * x.element_size() >= self.least
+        )
         return forget(*self.quick()) if worth else nullcontext()
 
     def quick(self) -> list[nn.Module]:
@@ -96,9 +119,9 @@ class LeanBlock(Block):
 @patch
 def at(
     self: LeanBlock,
-    x: Tensor,    # (B, T, D)
-    want: Tensor, # (B, K) int64: which tokens
-) -> Tensor:      # (B, K, D)
+    x: Tensor,  # (B, T, D)
+    want: Tensor,  # (B, K) int64: which tokens
+) -> Tensor:  # (B, K, D)
     "What the block gives at some tokens, without the work for the others."
     with self.sparing(x):
         h = self.norm1(x)

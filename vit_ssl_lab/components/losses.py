@@ -16,97 +16,141 @@ from .processes import gather, offset
 
 # %% ../../nbs/components/11_losses.ipynb #e8648040
 def unit(
-    z: Tensor, # (B, d)
-) -> Tensor:   # (B, d) rows of length 1, at least float32
+    z: Tensor,  # (B, d)
+) -> Tensor:  # (B, d) rows of length 1, at least float32
     "Directions only."
-    if z.ndim != 2: raise ValueError(f"A Siamese loss compares one vector a picture, (B, d), and got {tuple(z.shape)}: pool the patches first.")
+    if z.ndim != 2:
+        raise ValueError(
+            f"A Siamese loss compares one vector a picture, (B, d), and got {tuple(z.shape)}: pool the patches first."
+        )
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
 
+
 def cosines(
-    a: Tensor, # (n, d)
-    b: Tensor, # (m, d)
-) -> Tensor:   # (n, m)
+    a: Tensor,  # (n, d)
+    b: Tensor,  # (m, d)
+) -> Tensor:  # (n, m)
     "The cosine of every row of `a` with every row of `b`, in float32 also under autocast."
-    with torch.autocast(a.device.type, enabled=False): return unit(a) @ unit(b).T
+    with torch.autocast(a.device.type, enabled=False):
+        return unit(a) @ unit(b).T
 
 # %% ../../nbs/components/11_losses.ipynb #10c3edcf
 class Contrast(NamedTuple):
     "What a contrastive loss says."
-    loss: Tensor     # scalar
-    accuracy: Tensor # scalar, 0..1: how often the own key is the most similar one; no gradient
+
+    loss: Tensor  # scalar
+    accuracy: Tensor  # scalar, 0..1: how often the own key is the most similar one; no gradient
+
 
 def classify(
-    logits: Tensor,     # (n, m) cosines
-    label: Tensor,      # (n,) int64, the column of the own key
-    temperature: float, # > 0; tau
+    logits: Tensor,  # (n, m) cosines
+    label: Tensor,  # (n,) int64, the column of the own key
+    temperature: float,  # > 0; tau
 ) -> Contrast:
     "Cross-entropy over cosines, and how often it is right."
-    if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: the papers use 0.07 to 1.")
-    return Contrast(F.cross_entropy(logits / temperature, label), (logits.detach().argmax(1) == label).float().mean())
+    if not temperature > 0:
+        raise ValueError(
+            f"A temperature divides the cosines and must be above 0, not {temperature}: the papers use 0.07 to 1."
+        )
+    return Contrast(
+        F.cross_entropy(logits / temperature, label), (logits.detach().argmax(1) == label).float().mean()
+    )
+
 
 def info_nce(
-    q: Tensor,                   # (B, d) queries
-    k: Tensor,                   # (B, d) their keys, row by row; detach them where no gradient should reach them
-    temperature: float = .2,     # tau
-    queue: Tensor | None = None, # (K, d) unit rows: the only negatives; None: the keys of the other pictures, of all processes
-) -> Contrast:                   # loss: mean over the queries
+    q: Tensor,  # (B, d) queries
+    k: Tensor,  # (B, d) their keys, row by row; detach them where no gradient should reach them
+    temperature: float = 0.2,  # tau
+    queue: Tensor
+    | None = None,  # (K, d) unit rows: the only negatives; None: the keys of the other pictures, of all processes
+) -> Contrast:  # loss: mean over the queries
     "Find the own key among others. (MoCo, equation 1; with keys of the batch: MoCo v3, algorithm 1, without its factor)"
-    if q.shape != k.shape: raise ValueError(f"Each query needs its own key: got queries {tuple(q.shape)} and keys {tuple(k.shape)}.")
-    if queue is None: return classify(cosines(q, gather(unit(k))), torch.arange(len(q), device=q.device) + offset(len(q)), temperature)
-    if queue.ndim != 2 or queue.shape[1] != q.shape[1]: raise ValueError(f"The queue must hold keys of width {q.shape[1]}, (K, {q.shape[1]}), and is {tuple(queue.shape)}.")
-    own = (unit(q) * unit(k)).sum(1, keepdim=True)                               # (B, 1)
-    return classify(torch.cat([own, cosines(q, queue)], 1), torch.zeros(len(q), dtype=torch.int64, device=q.device), temperature)
+    if q.shape != k.shape:
+        raise ValueError(
+            f"Each query needs its own key: got queries {tuple(q.shape)} and keys {tuple(k.shape)}."
+        )
+    if queue is None:
+        return classify(
+            cosines(q, gather(unit(k))), torch.arange(len(q), device=q.device) + offset(len(q)), temperature
+        )
+    if queue.ndim != 2 or queue.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"The queue must hold keys of width {q.shape[1]}, (K, {q.shape[1]}), and is {tuple(queue.shape)}."
+        )
+    own = (unit(q) * unit(k)).sum(1, keepdim=True)  # (B, 1)
+    return classify(
+        torch.cat([own, cosines(q, queue)], 1),
+        torch.zeros(len(q), dtype=torch.int64, device=q.device),
+        temperature,
+    )
 
 # %% ../../nbs/components/11_losses.ipynb #cf9322f1
 def nt_xent(
-    z1: Tensor,               # (B, d) first views
-    z2: Tensor,               # (B, d) second views, row by row of the same pictures
-    temperature: float = .1,  # tau
-    keys: tuple[Tensor, Tensor] | None = None, # two (B, d) to be found in place of z1 and z2; detach them where no gradient should reach them
-) -> Contrast:                # loss: mean over the 2B views, half of what the official code reports
+    z1: Tensor,  # (B, d) first views
+    z2: Tensor,  # (B, d) second views, row by row of the same pictures
+    temperature: float = 0.1,  # tau
+    keys: tuple[Tensor, Tensor]
+    | None = None,  # two (B, d) to be found in place of z1 and z2; detach them where no gradient should reach them
+) -> Contrast:  # loss: mean over the 2B views, half of what the official code reports
     "Normalised-temperature cross-entropy: each view finds its partner among all other views of all processes, with gradient through both. (SimCLR, equation 1)"
-    if z1.shape != z2.shape: raise ValueError(f"Two views of the same pictures are compared row by row: got {tuple(z1.shape)} and {tuple(z2.shape)}.")
-    (keys1, keys2), mine = (gather(unit(k)) for k in keys or (z1, z2)), torch.arange(len(z1), device=z1.device) + offset(len(z1))
-    logits = cosines(torch.cat([z1, z2]), torch.cat([keys1, keys2]))             # (2B, 2 whole batch)
+    if z1.shape != z2.shape:
+        raise ValueError(
+            f"Two views of the same pictures are compared row by row: got {tuple(z1.shape)} and {tuple(z2.shape)}."
+        )
+    (keys1, keys2), mine = (
+        (gather(unit(k)) for k in keys or (z1, z2)),
+        torch.arange(len(z1), device=z1.device) + offset(len(z1)),
+    )
+    logits = cosines(torch.cat([z1, z2]), torch.cat([keys1, keys2]))  # (2B, 2 whole batch)
     self, partner = torch.cat([mine, mine + len(keys1)]), torch.cat([mine + len(keys1), mine])
     return classify(logits.scatter(1, self[:, None], -torch.inf), partner, temperature)
 
 # %% ../../nbs/components/11_losses.ipynb #3ec138dd
 def negative_cosine(
-    p: Tensor, # (B, d) predictions
-    z: Tensor, # (B, d) targets; detached by the caller where the method says so
-) -> Tensor:   # scalar, -1 (alike) to 1
+    p: Tensor,  # (B, d) predictions
+    z: Tensor,  # (B, d) targets; detached by the caller where the method says so
+) -> Tensor:  # scalar, -1 (alike) to 1
     "Minus the mean cosine, row by row. (SimSiam, equation 1)"
-    if p.shape != z.shape: raise ValueError(f"Predictions and targets are compared row by row: got {tuple(p.shape)} and {tuple(z.shape)}.")
-    with torch.autocast(p.device.type, enabled=False): return -(unit(p) * unit(z)).sum(1).mean()
+    if p.shape != z.shape:
+        raise ValueError(
+            f"Predictions and targets are compared row by row: got {tuple(p.shape)} and {tuple(z.shape)}."
+        )
+    with torch.autocast(p.device.type, enabled=False):
+        return -(unit(p) * unit(z)).sum(1).mean()
+
 
 def regression_loss(
-    p: Tensor, # (B, d) predictions
-    z: Tensor, # (B, d) targets; detached by the caller
-) -> Tensor:   # scalar, 0 (alike) to 4
+    p: Tensor,  # (B, d) predictions
+    z: Tensor,  # (B, d) targets; detached by the caller
+) -> Tensor:  # scalar, 0 (alike) to 4
     "Mean squared distance of the directions: 2 - 2 cos. (BYOL, equation 2)"
     return 2 + 2 * negative_cosine(p, z)
 
 # %% ../../nbs/components/11_losses.ipynb #4e314aa0
 def alignment_loss(
-    z1: Tensor,        # (B, d) first views
-    z2: Tensor,        # (B, d) second views
-    alpha: float = 2., # power of the distance
-) -> Tensor:           # scalar, 0 (alike) to 4 for alpha 2
+    z1: Tensor,  # (B, d) first views
+    z2: Tensor,  # (B, d) second views
+    alpha: float = 2.0,  # power of the distance
+) -> Tensor:  # scalar, 0 (alike) to 4 for alpha 2
     "Mean distance of the two views on the sphere, to the power alpha. (Wang and Isola 2020, section 4.1)"
-    if z1.shape != z2.shape: raise ValueError(f"Alignment compares two views of the same pictures: got shapes {tuple(z1.shape)} and {tuple(z2.shape)}.")
+    if z1.shape != z2.shape:
+        raise ValueError(
+            f"Alignment compares two views of the same pictures: got shapes {tuple(z1.shape)} and {tuple(z2.shape)}."
+        )
     return (unit(z1) - unit(z2)).norm(dim=1).pow(alpha).mean()
 
+
 def uniformity_loss(
-    z: Tensor,      # (n, d); all pairs are compared
-    t: float = 2.,  # of the Gaussian kernel
-) -> Tensor:        # scalar, 0 (collapsed) down to about -2t (spread)
+    z: Tensor,  # (n, d); all pairs are compared
+    t: float = 2.0,  # of the Gaussian kernel
+) -> Tensor:  # scalar, 0 (collapsed) down to about -2t (spread)
     "Logarithm of the mean Gaussian kernel over all pairs. (Wang and Isola 2020, section 4.1)"
     return torch.pdist(unit(z)).square().mul(-t).logsumexp(0) - math.log(len(z) * (len(z) - 1) / 2)
 
+
 @torch.no_grad()
 def spread(
-    z: Tensor, # (B, d)
-) -> Tensor:   # scalar: 1 = directions all over the sphere, 0 = collapsed
+    z: Tensor,  # (B, d)
+) -> Tensor:  # scalar: 1 = directions all over the sphere, 0 = collapsed
     "Mean over the dimensions of the standard deviation of the unit vectors, times sqrt(d): the paper's sign of collapse. (SimSiam, section 4.1)"
-    return unit(z).std(0, correction=0).mean() * z.shape[1] ** .5
+    return unit(z).std(0, correction=0).mean() * z.shape[1] ** 0.5

@@ -16,86 +16,125 @@ from .decoders import MAEDecoder
 from .masking import KINDS, group_members, kept, mask_of, noise_shape, take
 from .patches import patchify, unpatchify
 from .reconstruction import Reconstruction, panes
-from .targets import masked_mse, normalise_patches, unnormalise_honest, unnormalise_leaky
+from vit_ssl_lab.components.targets import (
+    masked_mse,
+    normalise_patches,
+    unnormalise_honest,
+    unnormalise_leaky,
+)
 from ..core import Features, Mask, choose
 
 # %% ../../nbs/components/17_masked.ipynb #mskd0006
 class MaskedAutoencoder(nn.Module):
     "An encoder of visible patches, a decoder of all, and pixels to regress; the loss is the method's. (MAE, arXiv 2111.06377, section 3)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # the Encoder contract: width, grid, patch_size, in_chans, img_size
-        views: nn.Module | None,        # makes what forward takes; None: the method sets its own
-        decoder_width: int = 512,       # Dd
-        decoder_depth: int = 8,         # blocks
-        decoder_heads: int = 16,        # attention heads of the decoder
-        mask_ratio: float = .75,        # share of hidden patches, 0 <= ratio < 1
-        norm_pix: bool = True,          # regress each patch's pixels normalised by its own mean and spread
-        masking: str = 'random',        # "random", "block", "grid" or "group"
-        decoder_positions: str | None = 'sincos', # None: leave them out, to see what breaks
-        group: int | tuple[int, ...] = 2, # patches along each axis that "group" hides together
-        decoder: Callable[[int, tuple, int], nn.Module] | None = None, # makes another decoder of the encoder's width, the grid and the numbers of a patch; None: MAE's, with the sizes above
+        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans, img_size
+        views: nn.Module | None,  # makes what forward takes; None: the method sets its own
+        decoder_width: int = 512,  # Dd
+        decoder_depth: int = 8,  # blocks
+        decoder_heads: int = 16,  # attention heads of the decoder
+        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        masking: str = 'random',  # "random", "block", "grid" or "group"
+        decoder_positions: str | None = 'sincos',  # None: leave them out, to see what breaks
+        group: int | tuple[int, ...] = 2,  # patches along each axis that "group" hides together
+        decoder: Callable[[int, tuple, int], nn.Module]
+        | None = None,  # makes another decoder of the encoder's width, the grid and the numbers of a patch; None: MAE's, with the sizes above
     ):
         super().__init__()
-        missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit and convnextv2, or ViT.from_timm(model) for a timm model.")
+        missing = [
+            a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size') if not hasattr(encoder, a)
+        ]
+        if missing:
+            raise TypeError(
+                f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit and convnextv2, or ViT.from_timm(model) for a timm model."
+            )
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
-        self.mask_ratio, self.norm_pix, self.masking = mask_ratio, norm_pix, choose(masking, KINDS, "kind of masking")
+        self.mask_ratio, self.norm_pix, self.masking = (
+            mask_ratio,
+            norm_pix,
+            choose(masking, KINDS, "kind of masking"),
+        )
         self.group = group
-        kept(len(group_members(self.grid, group)) if masking == 'group' else math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is, and groups that don't fit
+        kept(
+            len(group_members(self.grid, group)) if masking == 'group' else math.prod(self.grid), mask_ratio
+        )  # refuses a ratio that hides all or more than there is, and groups that don't fit
         out = math.prod(self.patch_size) * encoder.in_chans
-        decoder = decoder or partial(MAEDecoder, decoder_width=decoder_width, depth=decoder_depth, heads=decoder_heads, positions=decoder_positions)
+        decoder = decoder or partial(
+            MAEDecoder,
+            decoder_width=decoder_width,
+            depth=decoder_depth,
+            heads=decoder_heads,
+            positions=decoder_positions,
+        )
         self.decoder = decoder(encoder.width, self.grid, out)
         self.views = views
 
     @property
-    def noise_shape(self) -> tuple: return noise_shape(self.masking, self.grid) # of one picture's chance; training draws it for the whole batch of all processes
+    def noise_shape(self) -> tuple:
+        return noise_shape(
+            self.masking, self.grid
+        )  # of one picture's chance; training draws it for the whole batch of all processes
 
     def draw_mask(
         self,
-        images: Tensor,                     # (B, C, H, W), for B and the device
-        noise: Tensor | None = None,        # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,           # any mask of the contract: returned as it is
-        ratio: float | None = None,         # share of hidden patches; None: the method's
-        generator: Generator | None = None, # where a draw comes from; None: torch's global generator
+        images: Tensor,  # (B, C, H, W), for B and the device
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract: returned as it is
+        ratio: float | None = None,  # share of hidden patches; None: the method's
+        generator: Generator | None = None,  # where a draw comes from; None: torch's global generator
     ) -> Mask:
         "The mask that was given, or one of the method's kind. (section 3, masking)"
         if mask is not None:
-            if mask.mask.shape[1] != math.prod(self.grid): raise ValueError(f"This mask has {mask.mask.shape[1]} places a picture, and the encoder's grid is {' x '.join(map(str, self.grid))}, one place for every {' x '.join(map(str, self.patch_size))} pixels: make the mask on that grid.")
+            if mask.mask.shape[1] != math.prod(self.grid):
+                raise ValueError(
+                    f"This mask has {mask.mask.shape[1]} places a picture, and the encoder's grid is {' x '.join(map(str, self.grid))}, one place for every {' x '.join(map(str, self.patch_size))} pixels: make the mask on that grid."
+                )
             return mask.to(images.device)
-        return mask_of(self.masking, len(images), self.grid, self.mask_ratio if ratio is None else ratio, generator, None if self.masking == 'grid' else noise, images.device, self.group) # a grid reads no noise
+        return mask_of(
+            self.masking,
+            len(images),
+            self.grid,
+            self.mask_ratio if ratio is None else ratio,
+            generator,
+            None if self.masking == 'grid' else noise,
+            images.device,
+            self.group,
+        )  # a grid reads no noise
 
     def encode(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # which patches the encoder sees
-    ) -> Features:      # patches (B, K, D), in the order of mask.keep; pooled (B, D)
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # which patches the encoder sees
+    ) -> Features:  # patches (B, K, D), in the order of mask.keep; pooled (B, D)
         "Encode the visible patches. (section 3, MAE encoder)"
         return self.encoder(images, mask.keep)
 
     def decode(
         self,
-        latent: Features, # of the visible patches
-        mask: Mask,       # where they belong
-        want: Tensor | None = None, # (B, M) indices of the patches to predict; None: every patch
-    ) -> Tensor:          # (B, N or M, ph*pw*C) in the target's unit
+        latent: Features,  # of the visible patches
+        mask: Mask,  # where they belong
+        want: Tensor | None = None,  # (B, M) indices of the patches to predict; None: every patch
+    ) -> Tensor:  # (B, N or M, ph*pw*C) in the target's unit
         "Predict from the visible patches. The class token, or what the encoder pools in its place, goes through the decoder too. (section 3, MAE decoder)"
         return self.decoder(latent.patches, mask.keep, latent.pooled, want)
 
     def predict(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # which patches the encoder sees
-        want: Tensor | None = None, # (B, M) indices of the patches to predict; None: every patch
-    ) -> Tensor:        # (B, N or M, ph*pw*C) in the target's unit
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # which patches the encoder sees
+        want: Tensor | None = None,  # (B, M) indices of the patches to predict; None: every patch
+    ) -> Tensor:  # (B, N or M, ph*pw*C) in the target's unit
         "Encode the visible patches, decode all."
         return self.decode(self.encode(images, mask), mask, want)
 
     def hidden_patches(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # of these pictures
-    ) -> Tensor:        # (B, M, ph*pw*C) pixels, in the order of mask.hidden
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # of these pictures
+    ) -> Tensor:  # (B, M, ph*pw*C) pixels, in the order of mask.hidden
         "What was taken away."
         return take(patchify(images, self.patch_size), mask.hidden)
 
@@ -105,33 +144,40 @@ class MaskedAutoencoder(nn.Module):
 
     def pixel_loss(
         self,
-        pred: Tensor,   # (B, M, ph*pw*C), from `decode` or `predict` with want=mask.hidden
-        images: Tensor, # (B, C, H, W) normalised, what is to be predicted
-        mask: Mask,     # of these pictures
-        error: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse, # of prediction, target and a mask
-    ) -> Tensor:        # scalar
+        pred: Tensor,  # (B, M, ph*pw*C), from `decode` or `predict` with want=mask.hidden
+        images: Tensor,  # (B, C, H, W) normalised, what is to be predicted
+        mask: Mask,  # of these pictures
+        error: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse,  # of prediction, target and a mask
+    ) -> Tensor:  # scalar
         "The mean error on hidden patches."
         return error(pred, self.target(self.hidden_patches(images, mask)), mask.mask.gather(1, mask.hidden))
 
-    def after_step(self, progress: float) -> None: "No momentum and no queue."
+    def after_step(self, progress: float) -> None:
+        "No momentum and no queue."
 
 # %% ../../nbs/components/17_masked.ipynb #mskd0013
 @patch
 @torch.no_grad()
 def reconstruct(
     self: MaskedAutoencoder,
-    images: Tensor,                     # (B, C, h, w) uint8, or float in 0..1
-    mask: Mask | None = None,           # None: drawn with the model's kind and ratio
-    generator: Generator | None = None, # where that draw comes from
-    pixels: str = 'honest',             # with norm_pix: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
-) -> Reconstruction:                    # pictures in 0..1, error, mask
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+    mask: Mask | None = None,  # None: drawn with the model's kind and ratio
+    generator: Generator | None = None,  # where that draw comes from
+    pixels: str = 'honest',  # with norm_pix: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
+) -> Reconstruction:  # pictures in 0..1, error, mask
     "What the model sees, says, and where it is wrong, in pixel space."
     choose(pixels, ['honest', 'leaky'], "way to un-normalise")
     training, x = self.training, self.views.prepare(images)
     mask = self.draw_mask(x, mask=mask, generator=generator)
-    self.eval(); pred = self.predict(x, mask).float(); self.train(training)
+    self.eval()
+    pred = self.predict(x, mask).float()
+    self.train(training)
     if self.norm_pix:
         patches = patchify(x, self.patch_size)
-        pred = unnormalise_honest(pred, patches, mask.mask, self.grid) if pixels == 'honest' else unnormalise_leaky(pred, patches)
+        pred = (
+            unnormalise_honest(pred, patches, mask.mask, self.grid)
+            if pixels == 'honest'
+            else unnormalise_leaky(pred, patches)
+        )
     prediction = unpatchify(pred, self.patch_size, self.grid, x.shape[1])
     return panes(self.views.restore(x), self.views.restore(prediction), mask, self.patch_size, self.grid)

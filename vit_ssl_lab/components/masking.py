@@ -18,235 +18,305 @@ from ..show import show_rows
 
 # %% ../../nbs/components/04_masking.ipynb #26b02f0a
 def kept(
-    n: int,       # patches N
-    ratio: float, # share of hidden patches, 0 <= ratio < 1
-) -> int:         # K, the visible ones
+    n: int,  # patches N
+    ratio: float,  # share of hidden patches, 0 <= ratio < 1
+) -> int:  # K, the visible ones
     "The number of visible patches, rounded as MAE does: `int(N * (1 - ratio))`, a floor of a float product."
-    if not 0 <= ratio < 1: raise ValueError(f"The mask ratio is the share of hidden patches, 0 <= ratio < 1; {ratio} is not: MAE uses 0.75.")
+    if not 0 <= ratio < 1:
+        raise ValueError(
+            f"The mask ratio is the share of hidden patches, 0 <= ratio < 1; {ratio} is not: MAE uses 0.75."
+        )
     k = int(n * (1 - ratio))
-    if k < 1: raise ValueError(f"A mask ratio of {ratio} leaves none of {n} patches visible: use a smaller ratio or smaller patches.")
+    if k < 1:
+        raise ValueError(
+            f"A mask ratio of {ratio} leaves none of {n} patches visible: use a smaller ratio or smaller patches."
+        )
     return k
 
 # %% ../../nbs/components/04_masking.ipynb #eb152e88
 def random_masking(
-    batch: int,                          # B
-    grid: int | tuple[int, ...],         # N, or a grid of any number of axes whose product is N
-    ratio: float,                        # share of hidden patches, 0 <= ratio < 1
+    batch: int,  # B
+    grid: int | tuple[int, ...],  # N, or a grid of any number of axes whose product is N
+    ratio: float,  # share of hidden patches, 0 <= ratio < 1
     *,
     generator: Generator | None = None,  # where the noise comes from; None: torch's global generator
-    noise: Tensor | None = None,         # (B, N) sort keys instead of drawing them
-    device=None,                         # where the mask goes; None: where the noise is
-) -> Mask:                               # keep in the order of rising noise
+    noise: Tensor | None = None,  # (B, N) sort keys instead of drawing them
+    device=None,  # where the mask goes; None: where the noise is
+) -> Mask:  # keep in the order of rising noise
     "Hide a random subset of patches, another in each picture. MAE, section 3 and `models_mae.py: random_masking`."
     n = grid if isinstance(grid, int) else math.prod(grid)
     k = kept(n, ratio)
-    if noise is None: noise = torch.rand(batch, n, generator=generator, device=generator.device if generator else device)
-    if noise.shape != (batch, n): raise ValueError(f"Noise for {batch} pictures of {n} patches is ({batch}, {n}), not {tuple(noise.shape)}.")
+    if noise is None:
+        noise = torch.rand(batch, n, generator=generator, device=generator.device if generator else device)
+    if noise.shape != (batch, n):
+        raise ValueError(
+            f"Noise for {batch} pictures of {n} patches is ({batch}, {n}), not {tuple(noise.shape)}."
+        )
     keep = torch.argsort(noise.to(device), dim=1)[:, :k]
-    return Mask(keep, torch.ones(batch, n, device=keep.device).scatter(1, keep, 0.))
+    return Mask(keep, torch.ones(batch, n, device=keep.device).scatter(1, keep, 0.0))
 
 # %% ../../nbs/components/04_masking.ipynb #3af87903
 def take(
-    tokens: Tensor, # (B, N, D)
-    keep: Tensor,   # (B, K) int64
-) -> Tensor:        # (B, K, D)
+    tokens: Tensor,  # (B, N, D)
+    keep: Tensor,  # (B, K) int64
+) -> Tensor:  # (B, K, D)
     "Pick each row's visible tokens, in the order of `keep`."
     return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
 
 # %% ../../nbs/components/04_masking.ipynb #25a27aca
 def show_masks(
-    masks: dict[str, Mask],          # label -> mask of B pictures
-    grid: tuple[int, int],           # (rows, columns)
-    images: Tensor | None = None,    # (B, C, H, W) uint8 or 0..1 under the masks; None: plain grey
-    n: int = 6,                      # pictures of each
-    alt: str = '',                   # one sentence; made from the labels if empty
+    masks: dict[str, Mask],  # label -> mask of B pictures
+    grid: tuple[int, int],  # (rows, columns)
+    images: Tensor | None = None,  # (B, C, H, W) uint8 or 0..1 under the masks; None: plain grey
+    n: int = 6,  # pictures of each
+    alt: str = '',  # one sentence; made from the labels if empty
 ) -> None:
     "One row of pictures for each mask, hidden patches dark."
     rows, picture = {}, images if images is None or images.dtype != torch.uint8 else images / 255
     for label, mask in masks.items():
         h, w = images.shape[-2:] if images is not None else (grid[0] * 8, grid[1] * 8)
-        hidden = mask_to_pixels(mask.mask[:n].cpu(), (h // grid[0], w // grid[1]), grid) # (n, 1, H, W)
-        under = torch.full_like(hidden, .85) if picture is None else picture[:n].cpu()
-        rows[f"{label}\n{mask.ratio:.0%} hidden"] = under * (1 - hidden) + .25 * hidden
+        hidden = mask_to_pixels(mask.mask[:n].cpu(), (h // grid[0], w // grid[1]), grid)  # (n, 1, H, W)
+        under = torch.full_like(hidden, 0.85) if picture is None else picture[:n].cpu()
+        rows[f"{label}\n{mask.ratio:.0%} hidden"] = under * (1 - hidden) + 0.25 * hidden
     show_rows(rows, alt or f"Masks of {grid[0]} by {grid[1]} patches, hidden ones dark: {', '.join(masks)}.")
 
 # %% ../../nbs/components/04_masking.ipynb #f5a79798
 def mask_from(
-    hidden: Tensor,                       # (N,), (B, N) or (B, rows, columns); with `grid` also (rows, columns). True or 1 = hidden
+    hidden: Tensor,  # (N,), (B, N) or (B, rows, columns); with `grid` also (rows, columns). True or 1 = hidden
     grid: tuple[int, int] | None = None,  # (rows, columns): reads a 2-D `hidden` of this shape as one picture
-) -> Mask:                                # keep in raster order
+) -> Mask:  # keep in raster order
     "A mask that you have painted. Each picture must hide as many patches as the others, and leave at least one."
     hidden = torch.as_tensor(hidden)
-    hidden = hidden if hidden.dtype == torch.bool else hidden > .5
-    if grid is not None and hidden.shape == tuple(grid): hidden = hidden[None]
+    hidden = hidden if hidden.dtype == torch.bool else hidden > 0.5
+    if grid is not None and hidden.shape == tuple(grid):
+        hidden = hidden[None]
     hidden = hidden[None] if hidden.ndim == 1 else hidden.flatten(1)
     counts = hidden.sum(1)
-    if counts.min() != counts.max(): raise ValueError(f"Each picture of a batch hides the same number of patches; here they hide from {counts.min()} to {counts.max()}: paint more or less, or encode them one by one.")
-    if counts[0] == hidden.shape[1]: raise ValueError(f"All {hidden.shape[1]} patches are hidden: leave at least one visible.")
-    keep = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :hidden.shape[1] - int(counts[0])]
+    if counts.min() != counts.max():
+        raise ValueError(
+            f"Each picture of a batch hides the same number of patches; here they hide from {counts.min()} to {counts.max()}: paint more or less, or encode them one by one."
+        )
+    if counts[0] == hidden.shape[1]:
+        raise ValueError(f"All {hidden.shape[1]} patches are hidden: leave at least one visible.")
+    keep = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : hidden.shape[1] - int(counts[0])]
     return Mask(keep, hidden.float())
 
 # %% ../../nbs/components/04_masking.ipynb #0119e2b7
 def two_axes(
-    grid: tuple[int, ...], # what the caller gave
-    what: str,             # "Block-wise"
-) -> tuple[int, int]:      # (rows, columns)
+    grid: tuple[int, ...],  # what the caller gave
+    what: str,  # "Block-wise"
+) -> tuple[int, int]:  # (rows, columns)
     "Rows and columns, or one sentence."
-    if isinstance(grid, int) or len(grid) != 2: raise ValueError(f"{what} masking needs rows and columns, not {grid}: use \"random\" for sequences and clips.")
+    if isinstance(grid, int) or len(grid) != 2:
+        raise ValueError(
+            f"{what} masking needs rows and columns, not {grid}: use \"random\" for sequences and clips."
+        )
     return tuple(grid)
 
+
 def random_boxes(
-    draws: Tensor,                  # (B, 4) uniform in 0..1
-    area: Tensor,                   # (B,) wanted patches, float
-    aspect: tuple[float, float],    # lowest and highest height / width
-    grid: tuple[int, int],          # (rows, columns)
-) -> Tensor:                        # (B, rows, columns) bool, one rectangle each
+    draws: Tensor,  # (B, 4) uniform in 0..1
+    area: Tensor,  # (B,) wanted patches, float
+    aspect: tuple[float, float],  # lowest and highest height / width
+    grid: tuple[int, int],  # (rows, columns)
+) -> Tensor:  # (B, rows, columns) bool, one rectangle each
     "One rectangle in each picture, with log-uniform aspect and uniform place. BEiT, algorithm 1."
     rows, cols = grid
     ratio = aspect[0] * (aspect[1] / aspect[0]) ** draws[:, 1]
-    h = (area * ratio).sqrt().round().clamp(1, rows); w = (area / ratio).sqrt().round().clamp(1, cols)
-    top = (draws[:, 2] * (rows - h + 1)).floor(); left = (draws[:, 3] * (cols - w + 1)).floor()
-    y = torch.arange(rows, device=draws.device); x = torch.arange(cols, device=draws.device)
-    down = (y >= top[:, None]) & (y < (top + h)[:, None]); across = (x >= left[:, None]) & (x < (left + w)[:, None])
+    h = (area * ratio).sqrt().round().clamp(1, rows)
+    w = (area / ratio).sqrt().round().clamp(1, cols)
+    top = (draws[:, 2] * (rows - h + 1)).floor()
+    left = (draws[:, 3] * (cols - w + 1)).floor()
+    y = torch.arange(rows, device=draws.device)
+    x = torch.arange(cols, device=draws.device)
+    down = (y >= top[:, None]) & (y < (top + h)[:, None])
+    across = (x >= left[:, None]) & (x < (left + w)[:, None])
     return down[:, :, None] & across[:, None, :]
 
 # %% ../../nbs/components/04_masking.ipynb #be6dc97f
-BLOCKS = 24 # tries of block masking
+BLOCKS = 24  # tries of block masking
+
 
 def block_masking(
-    batch: int,                          # B
-    grid: tuple[int, int],               # (rows, columns)
-    ratio: float,                        # share of hidden patches, 0 <= ratio < 1
+    batch: int,  # B
+    grid: tuple[int, int],  # (rows, columns)
+    ratio: float,  # share of hidden patches, 0 <= ratio < 1
     *,
     generator: Generator | None = None,  # None: torch's global generator
-    noise: Tensor | None = None,         # (B, tries + 1, max(N, 4)) uniform in 0..1 instead of drawing it: what `noise_shape` says
-    device=None,                         # where the mask goes; None: the generator's, else the CPU
-    min_block: int = 4,                  # smallest block, patches; BEiT has 16 of 196
-    aspect: tuple[float, float] = (.3, 1 / .3), # lowest and highest height / width of a block
-    tries: int = BLOCKS,                 # blocks that are tried in each picture
-) -> Mask:                               # keep in raster order
+    noise: Tensor
+    | None = None,  # (B, tries + 1, max(N, 4)) uniform in 0..1 instead of drawing it: what `noise_shape` says
+    device=None,  # where the mask goes; None: the generator's, else the CPU
+    min_block: int = 4,  # smallest block, patches; BEiT has 16 of 196
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),  # lowest and highest height / width of a block
+    tries: int = BLOCKS,  # blocks that are tried in each picture
+) -> Mask:  # keep in raster order
     "Hide rectangles until exactly as many patches are hidden as random masking hides. BEiT, algorithm 1; the last few grow at the blocks' edges."
-    rows, cols = two_axes(grid, "Block-wise"); n = rows * cols
+    rows, cols = two_axes(grid, "Block-wise")
+    n = rows * cols
     wanted, shape = n - kept(n, ratio), (batch, tries + 1, max(n, 4))
-    if noise is not None and noise.shape != shape: raise ValueError(f"Noise for the blocks of {batch} pictures is {shape}, not {tuple(noise.shape)}: block masking takes a generator, or the numbers whose shape noise_shape('block', grid) says.")
-    draws = torch.rand(tries + 1, batch, max(n, 4), generator=generator, device=generator.device if generator else device) if noise is None else noise.to(device).transpose(0, 1)
+    if noise is not None and noise.shape != shape:
+        raise ValueError(
+            f"Noise for the blocks of {batch} pictures is {shape}, not {tuple(noise.shape)}: block masking takes a generator, or the numbers whose shape noise_shape('block', grid) says."
+        )
+    draws = (
+        torch.rand(
+            tries + 1, batch, max(n, 4), generator=generator, device=generator.device if generator else device
+        )
+        if noise is None
+        else noise.to(device).transpose(0, 1)
+    )
     hidden = torch.zeros(batch, rows, cols, dtype=torch.bool, device=draws.device)
-    low, count = min(min_block, wanted), hidden.sum((1, 2)) # count: (B,) patches hidden so far
+    low, count = min(min_block, wanted), hidden.sum((1, 2))  # count: (B,) patches hidden so far
     for u in draws[:tries]:
         left = wanted - count
         new = hidden | random_boxes(u, low + u[:, 0] * (left - low).clamp(min=0), aspect, (rows, cols))
         total = new.sum((1, 2))
         fits = (left >= low) & (total <= wanted)
         hidden, count = torch.where(fits[:, None, None], new, hidden), torch.where(fits, total, count)
-    near = F.avg_pool2d(hidden[:, None].float(), 3, stride=1, padding=1).flatten(1) + .01 * draws[-1][:, :n] # hidden neighbours, ties by chance
-    score = torch.where(hidden.flatten(1), 2., near)
+    near = (
+        F.avg_pool2d(hidden[:, None].float(), 3, stride=1, padding=1).flatten(1) + 0.01 * draws[-1][:, :n]
+    )  # hidden neighbours, ties by chance
+    score = torch.where(hidden.flatten(1), 2.0, near)
     order = score.argsort(dim=1, descending=True)[:, :wanted].to(device)
-    mask = torch.zeros(batch, n, device=order.device).scatter(1, order, 1.)
-    return Mask(mask.argsort(dim=1, stable=True)[:, :n - wanted], mask)
+    mask = torch.zeros(batch, n, device=order.device).scatter(1, order, 1.0)
+    return Mask(mask.argsort(dim=1, stable=True)[:, : n - wanted], mask)
 
 # %% ../../nbs/components/04_masking.ipynb #d2ba4d63
 def dither(
     size: int,  # a power of two
-) -> Tensor:    # (size, size) float, each of 0..size*size-1 once
+) -> Tensor:  # (size, size) float, each of 0..size*size-1 once
     "Bayer's matrix: the order in which to fill a square so that it is evenly filled at each moment."
-    order, seed = torch.zeros(1, 1), torch.tensor([[0., 2.], [3., 1.]])
-    while len(order) < size: order = 4 * order.repeat(2, 2) + torch.kron(seed, torch.ones_like(order))
+    order, seed = torch.zeros(1, 1), torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    while len(order) < size:
+        order = 4 * order.repeat(2, 2) + torch.kron(seed, torch.ones_like(order))
     return order
 
+
 def grid_masking(
-    batch: int,                          # B
-    grid: tuple[int, int],               # (rows, columns)
-    ratio: float,                        # share of hidden patches; 0.75 keeps one of each 2 x 2
+    batch: int,  # B
+    grid: tuple[int, int],  # (rows, columns)
+    ratio: float,  # share of hidden patches; 0.75 keeps one of each 2 x 2
     *,
-    shift: bool = False,                 # True: another phase of the pattern in each picture; False: the paper's fixed one
+    shift: bool = False,  # True: another phase of the pattern in each picture; False: the paper's fixed one
     generator: Generator | None = None,  # for shift
-    device=None,                         # where the mask goes
-) -> Mask:                               # keep in raster order
+    device=None,  # where the mask goes
+) -> Mask:  # keep in raster order
     "Keep patches on a regular pattern. MAE, section 4.1 (mask sampling), generalised to any ratio by an ordered dither."
-    rows, cols = two_axes(grid, "Grid-wise"); n = rows * cols
+    rows, cols = two_axes(grid, "Grid-wise")
+    n = rows * cols
     k, size = kept(n, ratio), 2 ** math.ceil(math.log2(max(rows, cols, 2)))
-    phase = torch.randint(size, (2, batch, 1), generator=generator, device=generator.device if generator else device) if shift else torch.zeros(2, batch, 1, dtype=torch.long)
-    y = (torch.arange(rows, device=phase.device) + phase[0]) % size; x = (torch.arange(cols, device=phase.device) + phase[1]) % size # (B, rows), (B, columns)
-    order = dither(size).to(phase.device)[y[:, :, None], x[:, None, :]].flatten(1).argsort(dim=1) # (B, N)
+    phase = (
+        torch.randint(
+            size, (2, batch, 1), generator=generator, device=generator.device if generator else device
+        )
+        if shift
+        else torch.zeros(2, batch, 1, dtype=torch.long)
+    )
+    y = (torch.arange(rows, device=phase.device) + phase[0]) % size
+    x = (torch.arange(cols, device=phase.device) + phase[1]) % size  # (B, rows), (B, columns)
+    order = dither(size).to(phase.device)[y[:, :, None], x[:, None, :]].flatten(1).argsort(dim=1)  # (B, N)
     keep = order[:, :k].sort(dim=1).values.to(device)
-    return Mask(keep, torch.ones(batch, n, device=keep.device).scatter(1, keep, 0.))
+    return Mask(keep, torch.ones(batch, n, device=keep.device).scatter(1, keep, 0.0))
 
 # %% ../../nbs/components/04_masking.ipynb #4d43d9ee
 def group_members(
-    grid: tuple[int, ...],         # patches along each axis
+    grid: tuple[int, ...],  # patches along each axis
     group: int | tuple[int, ...],  # patches of a group along each axis, or one number for all axes
-) -> Tensor:                       # (G, M) int64: the M patches of each of G groups, both in raster order
+) -> Tensor:  # (G, M) int64: the M patches of each of G groups, both in raster order
     "Which patches belong to which group."
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
     size = (group,) * len(grid) if isinstance(group, int) else tuple(group)
     if len(size) != len(grid) or min(size) < 1 or any(g % s for g, s in zip(grid, size)):
-        raise ValueError(f"Groups of {' x '.join(map(str, size))} patches don't tile a grid of {' x '.join(map(str, grid))}: each side must be a multiple of the group's; choose another group, patch size or picture size, or \"random\" masking of single patches.")
-    split = torch.arange(math.prod(grid)).reshape([n for g, s in zip(grid, size) for n in (g // s, s)]) # (groups, inside, groups, inside, ...)
+        raise ValueError(
+            f"Groups of {' x '.join(map(str, size))} patches don't tile a grid of {' x '.join(map(str, grid))}: each side must be a multiple of the group's; choose another group, patch size or picture size, or \"random\" masking of single patches."
+        )
+    split = torch.arange(math.prod(grid)).reshape(
+        [n for g, s in zip(grid, size) for n in (g // s, s)]
+    )  # (groups, inside, groups, inside, ...)
     axes = range(split.ndim)
     return split.permute(*axes[::2], *axes[1::2]).reshape(-1, math.prod(size))
 
+
 def group_masking(
-    batch: int,                          # B
-    grid: tuple[int, ...],               # patches along each axis, of any number of axes
-    ratio: float,                        # share of hidden groups, 0 <= ratio < 1; CMAE has .65
+    batch: int,  # B
+    grid: tuple[int, ...],  # patches along each axis, of any number of axes
+    ratio: float,  # share of hidden groups, 0 <= ratio < 1; CMAE has .65
     *,
-    group: int | tuple[int, ...] = 2,    # patches of a group along each axis, or one number for all axes; 1: random masking
+    group: int
+    | tuple[
+        int, ...
+    ] = 2,  # patches of a group along each axis, or one number for all axes; 1: random masking
     generator: Generator | None = None,  # where the noise comes from; None: torch's global generator
-    noise: Tensor | None = None,         # (B, G) sort keys of the groups; or (B, N) of the patches, of which a group's first patch speaks for it
-    device=None,                         # where the mask goes; None: where the noise is
-) -> Mask:                               # keep: group by group in the order of rising noise
+    noise: Tensor
+    | None = None,  # (B, G) sort keys of the groups; or (B, N) of the patches, of which a group's first patch speaks for it
+    device=None,  # where the mask goes; None: where the noise is
+) -> Mask:  # keep: group by group in the order of rising noise
     "Hide a random subset of groups of neighbouring patches. CMAE, `cmae_vit.py: random_masking`, for any group and any number of axes."
     members = group_members(grid, group)
-    if noise is not None and noise.shape == (batch, members.numel()): noise = noise[:, members[:, 0].to(noise.device)]
+    if noise is not None and noise.shape == (batch, members.numel()):
+        noise = noise[:, members[:, 0].to(noise.device)]
     groups = random_masking(batch, len(members), ratio, generator=generator, noise=noise, device=device)
     keep = members.to(groups.keep.device)[groups.keep].flatten(1)
-    return Mask(keep, torch.ones(batch, members.numel(), device=keep.device).scatter(1, keep, 0.))
+    return Mask(keep, torch.ones(batch, members.numel(), device=keep.device).scatter(1, keep, 0.0))
 
 # %% ../../nbs/components/04_masking.ipynb #6a7f32b7
 KINDS = ('random', 'block', 'grid', 'group')
 
+
 def noise_shape(
-    kind: str,             # a name of KINDS
-    grid: tuple[int, ...], # (rows, columns); any grid for "random" and "group"
-) -> tuple[int, ...]:      # behind the batch axis
+    kind: str,  # a name of KINDS
+    grid: tuple[int, ...],  # (rows, columns); any grid for "random" and "group"
+) -> tuple[int, ...]:  # behind the batch axis
     "The shape of the `noise` of one picture's mask: sort keys for random masking and groups, what blocks are drawn from for block masking. The fixed grid reads none."
     n = math.prod(grid)
     return (BLOCKS + 1, max(n, 4)) if choose(kind, KINDS, "kind of mask") == 'block' else (n,)
 
+
 def mask_of(
-    kind: str,                           # "random", "block", "grid" or "group"
-    batch: int,                          # B
-    grid: tuple[int, ...],               # (rows, columns); any grid for "random" and "group"
-    ratio: float,                        # share of hidden patches (groups), 0 <= ratio < 1
+    kind: str,  # "random", "block", "grid" or "group"
+    batch: int,  # B
+    grid: tuple[int, ...],  # (rows, columns); any grid for "random" and "group"
+    ratio: float,  # share of hidden patches (groups), 0 <= ratio < 1
     generator: Generator | None = None,  # None: torch's global generator
-    noise: Tensor | None = None,         # (B, *noise_shape(kind, grid)), not for "grid"
-    device=None,                         # where the mask goes
-    group: int | tuple[int, ...] = 2,    # patches of a group along each axis, for "group"
-    **options,                           # more of that kind of masking: min_block, aspect, shift
-) -> Mask:                               # of the kind asked for
+    noise: Tensor | None = None,  # (B, *noise_shape(kind, grid)), not for "grid"
+    device=None,  # where the mask goes
+    group: int | tuple[int, ...] = 2,  # patches of a group along each axis, for "group"
+    **options,  # more of that kind of masking: min_block, aspect, shift
+) -> Mask:  # of the kind asked for
     "A mask of the kind with this name."
     choose(kind, KINDS, "kind of mask")
-    if kind == 'random': return random_masking(batch, grid, ratio, generator=generator, noise=noise, device=device)
-    if kind == 'group': return group_masking(batch, grid, ratio, group=group, generator=generator, noise=noise, device=device)
-    if kind == 'block': return block_masking(batch, grid, ratio, generator=generator, noise=noise, device=device, **options)
-    if noise is not None: raise ValueError("Noise are the sort keys of random masking, or the dice of blocks; grid masking takes a generator instead.")
+    if kind == 'random':
+        return random_masking(batch, grid, ratio, generator=generator, noise=noise, device=device)
+    if kind == 'group':
+        return group_masking(batch, grid, ratio, group=group, generator=generator, noise=noise, device=device)
+    if kind == 'block':
+        return block_masking(batch, grid, ratio, generator=generator, noise=noise, device=device, **options)
+    if noise is not None:
+        raise ValueError(
+            "Noise are the sort keys of random masking, or the dice of blocks; grid masking takes a generator instead."
+        )
     return grid_masking(batch, grid, ratio, generator=generator, device=device, **options)
 
 # %% ../../nbs/components/04_masking.ipynb #0483c201
 def disjoint_masking(
-    batch: int,                          # B
-    grid: int | tuple[int, ...],         # N, or a grid of any number of axes whose product is N
-    ratio: float,                        # share of hidden patches in each mask, 0 <= ratio < 1
-    masks: int,                          # V, how many masks of each picture; V <= N // K, about 1 / (1 - ratio)
+    batch: int,  # B
+    grid: int | tuple[int, ...],  # N, or a grid of any number of axes whose product is N
+    ratio: float,  # share of hidden patches in each mask, 0 <= ratio < 1
+    masks: int,  # V, how many masks of each picture; V <= N // K, about 1 / (1 - ratio)
     *,
     generator: Generator | None = None,  # where the noise comes from; None: torch's global generator
-    noise: Tensor | None = None,         # (B, N) sort keys instead of drawing them, one draw for all masks
-    device=None,                         # where the masks go; None: where the noise is
-) -> list[Mask]:                         # V of them; no patch is visible in two
+    noise: Tensor | None = None,  # (B, N) sort keys instead of drawing them, one draw for all masks
+    device=None,  # where the masks go; None: where the noise is
+) -> list[Mask]:  # V of them; no patch is visible in two
     "Several masks of each picture that share no visible patch. (ExtreMA, builder.py: generate_mask)"
     n = grid if isinstance(grid, int) else math.prod(grid)
     k = kept(n, ratio)
-    if not 1 <= masks <= n // k: raise ValueError(f"{masks} masks that each show {k} of {n} patches can't be disjoint: at a ratio of {ratio} give 1 to {n // k} masks, or hide more.")
-    order = random_masking(batch, n, 0., generator=generator, noise=noise, device=device).keep # (B, N) all patches by rising noise
-    keeps = order[:, :masks * k].split(k, dim=1)
-    return [Mask(keep, torch.ones(batch, n, device=order.device).scatter(1, keep, 0.)) for keep in keeps]
+    if not 1 <= masks <= n // k:
+        raise ValueError(
+            f"{masks} masks that each show {k} of {n} patches can't be disjoint: at a ratio of {ratio} give 1 to {n // k} masks, or hide more."
+        )
+    order = random_masking(
+        batch, n, 0.0, generator=generator, noise=noise, device=device
+    ).keep  # (B, N) all patches by rising noise
+    keeps = order[:, : masks * k].split(k, dim=1)
+    return [Mask(keep, torch.ones(batch, n, device=order.device).scatter(1, keep, 0.0)) for keep in keeps]

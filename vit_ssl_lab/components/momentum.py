@@ -12,32 +12,40 @@ from torch import nn
 
 # %% ../../nbs/components/09_momentum.ipynb #052adee4
 def momentum_copy(
-    module: nn.Module, # the network that learns
-) -> nn.Module:        # an equal one whose parameters get no gradient
+    module: nn.Module,  # the network that learns
+) -> nn.Module:  # an equal one whose parameters get no gradient
     "The slow network at its start: an equal copy that no gradient reaches."
     return copy.deepcopy(module).requires_grad_(False)
 
 # %% ../../nbs/components/09_momentum.ipynb #e3f19a75
 @torch.no_grad()
 def momentum_update(
-    target: nn.Module, # the slow copy, changed in place
-    source: nn.Module, # the network that learns
-    momentum: float,   # share of the old value that stays, 0..1
-    buffers: bool = True, # average floating-point buffers too and copy counters; False: the target keeps its own
+    target: nn.Module,  # the slow copy, changed in place
+    source: nn.Module,  # the network that learns
+    momentum: float,  # share of the old value that stays, 0..1
+    buffers: bool = True,  # average floating-point buffers too and copy counters; False: the target keeps its own
 ) -> None:
     "target = momentum * target + (1 - momentum) * source, for parameters, and for floating-point buffers where asked for. MoCo, equation 2."
-    if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: MoCo v3 uses 0.99.")
-    old, new = (dict([*m.named_parameters(), *(m.named_buffers() if buffers else ())]) for m in (target, source))
+    if not 0 <= momentum <= 1:
+        raise ValueError(
+            f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: MoCo v3 uses 0.99."
+        )
+    old, new = (
+        dict([*m.named_parameters(), *(m.named_buffers() if buffers else ())]) for m in (target, source)
+    )
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
-        raise ValueError("The momentum copy and its source have different weights: make the copy with momentum_copy(source).")
+        raise ValueError(
+            "The momentum copy and its source have different weights: make the copy with momentum_copy(source)."
+        )
     floats = [k for k in old if old[k].is_floating_point()]
     torch._foreach_lerp_([old[k] for k in floats], [new[k].to(old[k].dtype) for k in floats], 1 - momentum)
-    for k in old.keys() - set(floats): old[k].copy_(new[k])
+    for k in old.keys() - set(floats):
+        old[k].copy_(new[k])
 
 # %% ../../nbs/components/09_momentum.ipynb #a4fe3e12
 def cosine_momentum(
-    base: float,     # momentum at the start, 0.996 in BYOL
-    progress: float, # 0 at the start of training, 1 at its end
-) -> float:          # momentum now, rising to 1
+    base: float,  # momentum at the start, 0.996 in BYOL
+    progress: float,  # 0 at the start of training, 1 at its end
+) -> float:  # momentum now, rising to 1
     "1 - (1 - base) * (cos(pi * progress) + 1) / 2. BYOL, appendix J."
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

@@ -12,53 +12,76 @@ from torch import Tensor, nn
 
 # %% ../../nbs/components/18_norms.ipynb #0071672d
 def response_norm(
-    x: Tensor,      # (B, ..., C), or (B, C, ...) with axis=1
-    weight: Tensor, # (C,), gamma of the paper
-    bias: Tensor,   # (C,), beta of the paper
-    mask: Tensor | None = None, # (B, ...) 1 = hidden: does not count; None: every place counts
-    axis: int = -1, # where the channels are
-    eps: float = 1e-6, # added to the mean of the energies
-) -> Tensor:        # as x
+    x: Tensor,  # (B, ..., C), or (B, C, ...) with axis=1
+    weight: Tensor,  # (C,), gamma of the paper
+    bias: Tensor,  # (C,), beta of the paper
+    mask: Tensor | None = None,  # (B, ...) 1 = hidden: does not count; None: every place counts
+    axis: int = -1,  # where the channels are
+    eps: float = 1e-6,  # added to the mean of the energies
+) -> Tensor:  # as x
     "Multiply every channel by how its energy over all places of its picture compares with the other channels'. ConvNeXt V2, equations 1 to 3 and algorithm 1."
     axis %= x.ndim
-    places, shape = [i for i in range(1, x.ndim) if i != axis], [-1 if i == axis else 1 for i in range(x.ndim)]
-    if x.shape[axis] != len(weight): raise ValueError(f"This norm has {len(weight)} channels, and {tuple(x.shape)} has {x.shape[axis]} on axis {axis}: check the number of channels and where they are.")
-    if not places: raise ValueError(f"A response over places needs places: got a tensor of shape {tuple(x.shape)}; give (B, ..., C).")
+    places, shape = (
+        [i for i in range(1, x.ndim) if i != axis],
+        [-1 if i == axis else 1 for i in range(x.ndim)],
+    )
+    if x.shape[axis] != len(weight):
+        raise ValueError(
+            f"This norm has {len(weight)} channels, and {tuple(x.shape)} has {x.shape[axis]} on axis {axis}: check the number of channels and where they are."
+        )
+    if not places:
+        raise ValueError(
+            f"A response over places needs places: got a tensor of shape {tuple(x.shape)}; give (B, ..., C)."
+        )
     seen = x if mask is None else x * (1 - mask).unsqueeze(axis)
-    energy = torch.linalg.vector_norm(seen, dim=places, keepdim=True, dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None) # a sum of thousands of squares
+    energy = torch.linalg.vector_norm(
+        seen,
+        dim=places,
+        keepdim=True,
+        dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None,
+    )  # a sum of thousands of squares
     share = energy / (energy.mean(axis, keepdim=True) + eps)
     return torch.addcmul(bias.view(shape).to(x.dtype), x, (1 + weight.view(shape) * share).to(x.dtype))
 
+
 class GRN(nn.Module):
     "Global Response Normalization; weight and bias are named as in timm, and zero at the start, where it changes nothing. ConvNeXt V2, section 3.3; `models/utils.py: GRN`."
-    def __init__(self,
-        dim: int,                   # C channels
-        channels_last: bool = True, # (B, ..., C); False: (B, C, ...)
-        eps: float = 1e-6,          # added to the mean of the energies
+
+    def __init__(
+        self,
+        dim: int,  # C channels
+        channels_last: bool = True,  # (B, ..., C); False: (B, C, ...)
+        eps: float = 1e-6,  # added to the mean of the energies
     ):
         super().__init__()
         self.axis, self.eps = -1 if channels_last else 1, eps
         self.weight, self.bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
 
-    def reset_parameters(self) -> None: nn.init.zeros_(self.weight); nn.init.zeros_(self.bias)
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
-    def forward(self,
-        x: Tensor,                  # (B, ..., C)
-        mask: Tensor | None = None, # (B, ...) 1 = hidden; None: every place counts
-    ) -> Tensor:                    # as x
+    def forward(
+        self,
+        x: Tensor,  # (B, ..., C)
+        mask: Tensor | None = None,  # (B, ...) 1 = hidden; None: every place counts
+    ) -> Tensor:  # as x
         "Normalise a batch of maps, each by itself."
         return response_norm(x, self.weight, self.bias, mask, self.axis, self.eps)
 
-    def extra_repr(self) -> str: return f"{len(self.weight)}, axis={self.axis}"
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, axis={self.axis}"
 
 # %% ../../nbs/components/18_norms.ipynb #c4d32f20
 def own_norms(
-    model: nn.Module, # any network of timm's; changed in place
-) -> nn.Module:       # the same, with the same weights
+    model: nn.Module,  # any network of timm's; changed in place
+) -> nn.Module:  # the same, with the same weights
     "Put `GRN` in the place of every `GlobalResponseNorm` of timm."
     for m in list(model.modules()):
         for name, theirs in list(m.named_children()):
-            if not isinstance(theirs, GlobalResponseNorm): continue
+            if not isinstance(theirs, GlobalResponseNorm):
+                continue
             ours = GRN(len(theirs.weight), theirs.channel_dim == -1, theirs.eps).to(theirs.weight)
-            ours.load_state_dict(theirs.state_dict()); setattr(m, name, ours)
+            ours.load_state_dict(theirs.state_dict())
+            setattr(m, name, ours)
     return model

@@ -11,53 +11,69 @@ from torch import Tensor
 
 # %% ../../nbs/components/01_patches.ipynb #b7f19fd2
 def pair(
-    size: int | tuple[int, int], # one number for a square, or (height, width)
-) -> tuple[int, int]:            # (height, width)
+    size: int | tuple[int, int],  # one number for a square, or (height, width)
+) -> tuple[int, int]:  # (height, width)
     "A patch or image size as two numbers."
     return (size, size) if isinstance(size, int) else tuple(size)
 
+
 def grid_of(
-    size: int | tuple[int, int],       # (H, W) of the image, pixels
-    patch_size: int | tuple[int, int], # (ph, pw) of a patch, pixels
-) -> tuple[int, int]:                  # (rows, columns) of patches
+    size: int | tuple[int, int],  # (H, W) of the image, pixels
+    patch_size: int | tuple[int, int],  # (ph, pw) of a patch, pixels
+) -> tuple[int, int]:  # (rows, columns) of patches
     "How many patches an image has, downwards and across. Raises if they do not fit exactly."
     (h, w), (ph, pw) = pair(size), pair(patch_size)
     if min(h, w, ph, pw) < 1 or h % ph or w % pw:
-        raise ValueError(f"An image of {h} x {w} pixels does not divide into patches of {ph} x {pw}: "
-                         "height and width must be multiples of the patch's; crop or resize the image, or choose another patch size.")
+        raise ValueError(
+            f"An image of {h} x {w} pixels does not divide into patches of {ph} x {pw}: "
+            "height and width must be multiples of the patch's; crop or resize the image, or choose another patch size."
+        )
     return h // ph, w // pw
 
 # %% ../../nbs/components/01_patches.ipynb #00032a4d
 def patchify(
-    images: Tensor,                    # (B, C, H, W)
-    patch_size: int | tuple[int, int], # pixels; H and W are multiples of it
-) -> Tensor:                           # (B, N, ph*pw*C): patches in raster order; inside one: row, column, channel (channel fastest)
+    images: Tensor,  # (B, C, H, W)
+    patch_size: int | tuple[int, int],  # pixels; H and W are multiples of it
+) -> Tensor:  # (B, N, ph*pw*C): patches in raster order; inside one: row, column, channel (channel fastest)
     "Cut images into patches. MAE, section 3 and `models_mae.py: patchify`."
-    if images.ndim != 4: raise ValueError(f"patchify takes a batch (B, C, H, W), not a tensor of shape {tuple(images.shape)}: add the missing axis with images[None].")
+    if images.ndim != 4:
+        raise ValueError(
+            f"patchify takes a batch (B, C, H, W), not a tensor of shape {tuple(images.shape)}: add the missing axis with images[None]."
+        )
     ph, pw = pair(patch_size)
     rows, cols = grid_of(images.shape[-2:], patch_size)
-    return rearrange(images, 'b c (rows ph) (cols pw) -> b (rows cols) (ph pw c)', rows=rows, cols=cols, ph=ph, pw=pw)
+    return rearrange(
+        images, 'b c (rows ph) (cols pw) -> b (rows cols) (ph pw c)', rows=rows, cols=cols, ph=ph, pw=pw
+    )
+
 
 def unpatchify(
-    patches: Tensor,                   # (B, N, ph*pw*C) as `patchify` makes them
-    patch_size: int | tuple[int, int], # pixels
-    grid: tuple[int, int],             # (rows, columns), N = rows * columns
-    channels: int = 3,                 # C
-) -> Tensor:                           # (B, C, rows*ph, cols*pw)
+    patches: Tensor,  # (B, N, ph*pw*C) as `patchify` makes them
+    patch_size: int | tuple[int, int],  # pixels
+    grid: tuple[int, int],  # (rows, columns), N = rows * columns
+    channels: int = 3,  # C
+) -> Tensor:  # (B, C, rows*ph, cols*pw)
     "Put patches together to images: the inverse of `patchify`. MAE, `models_mae.py: unpatchify`."
     (ph, pw), (rows, cols) = pair(patch_size), grid
     if patches.shape[1:] != (rows * cols, ph * pw * channels):
-        raise ValueError(f"{rows} x {cols} patches of {ph} x {pw} pixels and {channels} channels are (B, {rows * cols}, {ph * pw * channels}), "
-                         f"not {tuple(patches.shape)}: check patch_size, grid and channels.")
-    return rearrange(patches, 'b (rows cols) (ph pw c) -> b c (rows ph) (cols pw)', rows=rows, cols=cols, ph=ph, pw=pw)
+        raise ValueError(
+            f"{rows} x {cols} patches of {ph} x {pw} pixels and {channels} channels are (B, {rows * cols}, {ph * pw * channels}), "
+            f"not {tuple(patches.shape)}: check patch_size, grid and channels."
+        )
+    return rearrange(
+        patches, 'b (rows cols) (ph pw c) -> b c (rows ph) (cols pw)', rows=rows, cols=cols, ph=ph, pw=pw
+    )
 
 # %% ../../nbs/components/01_patches.ipynb #66a33f9f
 def mask_to_pixels(
-    mask: Tensor,                      # (B, N), any values; 1 = hidden in a Mask
-    patch_size: int | tuple[int, int], # pixels
-    grid: tuple[int, int],             # (rows, columns)
-) -> Tensor:                           # (B, 1, rows*ph, cols*pw)
+    mask: Tensor,  # (B, N), any values; 1 = hidden in a Mask
+    patch_size: int | tuple[int, int],  # pixels
+    grid: tuple[int, int],  # (rows, columns)
+) -> Tensor:  # (B, 1, rows*ph, cols*pw)
     "Blow one value a patch up to one value a pixel."
     (ph, pw), (rows, cols) = pair(patch_size), grid
-    if mask.ndim != 2 or mask.shape[1] != rows * cols: raise ValueError(f"A grid of {rows} x {cols} needs a mask (B, {rows * cols}), not {tuple(mask.shape)}.")
+    if mask.ndim != 2 or mask.shape[1] != rows * cols:
+        raise ValueError(
+            f"A grid of {rows} x {cols} needs a mask (B, {rows * cols}), not {tuple(mask.shape)}."
+        )
     return repeat(mask, 'b (rows cols) -> b 1 (rows ph) (cols pw)', rows=rows, cols=cols, ph=ph, pw=pw)

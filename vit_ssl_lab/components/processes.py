@@ -19,40 +19,51 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # %% ../../nbs/components/14_processes.ipynb #7da73434
-_alone = ContextVar('alone', default=False) # see `alone`
+_alone = ContextVar('alone', default=False)  # see `alone`
 
-def world() -> int: # 1 where nothing was launched
+
+def world() -> int:  # 1 where nothing was launched
     "How many processes work together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
 
-def rank() -> int: # 0 .. world() - 1
+
+def rank() -> int:  # 0 .. world() - 1
     "Which of them this one is."
     return dist.get_rank() if world() > 1 else 0
 
 # %% ../../nbs/components/14_processes.ipynb #9fc1748b
-_waits = ContextVar('waits', default=False) # see `bystander`
+_waits = ContextVar('waits', default=False)  # see `bystander`
+
 
 def counts_of(
-    n: int, # rows of this process
-) -> list[int]: # rows of each process, in rank order
+    n: int,  # rows of this process
+) -> list[int]:  # rows of each process, in rank order
     "Tell each other how many rows each has."
-    device = torch.device('cuda', torch.cuda.current_device()) if 'nccl' in dist.get_backend() else torch.device('cpu')
+    device = (
+        torch.device('cuda', torch.cuda.current_device())
+        if 'nccl' in dist.get_backend()
+        else torch.device('cpu')
+    )
     found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
     dist.all_gather(found, torch.tensor([0 if _waits.get() else n], device=device))
     return torch.cat(found).tolist()
 
+
 def all_rows(
-    x: Tensor,         # (counts[rank()], ...)
-    counts: list[int], # from `counts_of`
-) -> Tensor:           # (sum(counts), ...)
+    x: Tensor,  # (counts[rank()], ...)
+    counts: list[int],  # from `counts_of`
+) -> Tensor:  # (sum(counts), ...)
     "Send all rows to all. Messages have equal length: shorter parts are filled up, and cut again."
-    sent = x.detach().new_zeros(max(counts), *x.shape[1:]); sent[:len(x)] = x.detach()
+    sent = x.detach().new_zeros(max(counts), *x.shape[1:])
+    sent[: len(x)] = x.detach()
     parts = [torch.empty_like(sent) for _ in counts]
     dist.all_gather(parts, sent)
     return torch.cat([p[:n] for p, n in zip(parts, counts)])
 
+
 class Gather(torch.autograd.Function):
     "All rows; the gradient of a row is the sum of what all processes' losses say about it."
+
     @staticmethod
     def forward(ctx, x, counts):
         ctx.counts = counts
@@ -60,104 +71,134 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.contiguous().clone(); dist.all_reduce(grad)
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
         return grad.split(ctx.counts)[rank()].clone(), None
 
 # %% ../../nbs/components/14_processes.ipynb #bf9f0c8d
 @torch.compiler.disable
 def _gather(x: Tensor) -> Tensor:
-    if _waits.get(): x = x[:0]
+    if _waits.get():
+        x = x[:0]
     counts = counts_of(len(x))
     return Gather.apply(x, counts) if x.requires_grad and torch.is_grad_enabled() else all_rows(x, counts)
 
+
 def gather(
-    x: Tensor, # (n, ...), n may differ between processes
-) -> Tensor:   # (N, ...), with gradient where x has one
+    x: Tensor,  # (n, ...), n may differ between processes
+) -> Tensor:  # (N, ...), with gradient where x has one
     "The rows of all processes in rank order: the whole batch, in every process."
-    if x.ndim == 0: raise ValueError("gather joins rows, and this tensor is a single number: make it a row with x.reshape(1).")
+    if x.ndim == 0:
+        raise ValueError(
+            "gather joins rows, and this tensor is a single number: make it a row with x.reshape(1)."
+        )
     return x if world() == 1 else _gather(x)
+
 
 @torch.compiler.disable
 def _offset(n: int) -> int:
-    before = sum(counts_of(n)[:rank()])
-    return 0 if _waits.get() else before # a bystander computes with the first image
+    before = sum(counts_of(n)[: rank()])
+    return 0 if _waits.get() else before  # a bystander computes with the first image
+
 
 def offset(
-    n: int, # rows of this process
-) -> int:   # 0 in the first process
+    n: int,  # rows of this process
+) -> int:  # 0 in the first process
     "Where this process's rows start among those of `gather`. All processes must ask."
     return 0 if world() == 1 else _offset(n)
 
 # %% ../../nbs/components/14_processes.ipynb #6ebb098b
 @contextlib.contextmanager
 def bystander(
-    waits: bool = True, # False changes nothing
+    waits: bool = True,  # False changes nothing
 ) -> Iterator[None]:
     "Within it this process takes part in what all do together, but adds no row and no statistics: it had no image left."
     token = _waits.set(waits)
-    try: yield
-    finally: _waits.reset(token)
+    try:
+        yield
+    finally:
+        _waits.reset(token)
 
 # %% ../../nbs/components/14_processes.ipynb #e3060cbd
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     "Within it this process is the only one: nothing waits for the others."
     token = _alone.set(True)
-    try: yield
-    finally: _alone.reset(token)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 # %% ../../nbs/components/14_processes.ipynb #3a367de6
 def shuffle(
-    x: Tensor, # (n, ...) this process's rows
-    generator: torch.Generator | None = None, # draws the permutation in the first process; None: torch's own, on the CPU
-) -> tuple[Tensor, Tensor]: # (n, ...) rows from anywhere in the whole batch; (n,) what `unshuffle` needs
+    x: Tensor,  # (n, ...) this process's rows
+    generator: torch.Generator
+    | None = None,  # draws the permutation in the first process; None: torch's own, on the CPU
+) -> tuple[Tensor, Tensor]:  # (n, ...) rows from anywhere in the whole batch; (n,) what `unshuffle` needs
     "Deal the rows of the whole batch anew, with one permutation for all processes. MoCo's shuffled BatchNorm: arXiv 1911.05722, section 3.3."
     rows, at = gather(x), offset(len(x))
-    order = torch.randperm(len(rows), generator=generator, device=generator.device if generator else 'cpu').to(x.device)
-    if world() > 1: dist.broadcast(order, 0)
+    order = torch.randperm(
+        len(rows), generator=generator, device=generator.device if generator else 'cpu'
+    ).to(x.device)
+    if world() > 1:
+        dist.broadcast(order, 0)
     mine = slice(at, at + len(x))
     return rows[order[mine]], order.argsort()[mine]
 
+
 def unshuffle(
-    x: Tensor,       # (n, ...) results for shuffled rows
-    restore: Tensor, # (n,) from `shuffle`
-) -> Tensor:         # (n, ...) results for this process's own rows
+    x: Tensor,  # (n, ...) results for shuffled rows
+    restore: Tensor,  # (n,) from `shuffle`
+) -> Tensor:  # (n, ...) results for this process's own rows
     "Bring every row back to where it came from."
     return gather(x)[restore]
 
 # %% ../../nbs/components/14_processes.ipynb #4980006d
 class SplitBatchNorm(_BatchNorm):
     "BatchNorm with statistics of each group of neighbouring rows, as that many devices would have: one device imitates several. The CIFAR demo of MoCo's authors."
-    def __init__(self,
-        width: int,    # C channels
-        groups: int,   # imitated devices; must divide the batch
-        eps: float = 1e-5,    # added to the variance
-        momentum: float = .1, # share of a new batch in the running statistics
-    ): super().__init__(width, eps, momentum); self.groups = groups
 
-    def _check_input_dim(self, x): pass
+    def __init__(
+        self,
+        width: int,  # C channels
+        groups: int,  # imitated devices; must divide the batch
+        eps: float = 1e-5,  # added to the variance
+        momentum: float = 0.1,  # share of a new batch in the running statistics
+    ):
+        super().__init__(width, eps, momentum)
+        self.groups = groups
+
+    def _check_input_dim(self, x):
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         "(B, C, ...) -> (B, C, ...); eval mode is plain BatchNorm."
-        if not self.training or self.groups == 1: return super().forward(x)
-        if len(x) % self.groups: raise ValueError(f"SplitBatchNorm has {self.groups} groups, which do not divide a batch of {len(x)}: choose another batch size, or drop_last=True for an epoch's last batch.")
+        if not self.training or self.groups == 1:
+            return super().forward(x)
+        if len(x) % self.groups:
+            raise ValueError(
+                f"SplitBatchNorm has {self.groups} groups, which do not divide a batch of {len(x)}: choose another batch size, or drop_last=True for an epoch's last batch."
+            )
         parts = x.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1, 2)  # (B/G, G*C, ...)
         stats = [None if s is None else s.repeat(self.groups) for s in (self.running_mean, self.running_var)]
         affine = [None if w is None else w.repeat(self.groups) for w in (self.weight, self.bias)]
         y = F.batch_norm(parts, *stats, *affine, True, self.momentum, self.eps)
-        if self.running_mean is not None: self.track(*stats)
-        return y.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1)   # (B, C, ...)
+        if self.running_mean is not None:
+            self.track(*stats)
+        return y.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1)  # (B, C, ...)
 
     @torch.no_grad()
     def track(self, *stats: Tensor) -> None:
         "Running statistics: the mean over the groups."
-        for old, new in zip((self.running_mean, self.running_var), stats): old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
+        for old, new in zip((self.running_mean, self.running_var), stats):
+            old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
         self.num_batches_tracked += 1
 
 # %% ../../nbs/components/14_processes.ipynb #0e54e7e8
 class SyncBatchNorm(_BatchNorm):
     "BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold. For gloo, and so for CPUs; torch's own needs CUDA."
-    def _check_input_dim(self, x): pass
+
+    def _check_input_dim(self, x):
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         "(n, C, ...) -> (n, C, ...); in eval mode, and with one process, plain BatchNorm."
@@ -171,17 +212,23 @@ class SyncBatchNorm(_BatchNorm):
         var, mean = torch.var_mean(z, dims, correction=0)
         n = mean.new_full((1,), 0 if _waits.get() else x.numel() / x.shape[1])
         n, mean, var = self.join(torch.cat([n, mean, var])[None])
-        if n < 2: raise ValueError("Batch normalisation has no spread to divide by where all processes together have one value per channel: give two pictures or more, or leave the last small batch out (drop_last=True).")
+        if n < 2:
+            raise ValueError(
+                "Batch normalisation has no spread to divide by where all processes together have one value per channel: give two pictures or more, or leave the last small batch out (drop_last=True)."
+            )
         y = (z - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
-        if self.running_mean is not None: self.track(n, mean.detach(), var.detach())
-        if self.weight is not None: y = y * self.weight.view(shape)
+        if self.running_mean is not None:
+            self.track(n, mean.detach(), var.detach())
+        if self.weight is not None:
+            y = y * self.weight.view(shape)
         return (y if self.bias is None else y + self.bias.view(shape)).to(x.dtype)
 
 # %% ../../nbs/components/14_processes.ipynb #8414ae16
 @patch
-def join(self: SyncBatchNorm,
-    row: Tensor, # (1, 1 + 2C): count, means, variances of this process
-) -> tuple[Tensor, Tensor, Tensor]: # count, (C,) mean, (C,) variance of the whole batch
+def join(
+    self: SyncBatchNorm,
+    row: Tensor,  # (1, 1 + 2C): count, means, variances of this process
+) -> tuple[Tensor, Tensor, Tensor]:  # count, (C,) mean, (C,) variance of the whole batch
     "Statistics of the whole from those of its parts: within the parts, and between them."
     rows = Gather.apply(row, [1] * world()) if row.requires_grad else all_rows(row, [1] * world())
     n, means, variances = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
@@ -189,10 +236,14 @@ def join(self: SyncBatchNorm,
     mean = (share * means).sum(0)
     return n.sum(), mean, (share * (variances + (means - mean) ** 2)).sum(0)
 
+
 @patch
 @torch.no_grad()
-def track(self: SyncBatchNorm,
-    n: Tensor, mean: Tensor, var: Tensor, # of the whole batch
+def track(
+    self: SyncBatchNorm,
+    n: Tensor,
+    mean: Tensor,
+    var: Tensor,  # of the whole batch
 ) -> None:
     "Running statistics, with the unbiased variance as in torch."
     self.num_batches_tracked += 1
@@ -203,47 +254,65 @@ def track(self: SyncBatchNorm,
 # %% ../../nbs/components/14_processes.ipynb #898b37ce
 class CudaSyncBatchNorm(nn.SyncBatchNorm):
     "torch's own for CUDA, for a process that has no image left as well."
+
     def forward(self, x: Tensor) -> Tensor:
         "(n, C, ...) -> (n, C, ...)."
-        if not (self.training and _waits.get() and world() > 1): return super().forward(x)
-        none = super().forward(x[:0])   # no rows, but a part in the messages of both passes
-        return torch.cat([none, F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0., self.eps)])
+        if not (self.training and _waits.get() and world() > 1):
+            return super().forward(x)
+        none = super().forward(x[:0])  # no rows, but a part in the messages of both passes
+        return torch.cat(
+            [
+                none,
+                F.batch_norm(
+                    x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                ),
+            ]
+        )
 
 # %% ../../nbs/components/14_processes.ipynb #e2392e31
 def replace_batchnorm(
-    module: nn.Module,                       # changed in place, unless it is a BatchNorm itself
-    make: Callable[[_BatchNorm], nn.Module], # one BatchNorm -> what takes its place
-) -> nn.Module: # the module, or what took its place
+    module: nn.Module,  # changed in place, unless it is a BatchNorm itself
+    make: Callable[[_BatchNorm], nn.Module],  # one BatchNorm -> what takes its place
+) -> nn.Module:  # the module, or what took its place
     "Put something else in the place of every BatchNorm."
-    if isinstance(module, _BatchNorm) and not isinstance(module, (SplitBatchNorm, SyncBatchNorm, nn.SyncBatchNorm)):
-        if type(module).forward is not _BatchNorm.forward: raise TypeError(f"{type(module).__name__} has a forward of its own, so no other BatchNorm can take its place: use sync_bn=False, or build the network with nn.BatchNorm2d.")
+    if isinstance(module, _BatchNorm) and not isinstance(
+        module, (SplitBatchNorm, SyncBatchNorm, nn.SyncBatchNorm)
+    ):
+        if type(module).forward is not _BatchNorm.forward:
+            raise TypeError(
+                f"{type(module).__name__} has a forward of its own, so no other BatchNorm can take its place: use sync_bn=False, or build the network with nn.BatchNorm2d."
+            )
         return make(module)
-    for name, child in module.named_children(): setattr(module, name, replace_batchnorm(child, make))
+    for name, child in module.named_children():
+        setattr(module, name, replace_batchnorm(child, make))
     return module
 
+
 def as_class(
-    bn: _BatchNorm, # a BatchNorm
-    kind: type,     # its new class
-    **more,         # attributes that the new class has besides
-) -> nn.Module:     # with the very same parameters, buffers and hooks
+    bn: _BatchNorm,  # a BatchNorm
+    kind: type,  # its new class
+    **more,  # attributes that the new class has besides
+) -> nn.Module:  # with the very same parameters, buffers and hooks
     "A BatchNorm as an object of another class."
     new = kind.__new__(kind)
     new.__dict__.update(bn.__dict__, **more)
     return new
 
+
 def split_batchnorm(
-    module: nn.Module, # a network
-    groups: int,       # imitated devices
+    module: nn.Module,  # a network
+    groups: int,  # imitated devices
 ) -> nn.Module:
     "Let every BatchNorm of a network see groups of the batch."
     return replace_batchnorm(module, lambda bn: as_class(bn, SplitBatchNorm, groups=groups))
 
 # %% ../../nbs/components/14_processes.ipynb #1266dc60
 def sync_batchnorm(
-    module: nn.Module, # a network or a method
-    device: torch.device | None = None, # where it trains; None: where its first parameter is
+    module: nn.Module,  # a network or a method
+    device: torch.device | None = None,  # where it trains; None: where its first parameter is
 ) -> nn.Module:
     "Let every BatchNorm see the whole batch of all processes, values and gradients; with one process nothing changes. A SplitBatchNorm stays."
     device = torch.device(device or next(module.parameters()).device)
-    if device.type == 'cuda': return replace_batchnorm(module, lambda bn: as_class(bn, CudaSyncBatchNorm, process_group=None))
+    if device.type == 'cuda':
+        return replace_batchnorm(module, lambda bn: as_class(bn, CudaSyncBatchNorm, process_group=None))
     return replace_batchnorm(module, lambda bn: as_class(bn, SyncBatchNorm))

@@ -15,17 +15,22 @@ from .processes import counts_of, gather, rank, world
 # %% ../../nbs/components/13_queue.ipynb #1c6e62c8
 class Queue(nn.Module):
     "The keys of the last batches, first in first out. MoCo, arXiv 1911.05722, section 3.2 and algorithm 1."
-    def __init__(self,
-        size: int, # K keys that it holds, a multiple of the batch; 65536 in the paper
+
+    def __init__(
+        self,
+        size: int,  # K keys that it holds, a multiple of the batch; 65536 in the paper
         dim: int,  # d of a key, 128 in the paper
-        generator: torch.Generator | None = None, # draws the first keys; None: torch's own
+        generator: torch.Generator | None = None,  # draws the first keys; None: torch's own
     ):
         super().__init__()
-        if size < 1 or dim < 1: raise ValueError(f"A queue of {size} keys of width {dim} holds nothing: both must be at least 1.")
+        if size < 1 or dim < 1:
+            raise ValueError(f"A queue of {size} keys of width {dim} holds nothing: both must be at least 1.")
         self.size, self.dim, self.batch, self.held = size, dim, None, []
-        self.register_buffer('keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1)) # (K, d) unit rows
-        self.register_buffer('pointer', torch.zeros(1, dtype=torch.int64)) # row where the next batch starts
-        self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))    # keys that were ever put in
+        self.register_buffer(
+            'keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1)
+        )  # (K, d) unit rows
+        self.register_buffer('pointer', torch.zeros(1, dtype=torch.int64))  # row where the next batch starts
+        self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))  # keys that were ever put in
 
     @property
     def filled(self) -> int:
@@ -33,30 +38,48 @@ class Queue(nn.Module):
         return min(int(self.seen), self.size)
 
     @torch.no_grad()
-    def enqueue(self,
-        keys: Tensor, # (n, d) this process's keys of one step, of any length
+    def enqueue(
+        self,
+        keys: Tensor,  # (n, d) this process's keys of one step, of any length
     ) -> None:
         "Put the whole batch of all processes in the place of the oldest keys, as unit rows. After use: a batch must not meet its own keys as negatives."
-        if keys.ndim != 2 or keys.shape[1] != self.dim: raise ValueError(f"The queue holds keys of width {self.dim} and got a tensor of shape {tuple(keys.shape)}: give (batch, {self.dim}).")
+        if keys.ndim != 2 or keys.shape[1] != self.dim:
+            raise ValueError(
+                f"The queue holds keys of width {self.dim} and got a tensor of shape {tuple(keys.shape)}: give (batch, {self.dim})."
+            )
         keys = F.normalize(gather(keys.detach()).float(), dim=1)
         n = len(keys)
-        if n == 0 or self.size % n: raise ValueError(f"A queue of {self.size} keys can't be filled with batches of {n}: choose a size that is a multiple of the batch, and drop_last=True if this is an epoch's smaller last batch.")
-        if self.batch not in (None, n): raise ValueError(f"The queue got batches of {self.batch} keys and now one of {n}: use drop_last=True, so that an epoch has no smaller last batch.")
+        if n == 0 or self.size % n:
+            raise ValueError(
+                f"A queue of {self.size} keys can't be filled with batches of {n}: choose a size that is a multiple of the batch, and drop_last=True if this is an epoch's smaller last batch."
+            )
+        if self.batch not in (None, n):
+            raise ValueError(
+                f"The queue got batches of {self.batch} keys and now one of {n}: use drop_last=True, so that an epoch has no smaller last batch."
+            )
         self.batch = n
-        self.keys[(self.pointer + torch.arange(n, device=self.pointer.device)) % self.size] = keys.to(self.keys.dtype)
-        self.pointer.add_(n).remainder_(self.size); self.seen.add_(n)
+        self.keys[(self.pointer + torch.arange(n, device=self.pointer.device)) % self.size] = keys.to(
+            self.keys.dtype
+        )
+        self.pointer.add_(n).remainder_(self.size)
+        self.seen.add_(n)
 
-    def extra_repr(self) -> str: return f"{self.size}, {self.dim}"
+    def extra_repr(self) -> str:
+        return f"{self.size}, {self.dim}"
 
 # %% ../../nbs/components/13_queue.ipynb #f1bfafa3
 @patch
-def hold(self: Queue,
-    keys: Tensor, # (n, d) of this process's part of a batch
+def hold(
+    self: Queue,
+    keys: Tensor,  # (n, d) of this process's part of a batch
 ) -> None:
     "Remember keys until the step is done. Where the last batch doesn't go round, a process's borrowed picture adds none."
-    self.held.append(keys[:counts_of(len(keys))[rank()]] if world() > 1 else keys)
+    self.held.append(keys[: counts_of(len(keys))[rank()]] if world() > 1 else keys)
+
 
 @patch
 def enqueue_held(self: Queue) -> None:
     "Put the keys in that the step's forward passes have held."
-    if self.held: self.enqueue(torch.cat(self.held)); self.held = []
+    if self.held:
+        self.enqueue(torch.cat(self.held))
+        self.held = []

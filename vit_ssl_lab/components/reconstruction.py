@@ -16,32 +16,53 @@ from ..show import show_rows
 # %% ../../nbs/components/10_reconstruction.ipynb #10ad083b
 class Reconstruction(NamedTuple):
     "What `method.reconstruct(images)` returns: pictures in 0..1 at the encoder's size."
-    input: Tensor      # (B, C, H, W) the picture
-    masked: Tensor     # (B, C, H, W) hidden patches grey
-    prediction: Tensor # (B, C, H, W) what the model says of every patch, visible ones too
-    pasted: Tensor     # (B, C, H, W) visible patches as they are, hidden ones predicted
-    error: Tensor      # (B, H, W) absolute error, mean over channels, 0 on visible patches
-    mask: Tensor       # (B, N) 1 = hidden
+
+    input: Tensor  # (B, C, H, W) the picture
+    masked: Tensor  # (B, C, H, W) hidden patches grey
+    prediction: Tensor  # (B, C, H, W) what the model says of every patch, visible ones too
+    pasted: Tensor  # (B, C, H, W) visible patches as they are, hidden ones predicted
+    error: Tensor  # (B, H, W) absolute error, mean over channels, 0 on visible patches
+    mask: Tensor  # (B, N) 1 = hidden
+
 
 def panes(
-    images: Tensor,     # (B, C, H, W) in 0..1
-    prediction: Tensor, # (B, C, H, W) in 0..1
-    mask: Mask,         # of the same pictures; in `mask.mask` 1 = hidden
+    images: Tensor,  # (B, C, H, W) in 0..1
+    prediction: Tensor,  # (B, C, H, W) in 0..1
+    mask: Mask,  # of the same pictures; in `mask.mask` 1 = hidden
     patch_size: tuple,  # pixels (rows, columns)
-    grid: tuple,        # patches (rows, columns)
+    grid: tuple,  # patches (rows, columns)
 ) -> Reconstruction:
     "Compose the panes from a picture, a prediction and a mask."
-    hidden = mask_to_pixels(mask.mask, patch_size, grid) # (B, 1, H, W)
+    hidden = mask_to_pixels(mask.mask, patch_size, grid)  # (B, 1, H, W)
     pasted = images * (1 - hidden) + prediction * hidden
-    return Reconstruction(images, images * (1 - hidden) + .5 * hidden, prediction, pasted, (pasted - images).abs().mean(1), mask.mask)
+    return Reconstruction(
+        images,
+        images * (1 - hidden) + 0.5 * hidden,
+        prediction,
+        pasted,
+        (pasted - images).abs().mean(1),
+        mask.mask,
+    )
+
 
 def show_reconstruction(
-    r: Reconstruction,          # from `method.reconstruct`
-    alt: str = "",              # what it shows; made from the ratio if empty
-    n: int = 6,                 # pictures
-    suptitle: str | None = None, # a line above all
+    r: Reconstruction,  # from `method.reconstruct`
+    alt: str = "",  # what it shows; made from the ratio if empty
+    n: int = 6,  # pictures
+    suptitle: str | None = None,  # a line above all
 ) -> None:
     "Rows of panes, one column a picture. Pasted: visible patches are the input's."
-    rows = {'input': r.input, 'masked': r.masked, 'prediction': r.prediction, 'pasted': r.pasted, '|error|': r.error}
+    rows = {
+        'input': r.input,
+        'masked': r.masked,
+        'prediction': r.prediction,
+        'pasted': r.pasted,
+        '|error|': r.error,
+    }
     ratio = float(r.mask[0].mean())
-    show_rows({k: v[:n].cpu() for k, v in rows.items()}, alt or f"{min(n, len(r.input))} pictures with {ratio:.0%} of their patches hidden, what a model predicts, the prediction pasted between the visible patches, and the error.", suptitle=suptitle)
+    show_rows(
+        {k: v[:n].cpu() for k, v in rows.items()},
+        alt
+        or f"{min(n, len(r.input))} pictures with {ratio:.0%} of their patches hidden, what a model predicts, the prediction pasted between the visible patches, and the error.",
+        suptitle=suptitle,
+    )

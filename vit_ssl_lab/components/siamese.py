@@ -16,38 +16,52 @@ from ..core import choose
 
 # %% ../../nbs/components/12_siamese.ipynb #358d4479
 def pair(
-    views: Any, # what the method was given: two batches (B, C, H, W)
+    views: Any,  # what the method was given: two batches (B, C, H, W)
 ) -> tuple[Tensor, Tensor]:
     "The two views, or one sentence about what came instead."
     if isinstance(views, Tensor) or len(views) != 2:
         got = f"one tensor {tuple(views.shape)}" if isinstance(views, Tensor) else f"{len(views)}"
-        raise ValueError(f"A Siamese method compares two views of each picture, a list [x1, x2] of batches, and got {got}: make them with views such as vit_ssl_lab.data.views.views('mocov3', ...).")
-    if len(views[0]) != len(views[1]): raise ValueError(f"The two views must show the same pictures in the same order, and are {len(views[0])} and {len(views[1])}.")
+        raise ValueError(
+            f"A Siamese method compares two views of each picture, a list [x1, x2] of batches, and got {got}: make them with views such as vit_ssl_lab.data.views.views('mocov3', ...)."
+        )
+    if len(views[0]) != len(views[1]):
+        raise ValueError(
+            f"The two views must show the same pictures in the same order, and are {len(views[0])} and {len(views[1])}."
+        )
     return views[0], views[1]
 
+
 def refuse_one(
-    method: nn.Module, # with or without batch normalisation
-    batch: int,        # pictures of this process
+    method: nn.Module,  # with or without batch normalisation
+    batch: int,  # pictures of this process
 ) -> None:
     "One sentence for a batch whose normalisation has no spread to divide by."
     if method.training and batch * world() == 1 and any(isinstance(m, _BatchNorm) for m in method.modules()):
-        raise ValueError("Batch normalisation has no spread to divide by in a batch of one picture: give two or more, or leave the last small batch out (drop_last=True).")
+        raise ValueError(
+            "Batch normalisation has no spread to divide by in a batch of one picture: give two or more, or leave the last small batch out (drop_last=True)."
+        )
 
 # %% ../../nbs/components/12_siamese.ipynb #a934e883
 class Siamese(nn.Module):
     "An encoder and a projector, and views to compare: the floor under the Siamese methods."
+
     def __init__(
         self,
-        encoder: nn.Module,              # the Encoder contract: width, img_size, in_chans; a ViT, a ResNet, ...
-        projector: nn.Module,            # (B, width) -> (B, d)
-        views: nn.Module,                # makes two views of a batch: `data.views.default_views(encoder, 'byol')` for a paper's
+        encoder: nn.Module,  # the Encoder contract: width, img_size, in_chans; a ViT, a ResNet, ...
+        projector: nn.Module,  # (B, width) -> (B, d)
+        views: nn.Module,  # makes two views of a batch: `data.views.default_views(encoder, 'byol')` for a paper's
     ):
         super().__init__()
         missing = [a for a in ('width', 'in_chans', 'img_size') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use vit_ssl_lab.encoders, or ViT.from_timm(model) for a timm model.")
+        if missing:
+            raise TypeError(
+                f"{type(self).__name__} needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use vit_ssl_lab.encoders, or ViT.from_timm(model) for a timm model."
+            )
         first = next((m for m in projector.modules() if isinstance(m, nn.Linear)), None)
         if first is not None and first.in_features != encoder.width:
-            raise ValueError(f"The projector takes vectors of width {first.in_features}, and this encoder gives {encoder.width}: build it with width={encoder.width}.")
+            raise ValueError(
+                f"The projector takes vectors of width {first.in_features}, and this encoder gives {encoder.width}: build it with width={encoder.width}."
+            )
         self.encoder, self.projector, self.views = encoder, projector, views
 
     def pair(self, views: Any) -> tuple[Tensor, Tensor]:
@@ -58,47 +72,67 @@ class Siamese(nn.Module):
 
     def embed(
         self,
-        x: Tensor, # (B, C, H, W) normalised
-    ) -> Tensor:   # (B, d)
+        x: Tensor,  # (B, C, H, W) normalised
+    ) -> Tensor:  # (B, d)
         "What is compared: the projection of the encoder's pooled vector."
         return self.projector(self.encoder(x).pooled)
 
-    def after_step(self, progress: float) -> None: "No momentum and no queue."
+    def after_step(self, progress: float) -> None:
+        "No momentum and no queue."
 
 # %% ../../nbs/components/12_siamese.ipynb #2663d37c
 class MomentumSiamese(Siamese):
     "A Siamese method with a momentum encoder and a momentum projector, which get no gradient. (MoCo, section 3.2; BYOL, section 3.1)"
+
     def __init__(
         self,
-        encoder: nn.Module,                  # the Encoder contract
-        projector: nn.Module,                # (B, width) -> (B, d)
-        views: nn.Module,                    # makes two views of a batch
-        momentum: float = .99,               # share of the old weights that stays, 0..1, at the start
-        momentum_schedule: str = 'cosine',   # "cosine": rises to 1; "constant"
-        slow: Sequence[str] = ('encoder', 'projector'), # which parts have a slow copy; (): none
+        encoder: nn.Module,  # the Encoder contract
+        projector: nn.Module,  # (B, width) -> (B, d)
+        views: nn.Module,  # makes two views of a batch
+        momentum: float = 0.99,  # share of the old weights that stays, 0..1, at the start
+        momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
+        slow: Sequence[str] = ('encoder', 'projector'),  # which parts have a slow copy; (): none
     ):
         super().__init__(encoder, projector, views)
-        if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999.")
-        self.momentum, self.momentum_schedule = momentum, choose(momentum_schedule, ('cosine', 'constant'), 'schedule of momentum')
-        self.momentum_encoder, self.momentum_projector = (momentum_copy(m) if name in slow else None for name, m in (('encoder', encoder), ('projector', projector)))
+        if not 0 <= momentum <= 1:
+            raise ValueError(
+                f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the papers use 0.99 to 0.999."
+            )
+        self.momentum, self.momentum_schedule = (
+            momentum,
+            choose(momentum_schedule, ('cosine', 'constant'), 'schedule of momentum'),
+        )
+        self.momentum_encoder, self.momentum_projector = (
+            momentum_copy(m) if name in slow else None
+            for name, m in (('encoder', encoder), ('projector', projector))
+        )
 
     @torch.no_grad()
     def momentum_embed(
         self,
-        x: Tensor, # (B, C, H, W) normalised
-    ) -> Tensor:   # (B, d), no gradient
+        x: Tensor,  # (B, C, H, W) normalised
+    ) -> Tensor:  # (B, d), no gradient
         "What the slow copy says; a part without one speaks for itself."
-        encoder, projector = (fast if slow is None else slow for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)))
+        encoder, projector = (
+            fast if slow is None else slow
+            for slow, fast in (
+                (self.momentum_encoder, self.encoder),
+                (self.momentum_projector, self.projector),
+            )
+        )
         return projector(encoder(x).pooled)
 
     def momentum_at(
         self,
-        progress: float, # 0 at the start of training, 1 at its end
+        progress: float,  # 0 at the start of training, 1 at its end
     ) -> float:
         "The momentum now."
-        return cosine_momentum(self.momentum, progress) if self.momentum_schedule == 'cosine' else self.momentum
+        return (
+            cosine_momentum(self.momentum, progress) if self.momentum_schedule == 'cosine' else self.momentum
+        )
 
     def after_step(self, progress: float) -> None:
         "The slow copy follows, parameters only."
         for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
-            if slow is not None: momentum_update(slow, fast, self.momentum_at(progress), buffers=False)
+            if slow is not None:
+                momentum_update(slow, fast, self.momentum_at(progress), buffers=False)

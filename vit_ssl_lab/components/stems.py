@@ -24,157 +24,201 @@ class PatchifyStem(PatchEmbed):
     "timm's `PatchEmbed`, a convolution with kernel = stride = patch, which can also embed the visible patches only. (ViT, equation 1)"
 
     def _init_img_size(self, img_size):
-        if img_size is not None: grid_of(pair(img_size), self.patch_size)  # timm would cut the rest off without a word
+        if img_size is not None:
+            grid_of(pair(img_size), self.patch_size)  # timm would cut the rest off without a word
         return super()._init_img_size(img_size)
 
     def visible(
         self,
-        images: Tensor, # (B, C, H, W) float
-        keep: Tensor,   # (B, K) int64 indices of the visible patches, raster order of the grid
-    ) -> Tensor:        # (B, K, D) their tokens, in the order of `keep`
+        images: Tensor,  # (B, C, H, W) float
+        keep: Tensor,  # (B, K) int64 indices of the visible patches, raster order of the grid
+    ) -> Tensor:  # (B, K, D) their tokens, in the order of `keep`
         "Embed only the patches in `keep`; hidden pixels are never read."
         rows, cols = self.grid_size
-        if keep.shape[1] == rows * cols: return take(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
+        if keep.shape[1] == rows * cols:
+            return take(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
         ph, pw = self.patch_size
-        cut = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))    # (B, C, rows, ph, cols, pw), a view
+        cut = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))  # (B, C, rows, ph, cols, pw), a view
         sample = torch.arange(len(images), device=keep.device)[:, None]
-        patches = cut[sample, :, keep // cols, :, keep % cols]            # (B, K, C, ph, pw), the only copy
+        patches = cut[sample, :, keep // cols, :, keep % cols]  # (B, K, C, ph, pw), the only copy
         return self.norm(F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias))
 
 # %% ../../nbs/components/02_stems.ipynb #c1467ce3
 class StemPlan(NamedTuple):
     "The 3x3 convolutions of a convolutional stem; the bare 1x1 to the encoder's width comes after them."
-    channels: tuple # output channels of each 3x3 convolution
+
+    channels: tuple  # output channels of each 3x3 convolution
     strides: tuple  # 1 or 2 each; their product is the patch size
+
 
 CONV_STEMS = {
     '1GF': StemPlan((24, 48, 96, 192), (2, 2, 2, 2)),
     '4GF': StemPlan((48, 96, 192, 384), (2, 2, 2, 2)),
     '18GF': StemPlan((64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2)),
     '36GF': StemPlan((64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2)),
-    'nano': StemPlan((48, 96), (2, 2)),        # the workbook's own, for small pictures: patch size 4
-    'nano/8': StemPlan((24, 48, 96), (2, 2, 2)), # patch size 8
+    'nano': StemPlan((48, 96), (2, 2)),  # the workbook's own, for small pictures: patch size 4
+    'nano/8': StemPlan((24, 48, 96), (2, 2, 2)),  # patch size 8
 }
 
 # %% ../../nbs/components/02_stems.ipynb #9187fd28
 def plan_for(
-    patch_size: int | tuple, # pixels; a power of two, 2 or more
-    width: int,              # D, the encoder's width
-) -> StemPlan:               # channels and strides
+    patch_size: int | tuple,  # pixels; a power of two, 2 or more
+    width: int,  # D, the encoder's width
+) -> StemPlan:  # channels and strides
     "The paper's stem for a patch size and a width. (Early Convolutions, section 4)"
     ph, pw = pair(patch_size)
     if ph != pw or ph < 2 or ph & (ph - 1):
-        raise ValueError(f"A convolutional stem halves the picture again and again, so it has no patch size {ph}x{pw}: choose 4, 8 or 16, or stem='patchify'.")
-    if ph == 16 and width >= 768: return CONV_STEMS['18GF']
+        raise ValueError(
+            f"A convolutional stem halves the picture again and again, so it has no patch size {ph}x{pw}: choose 4, 8 or 16, or stem='patchify'."
+        )
+    if ph == 16 and width >= 768:
+        return CONV_STEMS['18GF']
     depth = int(log2(ph))
     return StemPlan(tuple(width // 2 ** (depth - 1 - i) for i in range(depth)), (2,) * depth)
 
 # %% ../../nbs/components/02_stems.ipynb #455218ee
 class ConvStem(nn.Module):
     "3x3 convolutions with BatchNorm and ReLU, then a bare 1x1, in place of the patchify convolution. (Early Convolutions, section 4)"
+
     def __init__(
         self,
-        img_size: int | tuple = 224,    # pixels: (H, W) or one number
-        patch_size: int | tuple = 16,   # pixels; the product of the strides
-        in_chans: int = 3,              # C
-        embed_dim: int = 768,           # D
-        channels: tuple | None = None,  # of the 3x3 convolutions; None: the paper's for this patch size and width
-        strides: tuple | None = None,   # of the 3x3 convolutions; None: 2 each
-        bias: bool = True,              # of the 1x1
+        img_size: int | tuple = 224,  # pixels: (H, W) or one number
+        patch_size: int | tuple = 16,  # pixels; the product of the strides
+        in_chans: int = 3,  # C
+        embed_dim: int = 768,  # D
+        channels: tuple
+        | None = None,  # of the 3x3 convolutions; None: the paper's for this patch size and width
+        strides: tuple | None = None,  # of the 3x3 convolutions; None: 2 each
+        bias: bool = True,  # of the 1x1
         dynamic_img_pad: bool = False,  # timm passes it; this stem never pads pictures
-        strict_img_size: bool = True,   # timm passes it where pictures have several sizes; the convolutions take any
-        output_fmt: str | None = None,  # "NHWC": the grid stays a grid, as timm wants it where pictures have several sizes
-        device=None, dtype=None,   # where and as what the weights are made
+        strict_img_size: bool = True,  # timm passes it where pictures have several sizes; the convolutions take any
+        output_fmt: str
+        | None = None,  # "NHWC": the grid stays a grid, as timm wants it where pictures have several sizes
+        device=None,
+        dtype=None,  # where and as what the weights are made
     ):
         super().__init__()
-        self.plan = plan_for(patch_size, embed_dim) if channels is None else StemPlan(tuple(channels), tuple(strides or (2,) * len(channels)))
+        self.plan = (
+            plan_for(patch_size, embed_dim)
+            if channels is None
+            else StemPlan(tuple(channels), tuple(strides or (2,) * len(channels)))
+        )
         self.patch_size, self.as_grid = pair(patch_size), output_fmt == 'NHWC'
-        if len(self.plan.channels) != len(self.plan.strides) or {prod(self.plan.strides)} != set(self.patch_size):
-            raise ValueError(f"Strides {self.plan.strides} with channels {self.plan.channels} do not make patches of {self.patch_size[0]}x{self.patch_size[1]}: "
-                             "give one stride a convolution, and the patch size as their product.")
+        if len(self.plan.channels) != len(self.plan.strides) or {prod(self.plan.strides)} != set(
+            self.patch_size
+        ):
+            raise ValueError(
+                f"Strides {self.plan.strides} with channels {self.plan.channels} do not make patches of {self.patch_size[0]}x{self.patch_size[1]}: "
+                "give one stride a convolution, and the patch size as their product."
+            )
         self.set_input_size(img_size)
         widths, dd = [in_chans, *self.plan.channels], dict(device=device, dtype=dtype)
-        layers = [OrderedDict(conv=nn.Conv2d(i, o, 3, s, padding=1, bias=False, **dd), bn=nn.BatchNorm2d(o, **dd), act=nn.ReLU())
-                  for i, o, s in zip(widths, widths[1:], self.plan.strides)]
+        layers = [
+            OrderedDict(
+                conv=nn.Conv2d(i, o, 3, s, padding=1, bias=False, **dd),
+                bn=nn.BatchNorm2d(o, **dd),
+                act=nn.ReLU(),
+            )
+            for i, o, s in zip(widths, widths[1:], self.plan.strides)
+        ]
         layers.append(OrderedDict(conv=nn.Conv2d(widths[-1], embed_dim, 1, bias=bias, **dd)))
-        self.backbone = nn.Sequential(*map(nn.Sequential, layers))  # the keys of timm's ConvStem inside a HybridEmbed
+        self.backbone = nn.Sequential(
+            *map(nn.Sequential, layers)
+        )  # the keys of timm's ConvStem inside a HybridEmbed
         self.init_weights()
 
     def forward(
         self,
-        images: Tensor, # (B, C, H, W) float
-    ) -> Tensor:        # (B, N, D), raster order; (B, rows, columns, D) with output_fmt="NHWC"
+        images: Tensor,  # (B, C, H, W) float
+    ) -> Tensor:  # (B, N, D), raster order; (B, rows, columns, D) with output_fmt="NHWC"
         "A token for every patch of the picture."
-        return rearrange(self.backbone(images), 'b d h w -> b h w d' if self.as_grid else 'b d h w -> b (h w) d')
+        return rearrange(
+            self.backbone(images), 'b d h w -> b h w d' if self.as_grid else 'b d h w -> b (h w) d'
+        )
 
     def visible(
         self,
-        images: Tensor, # (B, C, H, W) float
-        keep: Tensor,   # (B, K) int64 indices of the visible patches
-    ) -> Tensor:        # (B, K, D), in the order of `keep`
+        images: Tensor,  # (B, C, H, W) float
+        keep: Tensor,  # (B, K) int64 indices of the visible patches
+    ) -> Tensor:  # (B, K, D), in the order of `keep`
         "Tokens of the visible patches, made from a picture in which hidden pixels are 0."
         return take(self(hide_pixels(images, keep, self.grid_size)), keep)
 
 # %% ../../nbs/components/02_stems.ipynb #2ffb1e18
 def hide_pixels(
-    images: Tensor, # (B, C, H, W)
-    keep: Tensor,   # (B, K) int64 indices of the visible patches
-    grid: tuple,    # (rows, columns) of patches
-) -> Tensor:        # (B, C, H, W), hidden patches 0
+    images: Tensor,  # (B, C, H, W)
+    keep: Tensor,  # (B, K) int64 indices of the visible patches
+    grid: tuple,  # (rows, columns) of patches
+) -> Tensor:  # (B, C, H, W), hidden patches 0
     "Set the pixels of hidden patches to 0, the mean of normalised pixels."
     rows, cols = grid
-    visible = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device).scatter(1, keep, True)
-    return images.where(mask_to_pixels(visible, (images.shape[-2] // rows, images.shape[-1] // cols), grid), 0)
+    visible = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device).scatter(
+        1, keep, True
+    )
+    return images.where(
+        mask_to_pixels(visible, (images.shape[-2] // rows, images.shape[-1] // cols), grid), 0
+    )
 
 # %% ../../nbs/components/02_stems.ipynb #88520346
 from fastcore.basics import patch
+
 
 @patch
 def init_weights(self: ConvStem) -> None:
     "Normal with std sqrt(2 / channels out) for the 3x3, sqrt(1 / channels out) and bias 0 for the 1x1. (pycls, blocks.py and vit.py)"
     *convs, last = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
-    for conv in convs: nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** .5)
-    nn.init.normal_(last.weight, std=(1 / last.out_channels) ** .5)
-    if last.bias is not None: nn.init.zeros_(last.bias)
+    for conv in convs:
+        nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** 0.5)
+    nn.init.normal_(last.weight, std=(1 / last.out_channels) ** 0.5)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+
 
 @patch
 def set_input_size(
     self: ConvStem,
-    img_size: int | tuple | None = None,   # pixels
-    patch_size: int | tuple | None = None, # pixels; only the one that it has
+    img_size: int | tuple | None = None,  # pixels
+    patch_size: int | tuple | None = None,  # pixels; only the one that it has
 ) -> None:
     "timm's hook for another picture size."
     if patch_size is not None and pair(patch_size) != self.patch_size:
-        raise ValueError(f"The patch size of this convolutional stem is {self.patch_size[0]}, the product of its strides: build another stem for {patch_size}.")
-    if img_size is None: return
+        raise ValueError(
+            f"The patch size of this convolutional stem is {self.patch_size[0]}, the product of its strides: build another stem for {patch_size}."
+        )
+    if img_size is None:
+        return
     self.img_size, self.grid_size = pair(img_size), grid_of(pair(img_size), self.patch_size)
     self.num_patches = prod(self.grid_size)
 
+
 @patch
-def feat_ratio(self: ConvStem, as_scalar: bool = True) -> int | tuple: # pixels of a patch
+def feat_ratio(self: ConvStem, as_scalar: bool = True) -> int | tuple:  # pixels of a patch
     "timm's hook: how much smaller the grid is than the picture."
     return max(self.patch_size) if as_scalar else self.patch_size
 
+
 @patch
-def dynamic_feat_size(self: ConvStem, img_size: tuple) -> tuple: # (H, W) pixels -> (rows, columns)
+def dynamic_feat_size(self: ConvStem, img_size: tuple) -> tuple:  # (H, W) pixels -> (rows, columns)
     "timm's hook: the grid of a picture of any size."
     return grid_of(tuple(img_size), self.patch_size)
 
 # %% ../../nbs/components/02_stems.ipynb #1b9f5441
 def receptive_field(
-    strides: tuple, # of the 3x3 convolutions, first to last
-) -> int:           # pixels
+    strides: tuple,  # of the 3x3 convolutions, first to last
+) -> int:  # pixels
     "The side of the square of pixels that reach one token of a convolutional stem."
     field, step = 1, 1
-    for s in strides: field, step = field + 2 * step, step * s
+    for s in strides:
+        field, step = field + 2 * step, step * s
     return field
 
 # %% ../../nbs/components/02_stems.ipynb #96c7528f
 def multiply_adds(
-    module: nn.Module,    # any module; it is not changed
-    *shapes: tuple,       # of its inputs, (B, C, H, W)
-) -> int:                 # multiply-adds of one forward pass
+    module: nn.Module,  # any module; it is not changed
+    *shapes: tuple,  # of its inputs, (B, C, H, W)
+) -> int:  # multiply-adds of one forward pass
     "Count the multiply-adds of convolutions and matrix products, those of attention too."
     module = copy.deepcopy(module).to('meta').eval()
-    with FlopCounterMode(display=False) as counter: module(*[torch.empty(s, device='meta') for s in shapes])
+    with FlopCounterMode(display=False) as counter:
+        module(*[torch.empty(s, device='meta') for s in shapes])
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two

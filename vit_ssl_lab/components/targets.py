@@ -20,117 +20,153 @@ from ..core import choose
 
 # %% ../../nbs/components/08_targets.ipynb #d904fcac
 def normalise_patches(
-    patches: Tensor,     # (B, N, d) pixels of each patch
-    eps: float = 1e-6,   # added to the variance
-) -> tuple[Tensor, Tensor, Tensor]: # normalised (B, N, d), mean (B, N, 1), std (B, N, 1) = sqrt(variance + eps)
+    patches: Tensor,  # (B, N, d) pixels of each patch
+    eps: float = 1e-6,  # added to the variance
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # normalised (B, N, d), mean (B, N, 1), std (B, N, 1) = sqrt(variance + eps)
     "Each patch minus its own mean, over its own standard deviation (unbiased variance). MAE, section 3 (reconstruction target) and `models_mae.py: forward_loss`."
-    if patches.shape[-1] < 2: raise ValueError("A patch of a single number has no variance to normalise by: use larger patches or raw pixels (norm_pix=False).")
+    if patches.shape[-1] < 2:
+        raise ValueError(
+            "A patch of a single number has no variance to normalise by: use larger patches or raw pixels (norm_pix=False)."
+        )
     mean = patches.mean(-1, keepdim=True)
     std = (patches.var(-1, keepdim=True) + eps).sqrt()
     return (patches - mean) / std, mean, std
 
 # %% ../../nbs/components/08_targets.ipynb #5ae1ef20
 def masked_error(
-    pred: Tensor,   # (B, N, d)
-    target: Tensor, # (B, N, d)
-    mask: Tensor,   # (B, N), 1 = hidden
-    error: Callable[[Tensor], Tensor] = torch.square, # of each difference
-) -> Tensor:        # scalar; 0 if nothing is hidden
+    pred: Tensor,  # (B, N, d)
+    target: Tensor,  # (B, N, d)
+    mask: Tensor,  # (B, N), 1 = hidden
+    error: Callable[[Tensor], Tensor] = torch.square,  # of each difference
+) -> Tensor:  # scalar; 0 if nothing is hidden
     "Mean error over hidden patches only, one ratio over the whole batch."
     if pred.shape != target.shape or pred.shape[:2] != mask.shape:
-        raise ValueError(f"Prediction, target and mask must be (B, N, d), (B, N, d) and (B, N), not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}.")
-    each = error(pred - target).mean(-1) # (B, N)
+        raise ValueError(
+            f"Prediction, target and mask must be (B, N, d), (B, N, d) and (B, N), not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}."
+        )
+    each = error(pred - target).mean(-1)  # (B, N)
     return (each * mask).sum() / mask.sum().clamp(min=1)
 
+
 def masked_mse(
-    pred: Tensor,   # (B, N, d)
-    target: Tensor, # (B, N, d)
-    mask: Tensor,   # (B, N), 1 = hidden
-) -> Tensor:        # scalar; 0 if nothing is hidden
+    pred: Tensor,  # (B, N, d)
+    target: Tensor,  # (B, N, d)
+    mask: Tensor,  # (B, N), 1 = hidden
+) -> Tensor:  # scalar; 0 if nothing is hidden
     "Mean squared error over hidden patches only. MAE, section 3 and `models_mae.py: forward_loss`."
     return masked_error(pred, target, mask)
 
+
 def masked_l1(
-    pred: Tensor,   # (B, N, d)
-    target: Tensor, # (B, N, d)
-    mask: Tensor,   # (B, N), 1 = hidden
-) -> Tensor:        # scalar; 0 if nothing is hidden
+    pred: Tensor,  # (B, N, d)
+    target: Tensor,  # (B, N, d)
+    mask: Tensor,  # (B, N), 1 = hidden
+) -> Tensor:  # scalar; 0 if nothing is hidden
     "Mean absolute error over hidden patches only. MACRL, abstract; SimMIM, section 3.4."
     return masked_error(pred, target, mask, torch.abs)
 
 # %% ../../nbs/components/08_targets.ipynb #b247ffb2
 def flat_fraction(
-    patches: Tensor,      # (B, N, d) pixels
+    patches: Tensor,  # (B, N, d) pixels
     below: float = 1e-3,  # standard deviation under which a patch counts as flat, in the pixels' own unit
-) -> Tensor:              # scalar, 0..1
+) -> Tensor:  # scalar, 0..1
     "The share of patches without structure, whose normalised target is zero or noise. Report it beside a loss on normalised pixels."
     return (patches.std(-1) < below).float().mean()
 
 # %% ../../nbs/components/08_targets.ipynb #a42ee9c2
 def unnormalise_leaky(
-    pred: Tensor,        # (B, N, d) predicted normalised pixels
-    patches: Tensor,     # (B, N, d) the true pixels
-    eps: float = 1e-6,   # as in normalise_patches
-) -> Tensor:             # (B, N, d) pixels
+    pred: Tensor,  # (B, N, d) predicted normalised pixels
+    patches: Tensor,  # (B, N, d) the true pixels
+    eps: float = 1e-6,  # as in normalise_patches
+) -> Tensor:  # (B, N, d) pixels
     "Give each prediction its own patch's true mean and spread: prettier, but it tells the answer's brightness. The custom of MAE's demo."
     _, mean, std = normalise_patches(patches, eps)
     return pred * std + mean
 
 # %% ../../nbs/components/08_targets.ipynb #09cae9eb
 def unnormalise_honest(
-    pred: Tensor,            # (B, N, d) predicted normalised pixels
-    patches: Tensor,         # (B, N, d) the true pixels; only visible ones are used
-    mask: Tensor,            # (B, N), 1 = hidden
-    grid: tuple[int, ...],   # (rows, columns), N is its product
-    eps: float = 1e-6,       # as in normalise_patches
-    power: float = 2.,       # weight of a visible patch at distance r: 1 / r**power
-) -> Tensor:                 # (B, N, d) pixels
+    pred: Tensor,  # (B, N, d) predicted normalised pixels
+    patches: Tensor,  # (B, N, d) the true pixels; only visible ones are used
+    mask: Tensor,  # (B, N), 1 = hidden
+    grid: tuple[int, ...],  # (rows, columns), N is its product
+    eps: float = 1e-6,  # as in normalise_patches
+    power: float = 2.0,  # weight of a visible patch at distance r: 1 / r**power
+) -> Tensor:  # (B, N, d) pixels
     "Give hidden patches a mean and spread interpolated from the visible ones around (inverse distance), never their own."
-    if math.prod(grid) != pred.shape[1]: raise ValueError(f"{pred.shape[1]} patches are no grid of {tuple(grid)}.")
-    if mask.sum(1).max() >= mask.shape[1]: raise ValueError("An honest brightness comes from visible patches, and here a picture has none: leave at least one visible.")
+    if math.prod(grid) != pred.shape[1]:
+        raise ValueError(f"{pred.shape[1]} patches are no grid of {tuple(grid)}.")
+    if mask.sum(1).max() >= mask.shape[1]:
+        raise ValueError(
+            "An honest brightness comes from visible patches, and here a picture has none: leave at least one visible."
+        )
     _, mean, std = normalise_patches(patches, eps)
-    places = torch.cartesian_prod(*[torch.arange(n, device=pred.device, dtype=torch.float) for n in grid]).reshape(pred.shape[1], -1)
-    closeness = 1 / torch.cdist(places, places).clamp(min=.5) ** power            # (N, N)
-    weights = closeness * (1 - mask)[:, None, :]                                  # (B, N, N): only visible patches speak
+    places = torch.cartesian_prod(
+        *[torch.arange(n, device=pred.device, dtype=torch.float) for n in grid]
+    ).reshape(pred.shape[1], -1)
+    closeness = 1 / torch.cdist(places, places).clamp(min=0.5) ** power  # (N, N)
+    weights = closeness * (1 - mask)[:, None, :]  # (B, N, N): only visible patches speak
     weights = weights / weights.sum(-1, keepdim=True)
     own = 1 - mask[..., None]
     mean, std = (own * s + (1 - own) * (weights @ (s * own)) for s in (mean, std))
     return pred * std + mean
 
 # %% ../../nbs/components/08_targets.ipynb #aa2d2a8e
-GRADIENTS = {'sobel': (1., 2., 1.), 'central': (0., 1., 0.)} # weights across the direction of the derivative
+GRADIENTS = {
+    'sobel': (1.0, 2.0, 1.0),
+    'central': (0.0, 1.0, 0.0),
+}  # weights across the direction of the derivative
 HISTOGRAM_NORMS = ('none', 'l1', 'l2')
 
+
 def gradient(
-    images: Tensor,         # (B, C, H, W) float, two pixels or more each way
-    kind: str = 'sobel',    # "sobel" (MaskFeat), or "central", the plain difference (Dalal and Triggs; scikit-image)
-) -> tuple[Tensor, Tensor]: # gx, gy, each (B, C, H, W): left minus right, above minus below; the border is mirrored
+    images: Tensor,  # (B, C, H, W) float, two pixels or more each way
+    kind: str = 'sobel',  # "sobel" (MaskFeat), or "central", the plain difference (Dalal and Triggs; scikit-image)
+) -> tuple[
+    Tensor, Tensor
+]:  # gx, gy, each (B, C, H, W): left minus right, above minus below; the border is mirrored
     "The gradient of each pixel in each channel. (SlowFast, operators.py: HOGLayerC)"
     a, b, c = GRADIENTS[choose(kind, GRADIENTS, 'gradient filter')]
-    if images.ndim != 4 or min(images.shape[-2:]) < 2: raise ValueError(f"A gradient needs pictures (B, C, H, W) of two pixels or more each way, not {tuple(images.shape)}: frames of a clip go in as a batch.")
+    if images.ndim != 4 or min(images.shape[-2:]) < 2:
+        raise ValueError(
+            f"A gradient needs pictures (B, C, H, W) of two pixels or more each way, not {tuple(images.shape)}: frames of a clip go in as a batch."
+        )
     x = F.pad(images, (1, 1, 1, 1), mode='reflect')
-    down = a * x[..., :-2, :] + b * x[..., 1:-1, :] + c * x[..., 2:, :] # slices: several times faster on a CPU than a convolution a channel, and never in half precision
+    down = (
+        a * x[..., :-2, :] + b * x[..., 1:-1, :] + c * x[..., 2:, :]
+    )  # slices: several times faster on a CPU than a convolution a channel, and never in half precision
     across = a * x[..., :-2] + b * x[..., 1:-1] + c * x[..., 2:]
     return down[..., :-2] - down[..., 2:], across[..., :-2, :] - across[..., 2:, :]
 
 # %% ../../nbs/components/08_targets.ipynb #e6a9a2cb
 @torch.no_grad()
 def hog(
-    images: Tensor,         # (B, C, H, W) float; MaskFeat takes the network's own normalised input
-    cell: int = 8,          # pixels of a square cell; divides H and W
-    bins: int = 9,          # of the unsigned angle, 180 / bins degrees each
-    norm: str = 'l2',       # of each cell's bins, a channel by itself: "l2", "l1" or "none"
-    kind: str = 'sobel',    # of the gradient, see `gradient`
-) -> Tensor:                # (B, C, bins, H/cell, W/cell), float32, or float64 for float64
+    images: Tensor,  # (B, C, H, W) float; MaskFeat takes the network's own normalised input
+    cell: int = 8,  # pixels of a square cell; divides H and W
+    bins: int = 9,  # of the unsigned angle, 180 / bins degrees each
+    norm: str = 'l2',  # of each cell's bins, a channel by itself: "l2", "l1" or "none"
+    kind: str = 'sobel',  # of the gradient, see `gradient`
+) -> Tensor:  # (B, C, bins, H/cell, W/cell), float32, or float64 for float64
     "Histograms of oriented gradients, batched, on the pictures' device. (MaskFeat, section 3; SlowFast, operators.py: HOGLayerC)"
     choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram")
-    (b, c, h, w) = images.shape if images.ndim == 4 else (0, 0, 0, 0) # other shapes are refused by `gradient`
-    if cell < 1 or h % cell or w % cell: raise ValueError(f"Cells of {cell} pixels do not divide a picture of {h} x {w}: choose a cell that divides both, or resize.")
-    if bins < 1: raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
+    (b, c, h, w) = (
+        images.shape if images.ndim == 4 else (0, 0, 0, 0)
+    )  # other shapes are refused by `gradient`
+    if cell < 1 or h % cell or w % cell:
+        raise ValueError(
+            f"Cells of {cell} pixels do not divide a picture of {h} x {w}: choose a cell that divides both, or resize."
+        )
+    if bins < 1:
+        raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
     gx, gy = gradient(images if images.dtype == torch.float64 else images.float(), kind)
-    bin_of = (torch.atan2(gx, gy) / math.pi * bins).floor().long() % bins # half a turn later is the same bin
-    place = (torch.arange(h, device=gx.device) // cell)[:, None] * (w // cell) + torch.arange(w, device=gx.device) // cell
-    votes = gx.new_zeros(b * c, h * w // cell ** 2 * bins).scatter_add_(1, (place * bins + bin_of).reshape(b * c, -1), torch.hypot(gx, gy).reshape(b * c, -1)) # any memory format
+    bin_of = (torch.atan2(gx, gy) / math.pi * bins).floor().long() % bins  # half a turn later is the same bin
+    place = (torch.arange(h, device=gx.device) // cell)[:, None] * (w // cell) + torch.arange(
+        w, device=gx.device
+    ) // cell
+    votes = gx.new_zeros(b * c, h * w // cell**2 * bins).scatter_add_(
+        1, (place * bins + bin_of).reshape(b * c, -1), torch.hypot(gx, gy).reshape(b * c, -1)
+    )  # any memory format
     cells = votes.view(b, c, h // cell, w // cell, bins).movedim(-1, 2)
     return cells if norm == 'none' else F.normalize(cells, p=float(norm[1]), dim=2)
 
@@ -138,42 +174,60 @@ def hog(
 def hog_strokes(
     cells: Tensor,  # (B, C, bins, rows, columns), as `hog` makes them
     size: int = 8,  # pixels of a cell in the picture
-) -> Tensor:        # (B, rows * size, columns * size), 0 or more; mean over channels
+) -> Tensor:  # (B, rows * size, columns * size), 0 or more; mean over channels
     "Draw histograms: a stroke a bin, along the edge that it stands for."
     bins, dd = cells.shape[2], dict(dtype=cells.dtype, device=cells.device)
-    angle = (torch.arange(bins, **dd) + .5) * math.pi / bins                              # the middle of each bin: atan2(gx, gy)
+    angle = (torch.arange(bins, **dd) + 0.5) * math.pi / bins  # the middle of each bin: atan2(gx, gy)
     at = torch.arange(size, **dd) - (size - 1) / 2
-    off = angle.sin()[:, None, None] * at + angle.cos()[:, None, None] * at[:, None]      # distance from the line through the cell's middle
-    inside = at[:, None] ** 2 + at ** 2 <= (size / 2) ** 2
-    stroke = (1 - off.abs() / max(1., size / 9)).clamp(min=0) * inside                    # (bins, size, size)
-    return rearrange(torch.einsum('bcorq,oyx->brqyx', cells, stroke) / cells.shape[1], 'b r q y x -> b (r y) (q x)')
+    off = (
+        angle.sin()[:, None, None] * at + angle.cos()[:, None, None] * at[:, None]
+    )  # distance from the line through the cell's middle
+    inside = at[:, None] ** 2 + at**2 <= (size / 2) ** 2
+    stroke = (1 - off.abs() / max(1.0, size / 9)).clamp(min=0) * inside  # (bins, size, size)
+    return rearrange(
+        torch.einsum('bcorq,oyx->brqyx', cells, stroke) / cells.shape[1], 'b r q y x -> b (r y) (q x)'
+    )
 
 # %% ../../nbs/components/08_targets.ipynb #9cee5c2a
 def patch_cells(
-    cells: Tensor,           # (B, C, bins, rows of cells, columns of cells)
-    grid: tuple[int, int],   # (rows, columns) of patches; a patch holds the same number of cells as any other
-) -> Tensor:                 # (B, N, C * bins * cells of a patch)
+    cells: Tensor,  # (B, C, bins, rows of cells, columns of cells)
+    grid: tuple[int, int],  # (rows, columns) of patches; a patch holds the same number of cells as any other
+) -> Tensor:  # (B, N, C * bins * cells of a patch)
     "Group cells by patch. (SlowFast, masked.py: _get_hog_label_2d)"
     (rows, cols), (h, w) = grid, cells.shape[-2:]
-    if h % rows or w % cols: raise ValueError(f"{h} x {w} cells cannot be shared out among {rows} x {cols} patches: the cell must divide the patch.")
+    if h % rows or w % cols:
+        raise ValueError(
+            f"{h} x {w} cells cannot be shared out among {rows} x {cols} patches: the cell must divide the patch."
+        )
     return rearrange(cells, 'b c o (rows i) (cols j) -> b (rows cols) (c o i j)', rows=rows, cols=cols)
 
+
 def unpatch_cells(
-    tokens: Tensor,          # (B, N, C * bins * cells of a patch)
-    grid: tuple[int, int],   # (rows, columns) of patches
-    channels: int = 3,       # C
-    bins: int = 9,           # of a cell
-    cells: tuple[int, int] = (2, 2), # cells of a patch, downwards and across
-) -> Tensor:                 # (B, C, bins, rows of cells, columns of cells)
+    tokens: Tensor,  # (B, N, C * bins * cells of a patch)
+    grid: tuple[int, int],  # (rows, columns) of patches
+    channels: int = 3,  # C
+    bins: int = 9,  # of a cell
+    cells: tuple[int, int] = (2, 2),  # cells of a patch, downwards and across
+) -> Tensor:  # (B, C, bins, rows of cells, columns of cells)
     "The inverse of `patch_cells`."
-    return rearrange(tokens, 'b (rows cols) (c o i j) -> b c o (rows i) (cols j)', rows=grid[0], cols=grid[1], c=channels, o=bins, i=cells[0], j=cells[1])
+    return rearrange(
+        tokens,
+        'b (rows cols) (c o i j) -> b c o (rows i) (cols j)',
+        rows=grid[0],
+        cols=grid[1],
+        c=channels,
+        o=bins,
+        i=cells[0],
+        j=cells[1],
+    )
 
 # %% ../../nbs/components/08_targets.ipynb #d699785f
 class Target(nn.Module):
     "What a hidden patch is predicted as. A subclass sets `width` and `name`, and says the truth in `forward`. (MaskFeat, section 3.2)"
-    width: int              # numbers that the head gives for each patch
-    name: str               # a key of TARGETS
-    drawn = False           # does it have a picture?
+
+    width: int  # numbers that the head gives for each patch
+    name: str  # a key of TARGETS
+    drawn = False  # does it have a picture?
 
     def forward(self, images: Tensor) -> Tensor:
         "The truth of every patch: (B, N, width), or (B, N) int64 classes."
@@ -191,29 +245,42 @@ class Target(nn.Module):
         "What that answer costs, a scalar."
         return self.cost(self.best_constant(truth).expand(*truth.shape[:2], -1), truth).mean()
 
-    def picture(self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest') -> Tensor:
+    def picture(
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+    ) -> Tensor:
         "A prediction of every patch as normalised pixels (B, C, H, W), where that can be."
-        raise ValueError(f"The target {self.name!r} says nothing about pixels, so a prediction is no picture: reconstruct with the target 'pixels' or 'codes', or look at it with the TargetExplorer.")
+        raise ValueError(
+            f"The target {self.name!r} says nothing about pixels, so a prediction is no picture: reconstruct with the target 'pixels' or 'codes', or look at it with the TargetExplorer."
+        )
 
     def freeze(self) -> 'Target':
         "No gradient, eval mode."
         self.requires_grad_(False)
         return self.train(False)
 
-    def train(self, mode: bool = True) -> 'Target': return super().train(False) # the truth must not change while it is learned
+    def train(self, mode: bool = True) -> 'Target':
+        return super().train(False)  # the truth must not change while it is learned
 
 # %% ../../nbs/components/08_targets.ipynb #6991c09a
 class PixelTarget(Target):
     "A patch's own pixels, raw or normalised. (MaskFeat, section 3.2; MAE; SimMIM with normalise=False, error='l1')"
+
     name, drawn = 'pixels', True
-    def __init__(self,
-        patch_size: int | tuple,       # pixels
-        channels: int = 3,             # C
-        normalise: bool = True,        # by each patch's mean and spread, as SlowFast's code does
-        error: str = 'l2',             # "l2" squared, or "l1" absolute
+
+    def __init__(
+        self,
+        patch_size: int | tuple,  # pixels
+        channels: int = 3,  # C
+        normalise: bool = True,  # by each patch's mean and spread, as SlowFast's code does
+        error: str = 'l2',  # "l2" squared, or "l1" absolute
     ):
         super().__init__()
-        self.patch_size, self.channels, self.normalise, self.error = pair(patch_size), channels, normalise, choose(error, ('l2', 'l1'), "error of pixels")
+        self.patch_size, self.channels, self.normalise, self.error = (
+            pair(patch_size),
+            channels,
+            normalise,
+            choose(error, ('l2', 'l1'), "error of pixels"),
+        )
         self.width = math.prod(self.patch_size) * channels
 
     @torch.no_grad()
@@ -227,28 +294,49 @@ class PixelTarget(Target):
     def best_constant(self, truth: Tensor) -> Tensor:
         return super().best_constant(truth) if self.error == 'l2' else truth.flatten(0, 1).median(0).values
 
-    def picture(self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest') -> Tensor:
+    def picture(
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+    ) -> Tensor:
         patches = patchify(images, self.patch_size)
-        if self.normalise: pred = unnormalise_honest(pred, patches, mask, grid) if pixels == 'honest' else unnormalise_leaky(pred, patches)
+        if self.normalise:
+            pred = (
+                unnormalise_honest(pred, patches, mask, grid)
+                if pixels == 'honest'
+                else unnormalise_leaky(pred, patches)
+            )
         return unpatchify(pred, self.patch_size, grid, self.channels)
 
 # %% ../../nbs/components/08_targets.ipynb #5c545539
 class HOGTarget(Target):
     "The histograms of a patch's cells. (MaskFeat, section 3; SlowFast, masked.py: _get_hog_label_2d)"
+
     name = 'hog'
-    def __init__(self,
+
+    def __init__(
+        self,
         patch_size: int | tuple,  # pixels
-        channels: int = 3,        # C
-        cell: int = 8,            # pixels; divides the patch
-        bins: int = 9,            # directions
-        norm: str = 'l2',         # of each histogram: "l2", "l1" or "none"
-        scale: float = 1.,        # factor of the target
+        channels: int = 3,  # C
+        cell: int = 8,  # pixels; divides the patch
+        bins: int = 9,  # directions
+        norm: str = 'l2',  # of each histogram: "l2", "l1" or "none"
+        scale: float = 1.0,  # factor of the target
     ):
         super().__init__()
-        self.patch_size, self.channels, self.cell, self.bins, self.norm, self.scale = pair(patch_size), channels, cell, bins, choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram"), scale
-        if cell < 1 or any(p % cell for p in self.patch_size): raise ValueError(f"Cells of {cell} pixels do not divide a patch of {self.patch_size[0]} x {self.patch_size[1]}: choose a cell that divides both sides, MaskFeat has 8 in 16.")
-        if bins < 1: raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
-        self.cells = tuple(p // cell for p in self.patch_size) # of a patch, downwards and across
+        self.patch_size, self.channels, self.cell, self.bins, self.norm, self.scale = (
+            pair(patch_size),
+            channels,
+            cell,
+            bins,
+            choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram"),
+            scale,
+        )
+        if cell < 1 or any(p % cell for p in self.patch_size):
+            raise ValueError(
+                f"Cells of {cell} pixels do not divide a patch of {self.patch_size[0]} x {self.patch_size[1]}: choose a cell that divides both sides, MaskFeat has 8 in 16."
+            )
+        if bins < 1:
+            raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
+        self.cells = tuple(p // cell for p in self.patch_size)  # of a patch, downwards and across
         self.width = channels * bins * math.prod(self.cells)
 
     @torch.no_grad()
@@ -263,63 +351,94 @@ class HOGTarget(Target):
 # %% ../../nbs/components/08_targets.ipynb #a70eb3ee
 def frozen(
     teacher: nn.Module | None,  # what the caller gave
-    what: str,                  # the target's name
-    patch_size: tuple,          # pixels, of the method's patches
-    channels: int,              # C
-) -> nn.Module:                 # the teacher, in eval mode, without gradient
+    what: str,  # the target's name
+    patch_size: tuple,  # pixels, of the method's patches
+    channels: int,  # C
+) -> nn.Module:  # the teacher, in eval mode, without gradient
     "A teacher that fits, or one sentence."
-    if teacher is None: raise ValueError(f"The target {what!r} comes from a trained network: give teacher=, an encoder of the workbook.")
-    if not hasattr(teacher, 'width'): raise TypeError(f"A teacher keeps the Encoder contract, `teacher(images).patches` and `teacher.width`; {type(teacher).__name__} has no width: give an encoder, not a whole method (method.encoder).")
+    if teacher is None:
+        raise ValueError(
+            f"The target {what!r} comes from a trained network: give teacher=, an encoder of the workbook."
+        )
+    if not hasattr(teacher, 'width'):
+        raise TypeError(
+            f"A teacher keeps the Encoder contract, `teacher(images).patches` and `teacher.width`; {type(teacher).__name__} has no width: give an encoder, not a whole method (method.encoder)."
+        )
     theirs = getattr(teacher, 'patch_size', patch_size), getattr(teacher, 'in_chans', channels)
     if (tuple(theirs[0]), theirs[1]) != (tuple(patch_size), channels):
-        raise ValueError(f"The teacher has patches of {theirs[0][0]} x {theirs[0][1]} pixels in {theirs[1]} channels, the student of {patch_size[0]} x {patch_size[1]} in {channels}: a target is given patch by patch, so both must be alike.")
+        raise ValueError(
+            f"The teacher has patches of {theirs[0][0]} x {theirs[0][1]} pixels in {theirs[1]} channels, the student of {patch_size[0]} x {patch_size[1]} in {channels}: a target is given patch by patch, so both must be alike."
+        )
     return teacher.eval().requires_grad_(False)
+
 
 class FeatureTarget(Target):
     "What a frozen encoder says of each patch. (MaskFeat, section 3.2, deep features)"
+
     name = 'features'
-    def __init__(self,
-        patch_size: int | tuple,            # pixels, as the teacher's
-        channels: int = 3,                  # C
-        teacher: nn.Module | None = None,   # the Encoder contract; it is frozen, and sees the whole picture
-        distance: str = 'cosine',           # "cosine": 2 - 2 cos, the prediction's length is free; "mse": mean squared error against a vector of length 1
+
+    def __init__(
+        self,
+        patch_size: int | tuple,  # pixels, as the teacher's
+        channels: int = 3,  # C
+        teacher: nn.Module | None = None,  # the Encoder contract; it is frozen, and sees the whole picture
+        distance: str = 'cosine',  # "cosine": 2 - 2 cos, the prediction's length is free; "mse": mean squared error against a vector of length 1
     ):
         super().__init__()
-        self.teacher, self.distance = frozen(teacher, self.name, pair(patch_size), channels), choose(distance, ('cosine', 'mse'), "distance of features")
+        self.teacher, self.distance = (
+            frozen(teacher, self.name, pair(patch_size), channels),
+            choose(distance, ('cosine', 'mse'), "distance of features"),
+        )
         self.width = teacher.width
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor: return F.normalize(self.teacher(images).patches.float(), dim=-1)
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.teacher(images).patches.float(), dim=-1)
 
     def cost(self, pred: Tensor, truth: Tensor) -> Tensor:
-        return (F.normalize(pred, dim=-1) - truth).square().sum(-1) if self.distance == 'cosine' else super().cost(pred, truth)
+        return (
+            (F.normalize(pred, dim=-1) - truth).square().sum(-1)
+            if self.distance == 'cosine'
+            else super().cost(pred, truth)
+        )
 
 # %% ../../nbs/components/08_targets.ipynb #c55cec3e
 class ClassTarget(Target):
     "A class for each patch, (B, N) int64, or the probability of each, (B, N, width); the cost is the cross-entropy in nats."
+
     def shares(self, truth: Tensor) -> Tensor:
         "Probabilities, whether the truth is hard or soft."
         return F.one_hot(truth, self.width).float() if truth.ndim == 2 else truth
 
     def cost(self, pred: Tensor, truth: Tensor) -> Tensor:
-        if truth.ndim == 2: return F.cross_entropy(pred.flatten(0, 1), truth.flatten(), reduction='none').view(truth.shape)
+        if truth.ndim == 2:
+            return F.cross_entropy(pred.flatten(0, 1), truth.flatten(), reduction='none').view(truth.shape)
         return -(truth * pred.log_softmax(-1)).sum(-1)
 
-    def best_constant(self, truth: Tensor) -> Tensor: return self.shares(truth).flatten(0, 1).mean(0).clamp(min=1e-12).log()
+    def best_constant(self, truth: Tensor) -> Tensor:
+        return self.shares(truth).flatten(0, 1).mean(0).clamp(min=1e-12).log()
+
 
 class LabelTarget(ClassTarget):
     "What a frozen classifier would call each patch. (MaskFeat, section 3.2, pseudo-label; Token Labeling)"
+
     name = 'labels'
-    def __init__(self,
-        patch_size: int | tuple,            # pixels, as the teacher's
-        channels: int = 3,                  # C
-        teacher: nn.Module | None = None,   # the Encoder contract; frozen
-        head: nn.Module | None = None,      # (B, N, D) -> (B, N, classes) logits: the classifier's last layers; frozen
-        hard: bool = False,                 # only the most likely class
+
+    def __init__(
+        self,
+        patch_size: int | tuple,  # pixels, as the teacher's
+        channels: int = 3,  # C
+        teacher: nn.Module | None = None,  # the Encoder contract; frozen
+        head: nn.Module
+        | None = None,  # (B, N, D) -> (B, N, classes) logits: the classifier's last layers; frozen
+        hard: bool = False,  # only the most likely class
     ):
         super().__init__()
         self.teacher, self.hard = frozen(teacher, self.name, pair(patch_size), channels), hard
-        if head is None: raise ValueError("Pseudo-labels need the teacher's own classifier: give head=, which turns (B, N, D) features into logits (Classifier(...).head, for one).")
+        if head is None:
+            raise ValueError(
+                "Pseudo-labels need the teacher's own classifier: give head=, which turns (B, N, D) features into logits (Classifier(...).head, for one)."
+            )
         self.head = head.eval().requires_grad_(False)
         weight = next(head.parameters())
         self.width = head(weight.new_zeros(1, 1, teacher.width)).shape[-1]
@@ -332,35 +451,56 @@ class LabelTarget(ClassTarget):
 # %% ../../nbs/components/08_targets.ipynb #f448ec97
 class CodeTarget(ClassTarget):
     "A tokenizer's number for each patch. (MaskFeat, section 3.2, dVAE token; BEiT)"
+
     name, drawn = 'codes', True
-    def __init__(self,
-        patch_size: int | tuple,              # pixels, as the tokenizer's
-        channels: int = 3,                    # C
-        tokenizer: nn.Module | None = None,   # has `encode(images) -> (B, N)`, `decode(codes, grid) -> images`, `size` (codes) and `patch_size`; frozen
+
+    def __init__(
+        self,
+        patch_size: int | tuple,  # pixels, as the tokenizer's
+        channels: int = 3,  # C
+        tokenizer: nn.Module
+        | None = None,  # has `encode(images) -> (B, N)`, `decode(codes, grid) -> images`, `size` (codes) and `patch_size`; frozen
     ):
         super().__init__()
-        if tokenizer is None: raise ValueError("The target 'codes' comes from a trained tokenizer: give tokenizer=, such as components.tokenizer.Tokenizer after fit(images).")
-        if tuple(tokenizer.patch_size) != pair(patch_size): raise ValueError(f"The tokenizer has patches of {tokenizer.patch_size[0]} x {tokenizer.patch_size[1]} pixels, the encoder of {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike.")
+        if tokenizer is None:
+            raise ValueError(
+                "The target 'codes' comes from a trained tokenizer: give tokenizer=, such as components.tokenizer.Tokenizer after fit(images)."
+            )
+        if tuple(tokenizer.patch_size) != pair(patch_size):
+            raise ValueError(
+                f"The tokenizer has patches of {tokenizer.patch_size[0]} x {tokenizer.patch_size[1]} pixels, the encoder of {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike."
+            )
         self.tokenizer, self.width = tokenizer.eval().requires_grad_(False), tokenizer.size
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor: return self.tokenizer.encode(images)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokenizer.encode(images)
 
-    def picture(self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest') -> Tensor:
+    def picture(
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+    ) -> Tensor:
         return self.tokenizer.decode(pred.argmax(-1), grid)
 
 # %% ../../nbs/components/08_targets.ipynb #af8f08a8
 TARGETS = {t.name: t for t in (PixelTarget, HOGTarget, FeatureTarget, LabelTarget, CodeTarget)}
 
+
 def target_of(
-    target: str | Target,       # a key of TARGETS, or a ready one
-    patch_size: int | tuple,    # pixels of the encoder's patches
-    channels: int = 3,          # C
-    **options,                  # of the target with that name
-) -> Target:                    # frozen
+    target: str | Target,  # a key of TARGETS, or a ready one
+    patch_size: int | tuple,  # pixels of the encoder's patches
+    channels: int = 3,  # C
+    **options,  # of the target with that name
+) -> Target:  # frozen
     "A target by name."
-    if not isinstance(target, Target): return TARGETS[choose(target, TARGETS, 'target')](patch_size, channels, **options).freeze()
-    if options: raise ValueError(f"A ready target has its options already: {', '.join(options)} can be given with a name only.")
+    if not isinstance(target, Target):
+        return TARGETS[choose(target, TARGETS, 'target')](patch_size, channels, **options).freeze()
+    if options:
+        raise ValueError(
+            f"A ready target has its options already: {', '.join(options)} can be given with a name only."
+        )
     theirs = getattr(target, 'patch_size', pair(patch_size))
-    if theirs != pair(patch_size): raise ValueError(f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike.")
+    if theirs != pair(patch_size):
+        raise ValueError(
+            f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike."
+        )
     return target.freeze()

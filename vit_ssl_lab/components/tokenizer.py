@@ -15,11 +15,13 @@ from .patches import grid_of, pair, patchify, unpatchify
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00005
 class Codebook(nn.Module):
     "Vectors to numbers and back; learns by moving averages. (VQ-VAE, arXiv 1711.00937, section 3 and appendix A.1)"
-    def __init__(self,
-        size: int,            # K, how many codes
-        dim: int,             # numbers of a code
-        decay: float = .9,    # of the moving averages
-        dead: float = .1,     # a code that is used less than this share of the average starts anew
+
+    def __init__(
+        self,
+        size: int,  # K, how many codes
+        dim: int,  # numbers of a code
+        decay: float = 0.9,  # of the moving averages
+        dead: float = 0.1,  # a code that is used less than this share of the average starts anew
     ):
         super().__init__()
         self.size, self.decay, self.dead = size, decay, dead
@@ -27,21 +29,27 @@ class Codebook(nn.Module):
         self.register_buffer('count', torch.ones(size))
         self.register_buffer('total', self.codes.clone())
 
-    def nearest(self,
-        z: Tensor, # (..., dim)
-    ) -> Tensor:   # (...) int64
+    def nearest(
+        self,
+        z: Tensor,  # (..., dim)
+    ) -> Tensor:  # (...) int64
         "The number of each vector."
         return torch.cdist(z.flatten(0, -2), self.codes).argmin(1).view(z.shape[:-1])
 
     @torch.no_grad()
-    def learn(self,
-        z: Tensor,                          # (n, dim)
-        numbers: Tensor,                    # (n,) from `nearest`
-        generator: Generator | None = None, # of the vectors that dead codes take
+    def learn(
+        self,
+        z: Tensor,  # (n, dim)
+        numbers: Tensor,  # (n,) from `nearest`
+        generator: Generator | None = None,  # of the vectors that dead codes take
     ) -> None:
         "Move each code towards the mean of its vectors."
-        count, total = torch.bincount(numbers, minlength=self.size).float(), torch.zeros_like(self.total).index_add_(0, numbers, z)
-        self.count.lerp_(count, 1 - self.decay); self.total.lerp_(total, 1 - self.decay)
+        count, total = (
+            torch.bincount(numbers, minlength=self.size).float(),
+            torch.zeros_like(self.total).index_add_(0, numbers, z),
+        )
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
         dead = self.count < self.dead * len(z) / self.size
         if dead.any():
             new = z[torch.randint(len(z), (int(dead.sum()),), generator=generator)]
@@ -51,27 +59,46 @@ class Codebook(nn.Module):
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00008
 class Tokenizer(nn.Module):
     "A number for each patch of a picture, and a picture for the numbers. (after VQ-VAE, arXiv 1711.00937, and the dVAE of BEiT, arXiv 2106.08254)"
-    def __init__(self,
+
+    def __init__(
+        self,
         patch_size: int | tuple,  # pixels
-        channels: int = 3,        # C
-        size: int = 256,          # K, the vocabulary; BEiT has 8192
-        width: int = 32,          # channels of the hidden layers
-        dim: int = 8,             # numbers of a code
-        commitment: float = .25,  # pull of an encoder's output towards its code
+        channels: int = 3,  # C
+        size: int = 256,  # K, the vocabulary; BEiT has 8192
+        width: int = 32,  # channels of the hidden layers
+        dim: int = 8,  # numbers of a code
+        commitment: float = 0.25,  # pull of an encoder's output towards its code
     ):
         super().__init__()
-        if size < 2: raise ValueError(f"A vocabulary of {size} says nothing: use two codes or more, BEiT has 8192.")
-        self.patch_size, self.channels, self.size, self.commitment = pair(patch_size), channels, size, commitment
+        if size < 2:
+            raise ValueError(f"A vocabulary of {size} says nothing: use two codes or more, BEiT has 8192.")
+        self.patch_size, self.channels, self.size, self.commitment = (
+            pair(patch_size),
+            channels,
+            size,
+            commitment,
+        )
         ph, pw = self.patch_size
-        half = 1 if ph % 2 or pw % 2 else 2 # an even patch halves the picture first: a quarter of the work
-        self.encoder = nn.Sequential(nn.Conv2d(channels, width, 3, half, padding=1), nn.ReLU(), nn.Conv2d(width, 4 * width, (ph // half, pw // half), (ph // half, pw // half)), nn.ReLU(), nn.Conv2d(4 * width, dim, 1))
+        half = 1 if ph % 2 or pw % 2 else 2  # an even patch halves the picture first: a quarter of the work
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, width, 3, half, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 4 * width, (ph // half, pw // half), (ph // half, pw // half)),
+            nn.ReLU(),
+            nn.Conv2d(4 * width, dim, 1),
+        )
         self.codebook = Codebook(size, dim)
-        self.decoder = nn.Sequential(nn.Conv2d(dim, 4 * width, 3, padding=1), nn.ReLU(), nn.Conv2d(4 * width, ph * pw * channels, 1))
+        self.decoder = nn.Sequential(
+            nn.Conv2d(dim, 4 * width, 3, padding=1), nn.ReLU(), nn.Conv2d(4 * width, ph * pw * channels, 1)
+        )
 
     def vectors(self, images: Tensor) -> Tensor:
         "One short vector a patch, (B, rows, columns, dim)."
-        if images.ndim != 4 or images.shape[1] != self.channels: raise ValueError(f"This tokenizer takes pictures (B, {self.channels}, H, W), not {tuple(images.shape)}: build it with their number of channels.")
-        grid_of(images.shape[-2:], self.patch_size) # one sentence where patches don't fit
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"This tokenizer takes pictures (B, {self.channels}, H, W), not {tuple(images.shape)}: build it with their number of channels."
+            )
+        grid_of(images.shape[-2:], self.patch_size)  # one sentence where patches don't fit
         return self.encoder(images).movedim(1, -1)
 
     def paint(self, vectors: Tensor) -> Tensor:
@@ -79,18 +106,25 @@ class Tokenizer(nn.Module):
         out = self.decoder(vectors.movedim(-1, 1))
         return unpatchify(out.flatten(2).mT, self.patch_size, tuple(out.shape[-2:]), self.channels)
 
-    def forward(self,
-        images: Tensor,                     # (B, C, H, W) normalised
-        generator: Generator | None = None, # of what dead codes start anew from
-    ) -> dict:                              # loss, its two parts, and how many codes the batch used
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W) normalised
+        generator: Generator | None = None,  # of what dead codes start anew from
+    ) -> dict:  # loss, its two parts, and how many codes the batch used
         "One step's loss; in train mode the codebook learns along."
         z = self.vectors(images)
         numbers = self.codebook.nearest(z.detach())
-        codes = self.codebook.codes[numbers]                                # (B, rows, columns, dim)
-        if self.training: self.codebook.learn(z.detach().flatten(0, 2), numbers.flatten(), generator)
-        picture = self.paint(z + (codes - z).detach())                     # straight through
+        codes = self.codebook.codes[numbers]  # (B, rows, columns, dim)
+        if self.training:
+            self.codebook.learn(z.detach().flatten(0, 2), numbers.flatten(), generator)
+        picture = self.paint(z + (codes - z).detach())  # straight through
         error, away = F.mse_loss(picture, images), F.mse_loss(z, codes)
-        return dict(loss=error + self.commitment * away, error=error.detach(), away=away.detach(), used=len(numbers.unique()))
+        return dict(
+            loss=error + self.commitment * away,
+            error=error.detach(),
+            away=away.detach(),
+            used=len(numbers.unique()),
+        )
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -104,18 +138,20 @@ class Tokenizer(nn.Module):
 
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00010
 def train_tokenizer(
-    tokenizer: Tokenizer,   # changed in place, and frozen at the end
-    images: Tensor,         # (n, C, H, W) normalised, or uint8 with `prepare`
-    steps: int = 400,       # updates
-    batch_size: int = 64,   # pictures an update
-    lr: float = 2e-3,       # peak of AdamW's learning rate, a cosine
-    seed: int = 0,          # of the order of pictures
-    prepare=None,           # pictures -> normalised (B, C, H, W), such as `views.prepare`; None: as they are
-) -> list[dict]:            # a row every step: error, away, used
+    tokenizer: Tokenizer,  # changed in place, and frozen at the end
+    images: Tensor,  # (n, C, H, W) normalised, or uint8 with `prepare`
+    steps: int = 400,  # updates
+    batch_size: int = 64,  # pictures an update
+    lr: float = 2e-3,  # peak of AdamW's learning rate, a cosine
+    seed: int = 0,  # of the order of pictures
+    prepare=None,  # pictures -> normalised (B, C, H, W), such as `views.prepare`; None: as they are
+) -> list[dict]:  # a row every step: error, away, used
     "Train a tokenizer in seconds."
     device = tokenizer.codebook.codes.device
     dice, rows = Generator().manual_seed(seed), []
-    batch = lambda: (prepare or (lambda v: v))(images[torch.randint(len(images), (min(batch_size, len(images)),), generator=dice)].to(device))
+    batch = lambda: (prepare or (lambda v: v))(
+        images[torch.randint(len(images), (min(batch_size, len(images)),), generator=dice)].to(device)
+    )
     tokenizer.train()
     with torch.no_grad():
         z = tokenizer.vectors(batch()).flatten(0, 2)
@@ -125,7 +161,10 @@ def train_tokenizer(
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     for _ in range(steps):
         out = tokenizer(batch(), dice)
-        opt.zero_grad(); out['loss'].backward(); opt.step(); rate.step()
+        opt.zero_grad()
+        out['loss'].backward()
+        opt.step()
+        rate.step()
         rows.append({k: float(v) for k, v in out.items() if k != 'loss'})
     tokenizer.eval().requires_grad_(False)
     return rows

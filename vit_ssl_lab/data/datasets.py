@@ -28,18 +28,22 @@ from ..core import choose
 @dataclass(eq=False)
 class Dataset:
     "Pictures in memory with their labels, and what is needed to show, normalise and judge them."
-    name: str           # as given to `load`
-    split: str          # "train", "test", ...
-    images: Tensor      # (n, C, H, W) uint8, C is 1 or 3
-    labels: Tensor      # (n,) int64; -1 where there is no label
+
+    name: str  # as given to `load`
+    split: str  # "train", "test", ...
+    images: Tensor  # (n, C, H, W) uint8, C is 1 or 3
+    labels: Tensor  # (n,) int64; -1 where there is no label
     classes: list[str]  # the name of each label
-    mean: tuple         # C numbers, of pixels in 0..1, over the train split
-    std: tuple          # C numbers
-    truths: dict[str, Any] | None = None # what else is known of each picture: tensors or lists of n, or (n, ...)
-    note: str = ''      # what a reader should know: a stand-in that was used, pictures that were skipped
+    mean: tuple  # C numbers, of pixels in 0..1, over the train split
+    std: tuple  # C numbers
+    truths: dict[str, Any] | None = (
+        None  # what else is known of each picture: tensors or lists of n, or (n, ...)
+    )
+    note: str = ''  # what a reader should know: a stand-in that was used, pictures that were skipped
     source: Any = None  # the maker of the pictures, if they are made: it can make more of them
 
-    def __len__(self) -> int: return len(self.images)
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __repr__(self) -> str:
         n, c, h, w = self.images.shape
@@ -48,7 +52,11 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> 'Dataset':
         "The same set with its tensors on `device`."
-        truths = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.truths.items()} if self.truths else self.truths
+        truths = (
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.truths.items()}
+            if self.truths
+            else self.truths
+        )
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), truths=truths)
 
     def at(self, index: Tensor) -> 'Dataset':
@@ -67,11 +75,12 @@ class Dataset:
         images = self.images if index is None else self.images[index]
         return normalise(images, self.mean, self.std)
 
-    def batches(self,
-        batch_size: int,                           # pictures in a batch
+    def batches(
+        self,
+        batch_size: int,  # pictures in a batch
         generator: torch.Generator | None = None,  # on the CPU; None: torch's global one
-        shuffle: bool = True,                      # a new order each time, else 0, 1, 2, ...
-        drop_last: bool = True,                    # leave out the last, smaller batch (never the only one)
+        shuffle: bool = True,  # a new order each time, else 0, 1, 2, ...
+        drop_last: bool = True,  # leave out the last, smaller batch (never the only one)
         device: str | torch.device | None = None,  # where the batch goes; None: where the set is
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # (B, C, H, W) uint8, (B,) labels, (B,) index into the set
         "One pass over the set."
@@ -82,189 +91,246 @@ class Dataset:
 
 # %% ../../nbs/data/01_datasets.ipynb #c7719a23
 def normalise(
-    images: Tensor, # (B, C, H, W) uint8, or float in 0..1
-    mean: tuple,    # C numbers
-    std: tuple,     # C numbers
-) -> Tensor:        # (B, C, H, W) float32
+    images: Tensor,  # (B, C, H, W) uint8, or float in 0..1
+    mean: tuple,  # C numbers
+    std: tuple,  # C numbers
+) -> Tensor:  # (B, C, H, W) float32
     "Pixels to the range 0..1, minus the mean, over the standard deviation."
     x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     m, s = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, -1, 1, 1) for v in (mean, std))
     return (x - m) / s
 
+
 def balanced(
-    labels: Tensor, # (n,)
-    n: int,         # how many to take
+    labels: Tensor,  # (n,)
+    n: int,  # how many to take
     seed: int = 0,  # of the choice
-) -> Tensor:        # (n,) int64 index, in random order
+) -> Tensor:  # (n,) int64 index, in random order
     "A random choice with the same number of each label, as far as there are enough."
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rank = torch.empty(len(labels), dtype=torch.int64)
     shuffled = labels.cpu()[order]
     for c in shuffled.unique():
         here = (shuffled == c).nonzero().squeeze(1)
-        rank[here] = torch.arange(len(here)) # the how-many-th of its class
+        rank[here] = torch.arange(len(here))  # the how-many-th of its class
     return order[rank.sort(stable=True).indices[:n]]
 
+
 def batch_indices(
-    n: int,          # pictures in the set
-    batch_size: int, # pictures in a batch
-    generator: torch.Generator | None = None, # of the order; None: torch's global one
-    shuffle: bool = True,   # a random order, else 0, 1, 2, ...
-    drop_last: bool = True, # leave out the last, smaller batch (never the only one)
-) -> Iterator[Tensor]:      # (B,) int64 on the CPU
+    n: int,  # pictures in the set
+    batch_size: int,  # pictures in a batch
+    generator: torch.Generator | None = None,  # of the order; None: torch's global one
+    shuffle: bool = True,  # a random order, else 0, 1, 2, ...
+    drop_last: bool = True,  # leave out the last, smaller batch (never the only one)
+) -> Iterator[Tensor]:  # (B,) int64 on the CPU
     "The order of one pass, cut into batches."
     order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
     end = n - n % batch_size if drop_last and n >= batch_size else n
     return iter(order[:end].split(batch_size))
 
+
 def statistics(
-    images: Tensor, # (n, C, H, W) uint8
-) -> tuple[tuple, tuple]: # mean and standard deviation of each channel, pixels in 0..1
+    images: Tensor,  # (n, C, H, W) uint8
+) -> tuple[tuple, tuple]:  # mean and standard deviation of each channel, pixels in 0..1
     "Mean and standard deviation of each channel."
-    counts = [torch.bincount(images[:, c].flatten().int(), minlength=256).double() for c in range(images.shape[1])] # a histogram: exact, and no float copy of the set
+    counts = [
+        torch.bincount(images[:, c].flatten().int(), minlength=256).double() for c in range(images.shape[1])
+    ]  # a histogram: exact, and no float copy of the set
     values = torch.arange(256, device=images.device).double() / 255
     mean = [float((h * values).sum() / h.sum()) for h in counts]
-    std = [float((h * (values - m) ** 2).sum() / h.sum()) ** .5 for h, m in zip(counts, mean)]
+    std = [float((h * (values - m) ** 2).sum() / h.sum()) ** 0.5 for h, m in zip(counts, mean)]
     return tuple(round(m, 4) for m in mean), tuple(round(max(s, 1e-4), 4) for s in std)
 
 # %% ../../nbs/data/01_datasets.ipynb #09592d8a
 class DataError(RuntimeError):
     "A data set can't be had. The message says what would work."
 
+
 def cache_dir() -> Path:
     "Where downloads go when neither `root` nor `$VIT_SSL_LAB_DATA` says otherwise."
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'vit_ssl_lab'
 
+
 def places(
-    root: str | Path | None = None, # the caller's own folder, looked at first
-) -> list[Path]:                    # folders in the order of search
+    root: str | Path | None = None,  # the caller's own folder, looked at first
+) -> list[Path]:  # folders in the order of search
     "The folders in which a data set is looked for."
     given = [root, os.environ.get('VIT_SSL_LAB_DATA')]
     return [Path(p).expanduser() for p in given if p] + [cache_dir()]
 
+
 def no_data(
-    name: str,         # the data set
-    wanted: str,       # the files or folder that would do
-    tried: list[Path], # where they were looked for
-    reason: str,       # why the download failed
+    name: str,  # the data set
+    wanted: str,  # the files or folder that would do
+    tried: list[Path],  # where they were looked for
+    reason: str,  # why the download failed
 ) -> DataError:
     "The one sentence for a data set that can't be had."
     extra = " or install Debian's package dataset-fashion-mnist" if name == 'fashion-mnist' else ''
-    return DataError(f"Data set {name!r} can't be had: {wanted} is in none of {', '.join(map(str, tried))}, and the download failed ({reason}); put it into one of these folders, "
-                     f"name another with root= or $VIT_SSL_LAB_DATA, connect to the network{extra}, or use 'scenes', 'photos' or 'digits', which need no download.")
+    return DataError(
+        f"Data set {name!r} can't be had: {wanted} is in none of {', '.join(map(str, tried))}, and the download failed ({reason}); put it into one of these folders, "
+        f"name another with root= or $VIT_SSL_LAB_DATA, connect to the network{extra}, or use 'scenes', 'photos' or 'digits', which need no download."
+    )
+
 
 @contextlib.contextmanager
 def downloading(
-    target: Path, # the folder that will hold the data set
-    seconds: float = 20., # a connection that is silent for so long is given up
-) -> Iterator[Path]: # a new folder beside it; what is in it at the end moves into `target`
+    target: Path,  # the folder that will hold the data set
+    seconds: float = 20.0,  # a connection that is silent for so long is given up
+) -> Iterator[Path]:  # a new folder beside it; what is in it at the end moves into `target`
     "Download into a temporary folder and move the result when it is complete, so that nothing half-written is left."
     before = socket.getdefaulttimeout()
     made = [p for p in [target, *target.parents] if not p.exists()]
     temp = None
     try:
-        socket.setdefaulttimeout(seconds) # torchvision gives none, and a dead connection would wait for ever
+        socket.setdefaulttimeout(seconds)  # torchvision gives none, and a dead connection would wait for ever
         target.mkdir(parents=True, exist_ok=True)
         temp = Path(tempfile.mkdtemp(prefix='.download-', dir=target))
         yield temp
         for item in temp.iterdir():
             old = target / item.name
-            if old.is_dir(): shutil.rmtree(old)
+            if old.is_dir():
+                shutil.rmtree(old)
             item.replace(old)
     finally:
         socket.setdefaulttimeout(before)
-        if temp: shutil.rmtree(temp, ignore_errors=True)
-        for folder in made: # leave no empty folder behind a failed download
-            with contextlib.suppress(OSError): folder.rmdir()
+        if temp:
+            shutil.rmtree(temp, ignore_errors=True)
+        for folder in made:  # leave no empty folder behind a failed download
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 # %% ../../nbs/data/01_datasets.ipynb #892972e6
-FASHION = ['T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
-DEBIAN = Path('/usr/share/datasets/fashion-mnist') # Debian's package dataset-fashion-mnist
-FASHION_MD5 = { # of each file, unpacked: packages compress it anew, and then the published checksum of the .gz no longer fits
-    'train-images-idx3-ubyte': 'f4a8712d7a061bf5bd6d2ca38dc4d50a', 'train-labels-idx1-ubyte': '9018921c3c673c538a1fc5bad174d6f9',
-    't10k-images-idx3-ubyte': '8181f5470baa50b63fa0f6fddb340f0a', 't10k-labels-idx1-ubyte': '15d484375f8d13e6eb1aabb0c3f46965'}
+FASHION = [
+    'T-shirt',
+    'trouser',
+    'pullover',
+    'dress',
+    'coat',
+    'sandal',
+    'shirt',
+    'sneaker',
+    'bag',
+    'ankle boot',
+]
+DEBIAN = Path('/usr/share/datasets/fashion-mnist')  # Debian's package dataset-fashion-mnist
+FASHION_MD5 = {  # of each file, unpacked: packages compress it anew, and then the published checksum of the .gz no longer fits
+    'train-images-idx3-ubyte': 'f4a8712d7a061bf5bd6d2ca38dc4d50a',
+    'train-labels-idx1-ubyte': '9018921c3c673c538a1fc5bad174d6f9',
+    't10k-images-idx3-ubyte': '8181f5470baa50b63fa0f6fddb340f0a',
+    't10k-labels-idx1-ubyte': '15d484375f8d13e6eb1aabb0c3f46965',
+}
+
 
 def read_idx(
-    data: bytes, # an unpacked file of MNIST's format: two zero bytes, type 8 = byte, rank, sizes, values
-) -> Tensor:     # uint8, of the shape that the file says
+    data: bytes,  # an unpacked file of MNIST's format: two zero bytes, type 8 = byte, rank, sizes, values
+) -> Tensor:  # uint8, of the shape that the file says
     "Read MNIST's file format."
     rank = data[3]
-    shape = [int.from_bytes(data[4 + 4 * i:8 + 4 * i], 'big') for i in range(rank)]
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], 'big') for i in range(rank)]
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * rank).copy()).view(shape)
 
+
 def idx_file(
-    folder: Path, # where it may lie
-    name: str,    # without ".gz"
-) -> Tensor | str: # the content, or why not
+    folder: Path,  # where it may lie
+    name: str,  # without ".gz"
+) -> Tensor | str:  # the content, or why not
     "One file of Fashion-MNIST, gzipped or unpacked, if its checksum is right."
     for path in (folder / f'{name}.gz', folder / name):
-        if not path.is_file(): continue
-        try: data = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-        except (OSError, EOFError, zlib.error): return f"{path} is damaged (it can't be unpacked)"
-        return read_idx(data) if hashlib.md5(data).hexdigest() == FASHION_MD5[name] else f"{path} is damaged (its checksum is wrong)"
+        if not path.is_file():
+            continue
+        try:
+            data = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+        except (OSError, EOFError, zlib.error):
+            return f"{path} is damaged (it can't be unpacked)"
+        return (
+            read_idx(data)
+            if hashlib.md5(data).hexdigest() == FASHION_MD5[name]
+            else f"{path} is damaged (its checksum is wrong)"
+        )
     return ''
 
-def fashion_folders(root: str | Path | None = None) -> list[Path]: # folders in the order of search
+
+def fashion_folders(root: str | Path | None = None) -> list[Path]:  # folders in the order of search
     "Where Fashion-MNIST is looked for: torchvision's layout, or the bare files, in each place, and Debian's."
     own = places(root)
     inside = lambda p: [p / 'FashionMNIST' / 'raw', p / 'fashion-mnist', p]
     return [f for p in own[:-1] for f in inside(p)] + [DEBIAN] + inside(own[-1])
 
+
 @lru_cache(maxsize=4)
 def _fashion(split: str, root: str | None, environment: str | None) -> tuple[Tensor, Tensor, str]:
-    names = [f"{'train' if split == 'train' else 't10k'}-{kind}" for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')]
+    names = [
+        f"{'train' if split == 'train' else 't10k'}-{kind}"
+        for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')
+    ]
     faults = []
+
     def find(folder):
         files = [idx_file(folder, n) for n in names]
         faults.extend(f for f in files if isinstance(f, str) and f)
         return files if all(isinstance(f, Tensor) for f in files) else None
+
     for folder in fashion_folders(root):
-        if files := find(folder): return files[0].unsqueeze(1), files[1].long(), '; '.join(faults)
+        if files := find(folder):
+            return files[0].unsqueeze(1), files[1].long(), '; '.join(faults)
     from torchvision.datasets import FashionMNIST
+
     target = places(root)[0]
     try:
-        with downloading(target) as temp: FashionMNIST(str(temp), download=True)
+        with downloading(target) as temp:
+            FashionMNIST(str(temp), download=True)
         files = find(target / 'FashionMNIST' / 'raw')
-    except Exception as e: files, faults = None, [*faults, said(e)]
-    if not files: raise no_data('fashion-mnist', f"{names[0]}.gz", [*places(root), DEBIAN], '; '.join(faults))
+    except Exception as e:
+        files, faults = None, [*faults, said(e)]
+    if not files:
+        raise no_data('fashion-mnist', f"{names[0]}.gz", [*places(root), DEBIAN], '; '.join(faults))
     return files[0].unsqueeze(1), files[1].long(), '; '.join(faults)
 
+
 def said(
-    error: Exception, # any
-) -> str:             # 160 characters at most
+    error: Exception,  # any
+) -> str:  # 160 characters at most
     "The first line of an error, for a longer sentence."
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip('.')
 
+
 def fashion_mnist(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
 ) -> Dataset:
     "Fashion-MNIST (arXiv 1708.07747): 60,000 train and 10,000 test pictures of 1x28x28."
     check_split('fashion-mnist', split)
-    images, labels, note = _fashion(split, None if root is None else str(root), os.environ.get('VIT_SSL_LAB_DATA'))
-    return Dataset('fashion-mnist', split, images, labels, FASHION, (.286,), (.353,), note=note)
+    images, labels, note = _fashion(
+        split, None if root is None else str(root), os.environ.get('VIT_SSL_LAB_DATA')
+    )
+    return Dataset('fashion-mnist', split, images, labels, FASHION, (0.286,), (0.353,), note=note)
+
 
 def check_split(
     name: str,  # the data set, for the message
-    split: str, # what was asked for
-    splits: tuple = ('train', 'test'), # what it has
+    split: str,  # what was asked for
+    splits: tuple = ('train', 'test'),  # what it has
 ) -> None:
     "Raise one sentence for a split that the set does not have."
     choose(split, splits, f"split of {name!r} called")
 
 # %% ../../nbs/data/01_datasets.ipynb #1d5cf5b7
 def digits(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # not used: the digits ship in scikit-learn
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # not used: the digits ship in scikit-learn
 ) -> Dataset:
     "scikit-learn's 1,797 handwritten digits of 1x8x8: four of five of each class are train, the others test."
     from sklearn.datasets import load_digits
+
     check_split('digits', split)
     data = load_digits()
     images = torch.from_numpy((data.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(data.target).long()
     test = torch.zeros(len(images), dtype=torch.bool)
-    test[balanced(labels, len(images) // 5)] = True # the file repeats 0, 1, ..., 9 in stretches: of every fifth, 52 would be a 3 and 21 a 1
+    test[balanced(labels, len(images) // 5)] = (
+        True  # the file repeats 0, 1, ..., 9 in stretches: of every fifth, 52 would be a 3 and 21 a 1
+    )
     stats = statistics(images[~test])
     here = test if split == 'test' else ~test
     return Dataset('digits', split, images[here], labels[here], [str(d) for d in range(10)], *stats)
@@ -272,51 +338,70 @@ def digits(
 # %% ../../nbs/data/01_datasets.ipynb #f79f2319
 class Photograph(NamedTuple):
     "A photograph in a wheel."
-    word: str    # the noun of a caption: "a red bag on brick"
-    package: str # the Python package it ships in
-    file: str    # its path in the package
-    inks: tuple | None = None # the colours of black and of white, for a grey one
+
+    word: str  # the noun of a caption: "a red bag on brick"
+    package: str  # the Python package it ships in
+    file: str  # its path in the package
+    inks: tuple | None = None  # the colours of black and of white, for a grey one
+
 
 PHOTOGRAPHS = [
-    Photograph('an astronaut', 'skimage', 'data/astronaut.png'), Photograph('a cat', 'skimage', 'data/chelsea.png'), Photograph('coffee', 'skimage', 'data/coffee.png'),
-    Photograph('a rocket', 'skimage', 'data/rocket.jpg'), Photograph('galaxies', 'skimage', 'data/hubble_deep_field.jpg'), Photograph('tissue', 'skimage', 'data/ihc.png'),
-    Photograph('a retina', 'skimage', 'data/retina.jpg'), Photograph('a motorcycle', 'skimage', 'data/motorcycle_left.png'),
-    Photograph('a temple', 'sklearn', 'datasets/images/china.jpg'), Photograph('a flower', 'sklearn', 'datasets/images/flower.jpg'),
-    Photograph('brick', 'skimage', 'data/brick.png', ((60, 20, 15), (235, 150, 115))), Photograph('grass', 'skimage', 'data/grass.png', ((10, 35, 10), (170, 215, 110))),
-    Photograph('gravel', 'skimage', 'data/gravel.png', ((45, 40, 40), (225, 205, 180))), Photograph('a photographer', 'skimage', 'data/camera.png', ((20, 25, 45), (225, 230, 240))),
-    Photograph('coins', 'skimage', 'data/coins.png', ((40, 30, 20), (235, 205, 120))), Photograph('the moon', 'skimage', 'data/moon.png', ((15, 15, 30), (245, 240, 225)))]
+    Photograph('an astronaut', 'skimage', 'data/astronaut.png'),
+    Photograph('a cat', 'skimage', 'data/chelsea.png'),
+    Photograph('coffee', 'skimage', 'data/coffee.png'),
+    Photograph('a rocket', 'skimage', 'data/rocket.jpg'),
+    Photograph('galaxies', 'skimage', 'data/hubble_deep_field.jpg'),
+    Photograph('tissue', 'skimage', 'data/ihc.png'),
+    Photograph('a retina', 'skimage', 'data/retina.jpg'),
+    Photograph('a motorcycle', 'skimage', 'data/motorcycle_left.png'),
+    Photograph('a temple', 'sklearn', 'datasets/images/china.jpg'),
+    Photograph('a flower', 'sklearn', 'datasets/images/flower.jpg'),
+    Photograph('brick', 'skimage', 'data/brick.png', ((60, 20, 15), (235, 150, 115))),
+    Photograph('grass', 'skimage', 'data/grass.png', ((10, 35, 10), (170, 215, 110))),
+    Photograph('gravel', 'skimage', 'data/gravel.png', ((45, 40, 40), (225, 205, 180))),
+    Photograph('a photographer', 'skimage', 'data/camera.png', ((20, 25, 45), (225, 230, 240))),
+    Photograph('coins', 'skimage', 'data/coins.png', ((40, 30, 20), (235, 205, 120))),
+    Photograph('the moon', 'skimage', 'data/moon.png', ((15, 15, 30), (245, 240, 225))),
+]
+
 
 def package_file(
-    package: str, # "skimage"
-    file: str,    # its path in the package
-) -> Path | None: # None if it isn't there
+    package: str,  # "skimage"
+    file: str,  # its path in the package
+) -> Path | None:  # None if it isn't there
     "A file inside an installed package, found without importing it (scikit-image would offer to download others)."
     spec = util.find_spec(package)
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     return path if path and path.is_file() else None
 
+
 @lru_cache(maxsize=None)
 def photograph(
-    p: Photograph, # one of `photographs()`
+    p: Photograph,  # one of `photographs()`
 ) -> Image.Image:  # RGB
     "Read a photograph; a grey one is printed in its two inks."
     image = Image.open(package_file(p.package, p.file))
-    if p.inks is None: return image.convert('RGB')
+    if p.inks is None:
+        return image.convert('RGB')
     dark, light = (np.array(ink, dtype=np.float32) for ink in p.inks)
     grey = np.asarray(image.convert('L'), dtype=np.float32)[..., None] / 255
     return Image.fromarray((dark + (light - dark) * grey).round().astype(np.uint8))
 
-def photographs() -> list[Photograph]: # those of PHOTOGRAPHS that are installed
+
+def photographs() -> list[Photograph]:  # those of PHOTOGRAPHS that are installed
     "The photographs that this machine has."
     found = [p for p in PHOTOGRAPHS if package_file(p.package, p.file)]
-    if not found: raise DataError("No photograph was found in scikit-image or scikit-learn; install both from their wheels: pip install scikit-image scikit-learn.")
+    if not found:
+        raise DataError(
+            "No photograph was found in scikit-image or scikit-learn; install both from their wheels: pip install scikit-image scikit-learn."
+        )
     return found
 
 # %% ../../nbs/data/01_datasets.ipynb #78d80eaa
 def region(
-    image: Image.Image, # a photograph
-    split: str,         # "train" or "test"
-) -> Image.Image:       # its part
+    image: Image.Image,  # a photograph
+    split: str,  # "train" or "test"
+) -> Image.Image:  # its part
     "The part of a photograph that belongs to a split."
     w, h = image.size
     long, gap = max(w, h), max(w, h) // 50
@@ -325,59 +410,80 @@ def region(
     return image.crop((a, 0, b, h) if w >= h else (0, a, w, b))
 
 # %% ../../nbs/data/01_datasets.ipynb #d1201323
-def _hash(x: Tensor) -> Tensor: # a 32-bit mix (C. Wellons' lowbias32), in int64: torch has no unsigned multiplication, and the low 32 bits are the same
+def _hash(
+    x: Tensor,
+) -> Tensor:  # a 32-bit mix (C. Wellons' lowbias32), in int64: torch has no unsigned multiplication, and the low 32 bits are the same
     x = x & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x7feb352d) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846ca68b) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)
 
+
 def uniform(
-    index: Tensor, # int64, any shape: which picture
-    seed: int,     # the data set's seed
+    index: Tensor,  # int64, any shape: which picture
+    seed: int,  # the data set's seed
     purpose: str,  # what the number is for: each purpose has its own numbers
-) -> Tensor:       # float32 in [0, 1), of the shape of `index`
+) -> Tensor:  # float32 in [0, 1), of the shape of `index`
     "Random numbers as a function of (index, seed, purpose): the same in any batch, order and device."
     key = int.from_bytes(hashlib.sha256(f'{seed}:{purpose}'.encode()).digest()[:8], 'big')
     x = _hash(_hash(index.long() ^ (key & 0xFFFFFFFF)) + (key >> 32))
-    return (x >> 8).float() * 2 ** -24
+    return (x >> 8).float() * 2**-24
 
 # %% ../../nbs/data/01_datasets.ipynb #f5017f12
 class Atlas:
     "The regions of all photographs at several scales, from which square crops are taken in batches."
-    def __init__(self,
-        split: str,        # "train" or "test": the regions
-        size: int,         # side of a crop in pixels
-        zoom: tuple = (.4, 1.), # side of a crop as a share of the smaller side of a test region, smallest and largest
-        levels: int = 5,   # scales between them
-        blur: float = 0.,  # radius (standard deviation) of a Gaussian blur, as a share of `size`
-        device: str | torch.device = 'cpu', # where the crops are taken
+
+    def __init__(
+        self,
+        split: str,  # "train" or "test": the regions
+        size: int,  # side of a crop in pixels
+        zoom: tuple = (
+            0.4,
+            1.0,
+        ),  # side of a crop as a share of the smaller side of a test region, smallest and largest
+        levels: int = 5,  # scales between them
+        blur: float = 0.0,  # radius (standard deviation) of a Gaussian blur, as a share of `size`
+        device: str | torch.device = 'cpu',  # where the crops are taken
     ):
         from PIL import ImageFilter
-        self.photographs, self.size, self.levels, self.device = photographs(), size, levels, torch.device(device)
+
+        self.photographs, self.size, self.levels, self.device = (
+            photographs(),
+            size,
+            levels,
+            torch.device(device),
+        )
         pixels, table, start = [], [], 0
         for p in self.photographs:
             image, room = region(photograph(p), split), min(region(photograph(p), 'test').size)
             for share in np.geomspace(*zoom, levels):
                 w, h = (max(size, round(side * size / (room * share))) for side in image.size)
                 small = image.resize((w, h), Image.Resampling.BICUBIC)
-                if blur: small = small.filter(ImageFilter.GaussianBlur(blur * size))
+                if blur:
+                    small = small.filter(ImageFilter.GaussianBlur(blur * size))
                 four = np.array(small.convert('RGBA')).reshape(-1, 4)
-                pixels.append(torch.from_numpy(four).view(torch.int32).flatten()) # four bytes in one number: a pixel is one index
-                table.append((start, h, w)); start += h * w
+                pixels.append(
+                    torch.from_numpy(four).view(torch.int32).flatten()
+                )  # four bytes in one number: a pixel is one index
+                table.append((start, h, w))
+                start += h * w
         self.pixels = torch.cat(pixels).to(device)
         self.table = torch.tensor(table, device=device).view(len(self.photographs), levels, 3)
 
-    def corners(self, which: Tensor, level: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]: # each (B,) int64: first pixel, row length, left, top
+    def corners(
+        self, which: Tensor, level: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, ...]:  # each (B,) int64: first pixel, row length, left, top
         "Where the crops lie in their pictures; arguments as for `crops`."
         start, h, w = self.table[which, (level * self.levels).long().clamp(max=self.levels - 1)].unbind(1)
         return start, w, ((w - self.size) * x).round().long(), ((h - self.size) * y).round().long()
 
-    def crops(self,
-        which: Tensor, # (B,) int64: the photograph
-        level: Tensor, # (B,) in [0, 1): how far out
-        x: Tensor,     # (B,) in [0, 1]: place from left to right
-        y: Tensor,     # (B,) in [0, 1]: place from top to bottom
-    ) -> Tensor:       # (B, 3, size, size) uint8
+    def crops(
+        self,
+        which: Tensor,  # (B,) int64: the photograph
+        level: Tensor,  # (B,) in [0, 1): how far out
+        x: Tensor,  # (B,) in [0, 1]: place from left to right
+        y: Tensor,  # (B,) in [0, 1]: place from top to bottom
+    ) -> Tensor:  # (B, 3, size, size) uint8
         "One crop each."
         start, w, left, top = self.corners(which, level, x, y)
         side = torch.arange(self.size, device=which.device)
@@ -387,29 +493,36 @@ class Atlas:
 # %% ../../nbs/data/01_datasets.ipynb #19a56bb0
 @lru_cache(maxsize=16)
 def atlas(
-    split: str,             # as for `Atlas`, like all the others
-    size: int,              # pixels
-    zoom: tuple = (.4, 1.), # share of a test region's smaller side
-    blur: float = 0.,       # share of `size`
-    device: str = 'cpu',    # where the crops are taken
+    split: str,  # as for `Atlas`, like all the others
+    size: int,  # pixels
+    zoom: tuple = (0.4, 1.0),  # share of a test region's smaller side
+    blur: float = 0.0,  # share of `size`
+    device: str = 'cpu',  # where the crops are taken
 ) -> Atlas:
     "The same atlas is made once a process."
     return Atlas(split, size, zoom, blur=blur, device=device)
 
+
 def photos(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # not used: the photographs ship in packages
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # not used: the photographs ship in packages
     n: int | None = None,  # crops; None: 10,000 train, 2,000 test
-    size: int = 64,        # side of a crop in pixels
-    seed: int = 0,         # of the places
+    size: int = 64,  # side of a crop in pixels
+    seed: int = 0,  # of the places
 ) -> Dataset:
     "Random crops of the photographs inside scikit-image and scikit-learn. The label is the photograph; test crops come from other regions."
     check_split('photos', split)
     n = {'train': 10_000, 'test': 2_000}[split] if n is None else n
-    if n < 1 or size < 8: raise ValueError(f"'photos' needs n of 1 or more and size of 8 or more pixels, not n={n!r}, size={size!r}.")
+    if n < 1 or size < 8:
+        raise ValueError(
+            f"'photos' needs n of 1 or more and size of 8 or more pixels, not n={n!r}, size={size!r}."
+        )
     make = lambda split, n: _photo_crops(split, n, size, seed)
     images, labels = make(split, n)
-    return Dataset('photos', split, images, labels, [p.word for p in photographs()], *statistics(make('train', 1000)[0]))
+    return Dataset(
+        'photos', split, images, labels, [p.word for p in photographs()], *statistics(make('train', 1000)[0])
+    )
+
 
 def _photo_crops(split: str, n: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     book, u = atlas(split, size), lambda what: uniform(torch.arange(n), seed, f'photos {split} {what}')
@@ -417,115 +530,179 @@ def _photo_crops(split: str, n: int, size: int, seed: int) -> tuple[Tensor, Tens
     return book.crops(which, u('level'), u('x'), u('y')), which
 
 # %% ../../nbs/data/01_datasets.ipynb #470365e9
-def _torchvision(name: str, wanted: str, root: str | Path | None, make) -> Any: # make(folder, download): a torchvision data set
+def _torchvision(
+    name: str, wanted: str, root: str | Path | None, make
+) -> Any:  # make(folder, download): a torchvision data set
     "A torchvision data set from the first place that has it whole, else from the network."
     for folder in places(root):
-        with contextlib.suppress(RuntimeError, FileNotFoundError, NotADirectoryError): return make(str(folder), False) # torchvision compares checksums here
+        with contextlib.suppress(RuntimeError, FileNotFoundError, NotADirectoryError):
+            return make(str(folder), False)  # torchvision compares checksums here
     target = places(root)[0]
     try:
-        with downloading(target) as temp: make(str(temp), True)
+        with downloading(target) as temp:
+            make(str(temp), True)
         return make(str(target), False)
-    except Exception as e: raise no_data(name, wanted, places(root), said(e)) from None
+    except Exception as e:
+        raise no_data(name, wanted, places(root), said(e)) from None
+
 
 def cifar(
-    name: str,            # "cifar10" or "cifar100"
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
+    name: str,  # "cifar10" or "cifar100"
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
 ) -> Dataset:
     "CIFAR-10 or CIFAR-100 (Krizhevsky 2009): 50,000 train and 10,000 test pictures of 3x32x32."
     import torchvision.datasets as tv
+
     check_split(name, split)
-    kind, wanted = {'cifar10': (tv.CIFAR10, 'cifar-10-batches-py'), 'cifar100': (tv.CIFAR100, 'cifar-100-python')}[name]
-    data = _torchvision(name, wanted, root, lambda folder, download: kind(folder, train=split == 'train', download=download))
-    mean, std = {'cifar10': ((.4914, .4822, .4465), (.247, .2435, .2616)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}[name]
-    return Dataset(name, split, torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), list(data.classes), mean, std)
+    kind, wanted = {
+        'cifar10': (tv.CIFAR10, 'cifar-10-batches-py'),
+        'cifar100': (tv.CIFAR100, 'cifar-100-python'),
+    }[name]
+    data = _torchvision(
+        name, wanted, root, lambda folder, download: kind(folder, train=split == 'train', download=download)
+    )
+    mean, std = {
+        'cifar10': ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    }[name]
+    return Dataset(
+        name,
+        split,
+        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(data.targets),
+        list(data.classes),
+        mean,
+        std,
+    )
+
 
 def cifar10(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
 ) -> Dataset:
     "CIFAR-10 through torchvision."
     return cifar('cifar10', split, root)
 
+
 def cifar100(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
 ) -> Dataset:
     "CIFAR-100 through torchvision."
     return cifar('cifar100', split, root)
 
+
 def stl10(
-    split: str = 'train', # "train", "test" or "unlabeled"
-    root: str | Path | None = None, # a folder to look in first, and to download to
+    split: str = 'train',  # "train", "test" or "unlabeled"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
 ) -> Dataset:
     "STL-10 (Coates et al. 2011) through torchvision: 5,000 train, 8,000 test, 100,000 unlabelled pictures of 3x96x96."
     import torchvision.datasets as tv
+
     check_split('stl10', split, ('train', 'test', 'unlabeled'))
-    data = _torchvision('stl10', 'stl10_binary', root, lambda folder, download: tv.STL10(folder, split=split, download=download))
+    data = _torchvision(
+        'stl10',
+        'stl10_binary',
+        root,
+        lambda folder, download: tv.STL10(folder, split=split, download=download),
+    )
     images = torch.from_numpy(np.ascontiguousarray(data.data))
-    return Dataset('stl10', split, images, torch.from_numpy(np.asarray(data.labels)).long(), list(data.classes), (.4467, .4398, .4066), (.2603, .2566, .2713))
+    return Dataset(
+        'stl10',
+        split,
+        images,
+        torch.from_numpy(np.asarray(data.labels)).long(),
+        list(data.classes),
+        (0.4467, 0.4398, 0.4066),
+        (0.2603, 0.2566, 0.2713),
+    )
 
 # %% ../../nbs/data/01_datasets.ipynb #7bdd3aa5
 ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
-IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def decode(
-    path: str | Path, # a picture; or what has an `open()` that gives its bytes, such as a member of a tar file
-    size: int,        # side of the square crop in pixels
-    x: float = .5,    # place of the crop from left to right, 0..1
-    y: float = .5,    # place from top to bottom, 0..1
-    margin: float = 1.15, # the shorter side is `margin * size` before the crop
-) -> Tensor:          # (3, size, size) uint8
+    path: str
+    | Path,  # a picture; or what has an `open()` that gives its bytes, such as a member of a tar file
+    size: int,  # side of the square crop in pixels
+    x: float = 0.5,  # place of the crop from left to right, 0..1
+    y: float = 0.5,  # place from top to bottom, 0..1
+    margin: float = 1.15,  # the shorter side is `margin * size` before the crop
+) -> Tensor:  # (3, size, size) uint8
     "Open a picture, shrink it so that its shorter side is `margin * size`, crop a square."
     with Image.open(path.open() if hasattr(path, 'open') and not isinstance(path, Path) else path) as image:
-        image.draft('RGB', (round(size * margin),) * 2) # a JPEG is decoded at a half or a quarter where that is enough
+        image.draft(
+            'RGB', (round(size * margin),) * 2
+        )  # a JPEG is decoded at a half or a quarter where that is enough
         image = image.convert('RGB')
     scale = round(size * margin) / min(image.size)
     w, h = (max(size, round(side * scale)) for side in image.size)
     left, top = round((w - size) * x), round((h - size) * y)
     box = tuple(v / scale for v in (left, top, left + size, top + size))
     box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-    return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box)))
+        .permute(2, 0, 1)
+        .contiguous()
+    )
+
 
 def readable(
-    path: str | Path, # a file
+    path: str | Path,  # a file
 ) -> bool:
     "Is there a picture in this file, as far as its header tells?"
     try:
-        if os.path.getsize(path) == 0: return False
-        with Image.open(path) as image: image.verify()
+        if os.path.getsize(path) == 0:
+            return False
+        with Image.open(path) as image:
+            image.verify()
         return True
-    except Exception: return False # PIL raises many kinds; each means that this is no picture
+    except Exception:
+        return False  # PIL raises many kinds; each means that this is no picture
+
 
 class _Decode(torch.utils.data.Dataset):
     "What a worker process runs. A picture that can't be decoded comes back as None: the main process counts it."
-    def __init__(self, files: list[str], size: int, margin: float): self.files, self.size, self.margin = files, size, margin
-    def __len__(self) -> int: return len(self.files)
+
+    def __init__(self, files: list[str], size: int, margin: float):
+        self.files, self.size, self.margin = files, size, margin
+
+    def __len__(self) -> int:
+        return len(self.files)
+
     def __getitem__(self, item: tuple) -> tuple:
         i, x, y = item
-        try: return i, decode(self.files[i], self.size, x, y, self.margin)
-        except Exception: return i, None
+        try:
+            return i, decode(self.files[i], self.size, x, y, self.margin)
+        except Exception:
+            return i, None
 
 # %% ../../nbs/data/01_datasets.ipynb #65f25011
 @dataclass(eq=False)
 class FolderDataset:
     "Pictures on disk, `<path>/<class>/<picture>`, decoded and cropped in worker processes. `batches` is that of `Dataset`."
-    name: str             # as given to `load`
+
+    name: str  # as given to `load`
     split: str
-    files: list           # n paths, or n things with `open()` (see `decode`)
-    labels: Tensor        # (n,) int64
+    files: list  # n paths, or n things with `open()` (see `decode`)
+    labels: Tensor  # (n,) int64
     classes: list[str]
-    size: int = 224       # side of the square crop in pixels
+    size: int = 224  # side of the square crop in pixels
     crop: str = 'centre'  # "random" (a new place each pass) or "centre"
     margin: float = 1.15  # the shorter side is `margin * size` before the crop
-    workers: int | None = None # processes; None: one a core up to 8, none for a few pictures; 0: decode here
+    workers: int | None = None  # processes; None: one a core up to 8, none for a few pictures; 0: decode here
     mean: tuple = IMAGENET_MEAN
     std: tuple = IMAGENET_STD
     truths: dict | None = None
     note: str = ''
-    skipped: list[str] = field(default_factory=list) # files that are no pictures, found at the start or while decoding
+    skipped: list[str] = field(
+        default_factory=list
+    )  # files that are no pictures, found at the start or while decoding
 
-    def __len__(self) -> int: return len(self.files)
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __repr__(self) -> str:
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ''
@@ -539,110 +716,221 @@ class FolderDataset:
         "The pictures at `index` (m,) as a data set."
         index = torch.as_tensor(index)
         pick = lambda v: v[index] if isinstance(v, Tensor) else [v[i] for i in index.tolist()]
-        return replace(self, files=pick(self.files), labels=self.labels[index], truths=self.truths and {k: pick(v) for k, v in self.truths.items()})
+        return replace(
+            self,
+            files=pick(self.files),
+            labels=self.labels[index],
+            truths=self.truths and {k: pick(v) for k, v in self.truths.items()},
+        )
 
-    def batches(self,
+    def batches(
+        self,
         batch_size: int,
         generator: torch.Generator | None = None,  # on the CPU; None: torch's global one
-        shuffle: bool = True, drop_last: bool = True,
+        shuffle: bool = True,
+        drop_last: bool = True,
         device: str | torch.device | None = None,  # where the batch goes; None: the CPU
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # (B, 3, size, size) uint8, (B,) labels, (B,) index into the set
+    ) -> Iterator[
+        tuple[Tensor, Tensor, Tensor]
+    ]:  # (B, 3, size, size) uint8, (B,) labels, (B,) index into the set
         "One pass over the set. A picture that can't be decoded is replaced by another of the same batch, and counted in `skipped`."
         order = batch_indices(len(self), batch_size, generator, shuffle, drop_last)
-        places = torch.rand(len(self), 2, generator=generator) if self.crop == 'random' else torch.full((len(self), 2), .5)
-        yield from self.stream([[(i, *places[i].tolist()) for i in index.tolist()] for index in order], device)
+        places = (
+            torch.rand(len(self), 2, generator=generator)
+            if self.crop == 'random'
+            else torch.full((len(self), 2), 0.5)
+        )
+        yield from self.stream(
+            [[(i, *places[i].tolist()) for i in index.tolist()] for index in order], device
+        )
 
-    def stream(self,
-        items: Iterable[list[tuple]],              # one list a batch, of (index, x, y): a picture and the place of its crop, 0..1
+    def stream(
+        self,
+        items: Iterable[
+            list[tuple]
+        ],  # one list a batch, of (index, x, y): a picture and the place of its crop, 0..1
         device: str | torch.device | None = None,  # where the batch goes; None: the CPU
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # as `batches`
         "Batches in an order that the caller chooses, which may start anywhere and never end."
-        workers = min(8, os.cpu_count() or 1) if self.workers is None and len(self) >= 256 else self.workers or 0
-        loader = torch.utils.data.DataLoader(_Decode(self.files, self.size, self.margin), batch_sampler=items, num_workers=workers, collate_fn=list,
-                                             pin_memory=False, **(dict(prefetch_factor=4) if workers else {}))
+        workers = (
+            min(8, os.cpu_count() or 1) if self.workers is None and len(self) >= 256 else self.workers or 0
+        )
+        loader = torch.utils.data.DataLoader(
+            _Decode(self.files, self.size, self.margin),
+            batch_sampler=items,
+            num_workers=workers,
+            collate_fn=list,
+            pin_memory=False,
+            **(dict(prefetch_factor=4) if workers else {}),
+        )
         bad = 0
         for batch in loader:
             good = [b for b in batch if b[1] is not None]
             lost = [self.files[i] for i, image in batch if image is None]
-            bad += len(lost); self.skipped += [f for f in lost if f not in self.skipped]
-            if not good: raise DataError(f"None of the {len(batch)} pictures of a batch of {self.name} could be decoded, the first is {Path(str(lost[0])).name}: remove or replace these files.")
-            good = (good * -(-len(batch) // len(good)))[:len(batch)] # the same size for every batch: many processes must stay in step
+            bad += len(lost)
+            self.skipped += [f for f in lost if f not in self.skipped]
+            if not good:
+                raise DataError(
+                    f"None of the {len(batch)} pictures of a batch of {self.name} could be decoded, the first is {Path(str(lost[0])).name}: remove or replace these files."
+                )
+            good = (good * -(-len(batch) // len(good)))[
+                : len(batch)
+            ]  # the same size for every batch: many processes must stay in step
             index = torch.tensor([i for i, _ in good])
             images = torch.stack([image for _, image in good])
-            yield images.to(device or 'cpu', non_blocking=True), self.labels[index].to(device or 'cpu'), index.to(device or 'cpu')
-        if bad: warnings.warn(f"{bad} of {len(self)} pictures of {self.name} could not be decoded and were replaced by others: {', '.join(Path(str(f)).name for f in self.skipped[:5])}.", stacklevel=2)
+            yield (
+                images.to(device or 'cpu', non_blocking=True),
+                self.labels[index].to(device or 'cpu'),
+                index.to(device or 'cpu'),
+            )
+        if bad:
+            warnings.warn(
+                f"{bad} of {len(self)} pictures of {self.name} could not be decoded and were replaced by others: {', '.join(Path(str(f)).name for f in self.skipped[:5])}.",
+                stacklevel=2,
+            )
 
     def memory(self, n: int | None = None, seed: int = 0) -> Dataset:
         "The set (or `n` pictures of it, the same number of each class), centre-cropped, as a `Dataset` in memory."
         part = replace(self if n is None else self.subset(n, seed), crop='centre', skipped=list(self.skipped))
         got = list(part.batches(64, shuffle=False, drop_last=False))
         images, labels, index = (torch.cat(x) for x in zip(*got))
-        once = torch.tensor(sorted({int(i): k for k, i in reversed(list(enumerate(index)))}.values())) # without the replacements
-        return Dataset(self.name, self.split, images[once], labels[once], self.classes, *statistics(images), truths=part.at(index[once]).truths, note=part.note)
+        once = torch.tensor(
+            sorted({int(i): k for k, i in reversed(list(enumerate(index)))}.values())
+        )  # without the replacements
+        return Dataset(
+            self.name,
+            self.split,
+            images[once],
+            labels[once],
+            self.classes,
+            *statistics(images),
+            truths=part.at(index[once]).truths,
+            note=part.note,
+        )
 
 # %% ../../nbs/data/01_datasets.ipynb #6893380d
 def folder(
-    path: str | Path,      # holds <class>/<pictures>, or train/ and val/ (or test/) with these inside
+    path: str | Path,  # holds <class>/<pictures>, or train/ and val/ (or test/) with these inside
     split: str = 'train',  # "train", "test" or the name of any folder in it
-    name: str | None = None, # for messages; None: from the path
-    verify: bool | None = None, # open each file's header first; None: up to 50,000 files (more are only checked for being empty)
-    crop: str | None = None, # "random" or "centre"; None: random for train
-    **options: Any,        # size, margin, workers, mean, std of `FolderDataset`
+    name: str | None = None,  # for messages; None: from the path
+    verify: bool
+    | None = None,  # open each file's header first; None: up to 50,000 files (more are only checked for being empty)
+    crop: str | None = None,  # "random" or "centre"; None: random for train
+    **options: Any,  # size, margin, workers, mean, std of `FolderDataset`
 ) -> FolderDataset:
     "An ImageNet-like tree. Empty and corrupt files are left out and counted in `note` and `skipped`."
     top = Path(path).expanduser()
     name = name or f'folder:{path}'
-    if not top.is_dir(): raise DataError(f"Data set {name!r} can't be had: {top} is no folder; give the path of a folder that holds one folder of pictures for each class.")
+    if not top.is_dir():
+        raise DataError(
+            f"Data set {name!r} can't be had: {top} is no folder; give the path of a folder that holds one folder of pictures for each class."
+        )
     choose(crop or 'centre', ('random', 'centre'), 'crop')
-    named = [top / d for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,)) if (top / d).is_dir()]
+    named = [
+        top / d
+        for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,))
+        if (top / d).is_dir()
+    ]
     if not named and any((top / d).is_dir() for d in ('train', 'val', 'test')):
-        raise DataError(f"Data set {name!r} has no split {split!r}: {top} has {', '.join(d for d in ('train', 'val', 'test') if (top / d).is_dir())}.")
+        raise DataError(
+            f"Data set {name!r} has no split {split!r}: {top} has {', '.join(d for d in ('train', 'val', 'test') if (top / d).is_dir())}."
+        )
     base = named[0] if named else top
     classes = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith('.'))
-    found = [(str(f), c) for c, d in enumerate(classes) for f in sorted((base / d).rglob('*')) if f.suffix.lower() in ENDINGS]
-    check = readable if (verify if verify is not None else len(found) <= 50_000) else lambda f: os.path.getsize(f) > 0
-    with ThreadPoolExecutor(8) as pool: good = list(pool.map(check, [f for f, _ in found]))
+    found = [
+        (str(f), c)
+        for c, d in enumerate(classes)
+        for f in sorted((base / d).rglob('*'))
+        if f.suffix.lower() in ENDINGS
+    ]
+    check = (
+        readable
+        if (verify if verify is not None else len(found) <= 50_000)
+        else lambda f: os.path.getsize(f) > 0
+    )
+    with ThreadPoolExecutor(8) as pool:
+        good = list(pool.map(check, [f for f, _ in found]))
     skipped = [f for (f, _), ok in zip(found, good) if not ok]
     kept = [fc for fc, ok in zip(found, good) if ok]
-    if not kept: raise DataError(f"Data set {name!r} is empty: {base} holds {len(classes)} class folders, {len(found)} pictures of which {len(skipped)} are empty or corrupt; pictures must lie at {base}/<class>/ and end in {', '.join(ENDINGS)}.")
-    note = f"{len(skipped)} of {len(found)} files are empty or corrupt and were skipped: {', '.join(Path(f).name for f in skipped[:5])}{', ...' if len(skipped) > 5 else ''}" if skipped else ''
-    if note: warnings.warn(f"{name}: {note}.", stacklevel=2)
-    return FolderDataset(name, split, [f for f, _ in kept], torch.tensor([c for _, c in kept]), classes, crop=crop or ('random' if split == 'train' else 'centre'), note=note, skipped=skipped, **options)
+    if not kept:
+        raise DataError(
+            f"Data set {name!r} is empty: {base} holds {len(classes)} class folders, {len(found)} pictures of which {len(skipped)} are empty or corrupt; pictures must lie at {base}/<class>/ and end in {', '.join(ENDINGS)}."
+        )
+    note = (
+        f"{len(skipped)} of {len(found)} files are empty or corrupt and were skipped: {', '.join(Path(f).name for f in skipped[:5])}{', ...' if len(skipped) > 5 else ''}"
+        if skipped
+        else ''
+    )
+    if note:
+        warnings.warn(f"{name}: {note}.", stacklevel=2)
+    return FolderDataset(
+        name,
+        split,
+        [f for f, _ in kept],
+        torch.tensor([c for _, c in kept]),
+        classes,
+        crop=crop or ('random' if split == 'train' else 'centre'),
+        note=note,
+        skipped=skipped,
+        **options,
+    )
+
 
 def imagenette(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
-    size: int = 128, # side of the crop in pixels
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # a folder to look in first, and to download to
+    size: int = 128,  # side of the crop in pixels
     **options: Any,  # of `folder`
 ) -> FolderDataset:
     "Imagenette (fast.ai): ten classes of ImageNet, the 160-pixel version, through torchvision; 9,469 train, 3,925 test."
     import torchvision.datasets as tv
+
     check_split('imagenette', split)
-    make = lambda folder, download: tv.Imagenette(folder, split='train' if split == 'train' else 'val', size='160px', download=download)
+    make = lambda folder, download: tv.Imagenette(
+        folder, split='train' if split == 'train' else 'val', size='160px', download=download
+    )
     data = _torchvision('imagenette', 'imagenette2-160', root, make)
     out = folder(Path(data._size_root), split, name='imagenette', size=size, **options)
     return replace(out, classes=[c[0] for c in data.classes])
 
 # %% ../../nbs/data/01_datasets.ipynb #c1245dac
-SETS = {'scenes': 'vit_ssl_lab.data.scenes:scenes', 'digits': 'vit_ssl_lab.data.datasets:digits', 'photos': 'vit_ssl_lab.data.datasets:photos',
-        'fashion-mnist': 'vit_ssl_lab.data.datasets:fashion_mnist', 'cifar10': 'vit_ssl_lab.data.datasets:cifar10', 'cifar100': 'vit_ssl_lab.data.datasets:cifar100',
-        'stl10': 'vit_ssl_lab.data.datasets:stl10', 'imagenette': 'vit_ssl_lab.data.datasets:imagenette',
-        'emoji': 'vit_ssl_lab.data.image_text:emoji'} # name -> module:function
-DOORS = {'folder': 'vit_ssl_lab.data.datasets:folder', 'pairs': 'vit_ssl_lab.data.image_text:pairs', 'webdataset': 'vit_ssl_lab.data.image_text:shards',
-         'hf': 'vit_ssl_lab.data.image_text:hub'} # what stands before the colon -> module:function
+SETS = {
+    'scenes': 'vit_ssl_lab.data.scenes:scenes',
+    'digits': 'vit_ssl_lab.data.datasets:digits',
+    'photos': 'vit_ssl_lab.data.datasets:photos',
+    'fashion-mnist': 'vit_ssl_lab.data.datasets:fashion_mnist',
+    'cifar10': 'vit_ssl_lab.data.datasets:cifar10',
+    'cifar100': 'vit_ssl_lab.data.datasets:cifar100',
+    'stl10': 'vit_ssl_lab.data.datasets:stl10',
+    'imagenette': 'vit_ssl_lab.data.datasets:imagenette',
+    'emoji': 'vit_ssl_lab.data.image_text:emoji',
+}  # name -> module:function
+DOORS = {
+    'folder': 'vit_ssl_lab.data.datasets:folder',
+    'pairs': 'vit_ssl_lab.data.image_text:pairs',
+    'webdataset': 'vit_ssl_lab.data.image_text:shards',
+    'hf': 'vit_ssl_lab.data.image_text:hub',
+}  # what stands before the colon -> module:function
+
 
 def load(
-    name: str,             # "scenes", "digits", "photos", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette", "emoji", "folder:<path>"; of pictures with captions "pairs:<folder>", "webdataset:<shards>", "hf:<id>"
+    name: str,  # "scenes", "digits", "photos", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette", "emoji", "folder:<path>"; of pictures with captions "pairs:<folder>", "webdataset:<shards>", "hf:<id>"
     split: str = 'train',  # "train" or "test"
-    root: str | Path | None = None, # a folder to look in first, and to download to
-    **options: Any,        # what the set takes: n, size, seed, difficulty, ...
+    root: str | Path | None = None,  # a folder to look in first, and to download to
+    **options: Any,  # what the set takes: n, size, seed, difficulty, ...
 ) -> Dataset | FolderDataset:
     "A data set by name. One that can't be had raises one sentence that says what would work."
     made_by = lambda place: getattr(import_module(place.split(':')[0]), place.split(':')[1])
     door, colon, where = str(name).partition(':')
-    if colon and door in DOORS: return made_by(DOORS[door])(where, split, **options)
+    if colon and door in DOORS:
+        return made_by(DOORS[door])(where, split, **options)
     make = made_by(SETS[choose(name, [*SETS, *(f'{d}:<path>' for d in DOORS)], 'data set')])
-    known = make.__code__.co_varnames[:make.__code__.co_argcount]
-    if not make.__code__.co_flags & 0x08: # no **options of its own
-        for option in options: choose(option, [k for k in known if k not in ('split', 'root')] or ['no options'], f"option of {name!r} called")
+    known = make.__code__.co_varnames[: make.__code__.co_argcount]
+    if not make.__code__.co_flags & 0x08:  # no **options of its own
+        for option in options:
+            choose(
+                option,
+                [k for k in known if k not in ('split', 'root')] or ['no options'],
+                f"option of {name!r} called",
+            )
     return make(split=split, root=root, **options)

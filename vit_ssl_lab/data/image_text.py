@@ -20,252 +20,423 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from ..core import choose, write_whole
-from .datasets import ENDINGS, DataError, Dataset, FolderDataset, cache_dir, check_split, places, statistics
+from vit_ssl_lab.data.datasets import (
+    ENDINGS,
+    DataError,
+    Dataset,
+    FolderDataset,
+    cache_dir,
+    check_split,
+    places,
+    statistics,
+)
 
 # %% ../../nbs/data/05_image_text.ipynb #0b3a72c9
 def check_captions(
-    captions: Sequence[str], # one a picture
-    n: int,                  # how many pictures there are
-) -> list[str]:              # the same, as a list
+    captions: Sequence[str],  # one a picture
+    n: int,  # how many pictures there are
+) -> list[str]:  # the same, as a list
     "Refuse captions that don't belong to the pictures one by one, and empty ones."
     captions = list(captions)
-    if len(captions) != n: raise ValueError(f"There are {n} pictures and {len(captions)} captions: each picture needs exactly one.")
+    if len(captions) != n:
+        raise ValueError(
+            f"There are {n} pictures and {len(captions)} captions: each picture needs exactly one."
+        )
     empty = next((i for i, c in enumerate(captions) if not isinstance(c, str) or not c.strip()), None)
-    if empty is not None: raise ValueError(f"Caption {empty} is {captions[empty]!r}: a caption is a text of one word or more; leave pictures without one out.")
+    if empty is not None:
+        raise ValueError(
+            f"Caption {empty} is {captions[empty]!r}: a caption is a text of one word or more; leave pictures without one out."
+        )
     return captions
 
+
 def captions_of(
-    data: Any,   # a `Dataset` or `FolderDataset`
+    data: Any,  # a `Dataset` or `FolderDataset`
 ) -> list[str]:  # n, in the order of the pictures
     "The captions of a data set."
     captions = (data.truths or {}).get('caption')
-    if captions is None: raise ValueError(f"The data set {data.name!r} has no captions: to learn from language use 'scenes', 'emoji', 'pairs:<folder>', 'webdataset:<shards>' or 'hf:<id>'.")
+    if captions is None:
+        raise ValueError(
+            f"The data set {data.name!r} has no captions: to learn from language use 'scenes', 'emoji', 'pairs:<folder>', 'webdataset:<shards>' or 'hf:<id>'."
+        )
     return check_captions(captions, len(data))
 
 # %% ../../nbs/data/05_image_text.ipynb #20f97713
-DESIGNERS = {'google': 'noto', 'twitter': 'twemoji', 'openmoji': 'openmoji', 'microsoft': 'fluent-emoji-flat'} # designer -> package of @iconify-json
+DESIGNERS = {
+    'google': 'noto',
+    'twitter': 'twemoji',
+    'openmoji': 'openmoji',
+    'microsoft': 'fluent-emoji-flat',
+}  # designer -> package of @iconify-json
+
 
 class Icons(NamedTuple):
     "One designer's vectors."
+
     bodies: dict[str, str]  # name with hyphens -> an svg element with its box
     groups: dict[str, str]  # name -> Unicode's group: "Food & Drink"
-    version: str            # of the package
+    version: str  # of the package
+
 
 def icon_folders(
-    root: str | Path | None = None, # looked at first
-) -> list[Path]:                    # folders that may hold @iconify-json, in the order of search
+    root: str | Path | None = None,  # looked at first
+) -> list[Path]:  # folders that may hold @iconify-json, in the order of search
     "Where npm may have put the emoji: in each place for data, and in the current folder and those above it."
     here = Path.cwd()
     return [p / 'node_modules' / '@iconify-json' for p in [*places(root), here, *here.parents]]
 
+
 def read_icons(
-    folder: Path, # of one package: icons.json, metadata.json, package.json
+    folder: Path,  # of one package: icons.json, metadata.json, package.json
 ) -> Icons:
     "Read one designer's package."
     read = lambda name: json.loads((folder / name).read_text('utf-8'))
     icons, bodies = read('icons.json'), {}
     for name, icon in icons['icons'].items():
-        left, top, width, height = (icon.get(k, icons.get(k, d)) for k, d in (('left', 0), ('top', 0), ('width', 16), ('height', 16)))
-        bodies[name] = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="64" height="64" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
-    groups = {name: group for group, names in read('metadata.json').get('categories', {}).items() for name in names}
+        left, top, width, height = (
+            icon.get(k, icons.get(k, d)) for k, d in (('left', 0), ('top', 0), ('width', 16), ('height', 16))
+        )
+        bodies[name] = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="64" height="64" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+        )
+    groups = {
+        name: group for group, names in read('metadata.json').get('categories', {}).items() for name in names
+    }
     return Icons(bodies, groups, read('package.json')['version'])
 
 # %% ../../nbs/data/05_image_text.ipynb #3f66b991
 def draw_icon(
     svg: str,  # an svg document
-    size: int, # side in pixels
-) -> Tensor:   # (3, size, size) uint8, on white
+    size: int,  # side in pixels
+) -> Tensor:  # (3, size, size) uint8, on white
     "Draw one vector picture."
     import resvg_py
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background='#ffffff', skip_system_fonts=True)
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert('RGB'))).permute(2, 0, 1).contiguous()
+
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg, width=size, height=size, background='#ffffff', skip_system_fonts=True
+    )
+    return (
+        torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert('RGB'))).permute(2, 0, 1).contiguous()
+    )
+
 
 @lru_cache(maxsize=4)
-def _emoji(folder: Path, size: int) -> tuple[list[str], list[str], Tensor]: # names, groups, (designers, n, 3, size, size)
+def _emoji(
+    folder: Path, size: int
+) -> tuple[list[str], list[str], Tensor]:  # names, groups, (designers, n, 3, size, size)
     icons = {d: read_icons(folder / package) for d, package in DESIGNERS.items()}
-    names = sorted(set.intersection(*(set(i.bodies) for i in icons.values()))) # drawn by all
+    names = sorted(set.intersection(*(set(i.bodies) for i in icons.values())))  # drawn by all
     groups = [next((i.groups[n] for i in icons.values() if n in i.groups), 'other') for n in names]
     key = zlib.crc32(repr([(d, i.version) for d, i in icons.items()]).encode())
     path = cache_dir() / f'emoji-{size}-{key:08x}.safetensors'
     if path.exists():
-        with contextlib.suppress(Exception), safe_open(path, 'pt') as f: return names, groups, f.get_tensor('images') # a damaged cache is drawn again
-    images = torch.stack([torch.stack([draw_icon(icons[d].bodies[n], size) for n in names]) for d in DESIGNERS])
-    with contextlib.suppress(OSError): # no room, or no right to write: drawn again next time
+        with contextlib.suppress(Exception), safe_open(path, 'pt') as f:
+            return names, groups, f.get_tensor('images')  # a damaged cache is drawn again
+    images = torch.stack(
+        [torch.stack([draw_icon(icons[d].bodies[n], size) for n in names]) for d in DESIGNERS]
+    )
+    with contextlib.suppress(OSError):  # no room, or no right to write: drawn again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save({'images': images}))
     return names, groups, images
 
 # %% ../../nbs/data/05_image_text.ipynb #2d6a3685
 def emoji(
-    split: str = 'train',   # "train": three designers, "test": the fourth
-    root: str | Path | None = None, # a folder to look in first, the `--prefix` of `npm install`
-    size: int = 48,         # side of a picture in pixels
-    held: str = 'microsoft', # the designer of the test split: "google", "twitter", "openmoji" or "microsoft"
-) -> Dataset:               # label: which of the names; truths: caption, designer, group
+    split: str = 'train',  # "train": three designers, "test": the fourth
+    root: str | Path | None = None,  # a folder to look in first, the `--prefix` of `npm install`
+    size: int = 48,  # side of a picture in pixels
+    held: str = 'microsoft',  # the designer of the test split: "google", "twitter", "openmoji" or "microsoft"
+) -> Dataset:  # label: which of the names; truths: caption, designer, group
     "Emoji that four designers have drawn, with Unicode's names as captions and classes."
-    check_split('emoji', split); choose(held, DESIGNERS, 'designer of emoji')
-    if not 8 <= size <= 512: raise ValueError(f"Emoji are drawn 8 to 512 pixels wide, not {size!r}.")
-    folder = next((f for f in icon_folders(root) if all((f / p / 'icons.json').is_file() for p in DESIGNERS.values())), None)
+    check_split('emoji', split)
+    choose(held, DESIGNERS, 'designer of emoji')
+    if not 8 <= size <= 512:
+        raise ValueError(f"Emoji are drawn 8 to 512 pixels wide, not {size!r}.")
+    folder = next(
+        (f for f in icon_folders(root) if all((f / p / 'icons.json').is_file() for p in DESIGNERS.values())),
+        None,
+    )
     packages = ' '.join(f'@iconify-json/{p}' for p in DESIGNERS.values())
-    if folder is None: raise DataError(f"Data set 'emoji' can't be had: node_modules/@iconify-json with {', '.join(DESIGNERS.values())} is in none of {', '.join(map(str, places(root)))} and not in or above the current folder; run npm install --prefix {cache_dir()} {packages}, or use 'scenes', which has captions and needs no download.")
-    try: import resvg_py
-    except ImportError: raise DataError("Data set 'emoji' can't be drawn: the package resvg-py is not installed; install vit_ssl_lab[emoji], or use 'scenes', which has captions too.") from None
+    if folder is None:
+        raise DataError(
+            f"Data set 'emoji' can't be had: node_modules/@iconify-json with {', '.join(DESIGNERS.values())} is in none of {', '.join(map(str, places(root)))} and not in or above the current folder; run npm install --prefix {cache_dir()} {packages}, or use 'scenes', which has captions and needs no download."
+        )
+    try:
+        import resvg_py
+    except ImportError:
+        raise DataError(
+            "Data set 'emoji' can't be drawn: the package resvg-py is not installed; install vit_ssl_lab[emoji], or use 'scenes', which has captions too."
+        ) from None
     names, groups, images = _emoji(folder, size)
     words, kinds = [n.replace('-', ' ') for n in names], sorted(set(groups))
     train = [i for i, d in enumerate(DESIGNERS) if d != held]
     own = train if split == 'train' else [list(DESIGNERS).index(held)]
     label = torch.arange(len(words)).repeat(len(own))
-    truths = dict(caption=[words[i] for i in label.tolist()], designer=torch.tensor(own).repeat_interleave(len(words)), group=torch.tensor([kinds.index(g) for g in groups]).repeat(len(own)))
-    return Dataset('emoji', split, images[own].flatten(0, 1), label, words, *statistics(images[train].flatten(0, 1)), truths=truths, source=dict(designers=list(DESIGNERS), groups=kinds))
+    truths = dict(
+        caption=[words[i] for i in label.tolist()],
+        designer=torch.tensor(own).repeat_interleave(len(words)),
+        group=torch.tensor([kinds.index(g) for g in groups]).repeat(len(own)),
+    )
+    return Dataset(
+        'emoji',
+        split,
+        images[own].flatten(0, 1),
+        label,
+        words,
+        *statistics(images[train].flatten(0, 1)),
+        truths=truths,
+        source=dict(designers=list(DESIGNERS), groups=kinds),
+    )
 
 # %% ../../nbs/data/05_image_text.ipynb #9971256d
-FILE, CAPTION = ('file_name', 'file', 'filename', 'image', 'filepath', 'path'), ('caption', 'text', 'title', 'captions', 'sentence') # what columns are called
+FILE, CAPTION = (
+    ('file_name', 'file', 'filename', 'image', 'filepath', 'path'),
+    ('caption', 'text', 'title', 'captions', 'sentence'),
+)  # what columns are called
 TABLES = ('captions.csv', 'captions.tsv', 'captions.jsonl', 'metadata.csv', 'metadata.jsonl')
+
 
 def column_of(
     columns: Sequence[str],  # what there is
-    known: Sequence[str],    # what it may be called
-    given: str | None,       # what the caller says it is called
-    what: str,               # for the message: "a column of captions"
-    where: str,              # for the message: the set
+    known: Sequence[str],  # what it may be called
+    given: str | None,  # what the caller says it is called
+    what: str,  # for the message: "a column of captions"
+    where: str,  # for the message: the set
 ) -> str:
     "Find a column."
-    if given is not None: return choose(given, columns, f'column of {where} called')
+    if given is not None:
+        return choose(given, columns, f'column of {where} called')
     found = next((c for c in known if c in columns), None)
-    if found is None: raise DataError(f"{where} has no {what}: it has {', '.join(columns) or 'none'}, and looked for were {', '.join(known)}; say which one it is.")
+    if found is None:
+        raise DataError(
+            f"{where} has no {what}: it has {', '.join(columns) or 'none'}, and looked for were {', '.join(known)}; say which one it is."
+        )
     return found
 
+
 def read_table(
-    path: Path, # .csv, .tsv or .jsonl
+    path: Path,  # .csv, .tsv or .jsonl
 ) -> list[dict]:
     "The rows of a table."
     with open(path, encoding='utf-8', newline='') as f:
-        return [json.loads(line) for line in f if line.strip()] if path.suffix == '.jsonl' else list(csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ','))
+        return (
+            [json.loads(line) for line in f if line.strip()]
+            if path.suffix == '.jsonl'
+            else list(csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ','))
+        )
+
 
 def found_pairs(
-    files: list,          # n pictures
+    files: list,  # n pictures
     captions: list[str],  # one each
-    split: str,           # "train", ...
-    name: str,            # as given to `load`
-    crop: str | None,     # "random" or "centre"; None: random for train
-    options: dict,        # of `FolderDataset`
-) -> FolderDataset:       # without those that have no caption
+    split: str,  # "train", ...
+    name: str,  # as given to `load`
+    crop: str | None,  # "random" or "centre"; None: random for train
+    options: dict,  # of `FolderDataset`
+) -> FolderDataset:  # without those that have no caption
     "A data set of pairs; pictures without a caption are left out and counted."
     kept = [(f, c.strip()) for f, c in zip(files, captions) if isinstance(c, str) and c.strip()]
-    if not kept: raise DataError(f"Data set {name!r} is empty: of {len(files)} pictures none has a caption.")
-    note = f"{len(files) - len(kept)} of {len(files)} pictures have no caption and were left out" if len(kept) < len(files) else ''
-    if note: warnings.warn(f"{name}: {note}.", stacklevel=3)
-    return FolderDataset(name, split, [f for f, _ in kept], torch.full((len(kept),), -1), [], crop=choose(crop or ('random' if split == 'train' else 'centre'), ('random', 'centre'), 'crop'), truths=dict(caption=[c for _, c in kept]), note=note, **options)
+    if not kept:
+        raise DataError(f"Data set {name!r} is empty: of {len(files)} pictures none has a caption.")
+    note = (
+        f"{len(files) - len(kept)} of {len(files)} pictures have no caption and were left out"
+        if len(kept) < len(files)
+        else ''
+    )
+    if note:
+        warnings.warn(f"{name}: {note}.", stacklevel=3)
+    return FolderDataset(
+        name,
+        split,
+        [f for f, _ in kept],
+        torch.full((len(kept),), -1),
+        [],
+        crop=choose(crop or ('random' if split == 'train' else 'centre'), ('random', 'centre'), 'crop'),
+        truths=dict(caption=[c for _, c in kept]),
+        note=note,
+        **options,
+    )
 
 # %% ../../nbs/data/05_image_text.ipynb #eefba793
 def pairs(
-    path: str | Path,          # holds pictures and captions, or train/ and val/ (or test/) with these inside
-    split: str = 'train',      # "train", "test" or the name of any folder in it
-    file: str | None = None,   # the table's column of files; None: found
-    caption: str | None = None, # the table's column of captions; None: found
-    crop: str | None = None,   # "random" or "centre"; None: random for train
-    **options: Any,            # size, margin, workers, mean, std of `FolderDataset`
-) -> FolderDataset:            # truths['caption']; no labels
+    path: str | Path,  # holds pictures and captions, or train/ and val/ (or test/) with these inside
+    split: str = 'train',  # "train", "test" or the name of any folder in it
+    file: str | None = None,  # the table's column of files; None: found
+    caption: str | None = None,  # the table's column of captions; None: found
+    crop: str | None = None,  # "random" or "centre"; None: random for train
+    **options: Any,  # size, margin, workers, mean, std of `FolderDataset`
+) -> FolderDataset:  # truths['caption']; no labels
     "Pictures and captions in a folder: a table beside the pictures, or a text beside each."
     top, name = Path(path).expanduser(), f'pairs:{path}'
-    if not top.is_dir(): raise DataError(f"Data set {name!r} can't be had: {top} is no folder; give the path of a folder that holds pictures and their captions.")
-    base = next((top / d for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,)) if (top / d).is_dir()), top)
+    if not top.is_dir():
+        raise DataError(
+            f"Data set {name!r} can't be had: {top} is no folder; give the path of a folder that holds pictures and their captions."
+        )
+    base = next(
+        (
+            top / d
+            for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,))
+            if (top / d).is_dir()
+        ),
+        top,
+    )
     table = next((base / t for t in TABLES if (base / t).is_file()), None)
     if table is not None:
         rows = read_table(table)
         columns = list(rows[0]) if rows else []
-        file, caption = column_of(columns, FILE, file, 'column of files', table.name), column_of(columns, CAPTION, caption, 'column of captions', table.name)
+        file, caption = (
+            column_of(columns, FILE, file, 'column of files', table.name),
+            column_of(columns, CAPTION, caption, 'column of captions', table.name),
+        )
         files, captions = [base / r[file] for r in rows], [r[caption] for r in rows]
-        if lost := [f for f in files if not f.is_file()]: raise DataError(f"{table.name} of {name!r} names {len(lost)} pictures that are not there, the first is {lost[0].name}: pictures are looked for in {base}.")
+        if lost := [f for f in files if not f.is_file()]:
+            raise DataError(
+                f"{table.name} of {name!r} names {len(lost)} pictures that are not there, the first is {lost[0].name}: pictures are looked for in {base}."
+            )
         return found_pairs([str(f) for f in files], captions, split, name, crop, options)
     files = sorted(str(f) for f in base.rglob('*') if f.suffix.lower() in ENDINGS)
-    if not files: raise DataError(f"Data set {name!r} is empty: {base} holds neither pictures nor one of {', '.join(TABLES)}.")
+    if not files:
+        raise DataError(
+            f"Data set {name!r} is empty: {base} holds neither pictures nor one of {', '.join(TABLES)}."
+        )
     read = lambda f: f.read_text('utf-8') if f.is_file() else ''
     return found_pairs(files, [read(Path(f).with_suffix('.txt')) for f in files], split, name, crop, options)
 
 # %% ../../nbs/data/05_image_text.ipynb #55cb47c0
 class Member(NamedTuple):
     "A file inside a tar file."
-    tar: str    # path of the tar file
-    name: str   # of the member
-    offset: int # bytes from the start
-    size: int   # bytes
+
+    tar: str  # path of the tar file
+    name: str  # of the member
+    offset: int  # bytes from the start
+    size: int  # bytes
 
     def open(self) -> io.BytesIO:
         "Its bytes."
-        with open(self.tar, 'rb') as f: f.seek(self.offset); return io.BytesIO(f.read(self.size))
+        with open(self.tar, 'rb') as f:
+            f.seek(self.offset)
+            return io.BytesIO(f.read(self.size))
 
-    def __str__(self) -> str: return f'{Path(self.tar).name}:{self.name}'
+    def __str__(self) -> str:
+        return f'{Path(self.tar).name}:{self.name}'
+
 
 def index_shard(
-    path: str | Path,       # a tar file
-    caption: str | None = None, # an ending ("txt") or a key of the .json; None: .txt, .caption, then the .json's caption or text
+    path: str | Path,  # a tar file
+    caption: str
+    | None = None,  # an ending ("txt") or a key of the .json; None: .txt, .caption, then the .json's caption or text
 ) -> list[tuple[Member, str]]:  # picture and caption; '' where there is none
     "Where the samples of one shard begin, and what their captions are."
     samples = {}
     try:
         with tarfile.open(path, 'r:') as tar:
             for m in tar:
-                if not m.isfile(): continue
+                if not m.isfile():
+                    continue
                 folder, _, base = m.name.rpartition('/')
                 stem, _, ending = base.partition('.')
                 sample = samples.setdefault((folder, stem), {})
-                if f".{ending.rsplit('.', 1)[-1].lower()}" in ENDINGS: sample.setdefault('', Member(str(path), m.name, m.offset_data, m.size))
-                elif ending.lower() in ('txt', 'caption', 'json', caption): sample[ending.lower()] = tar.extractfile(m).read().decode('utf-8', 'replace')
-    except (tarfile.TarError, OSError) as e: raise DataError(f"The shard {path} can't be read ({str(e).strip() or type(e).__name__}): it must be an uncompressed tar file.") from None
+                if f".{ending.rsplit('.', 1)[-1].lower()}" in ENDINGS:
+                    sample.setdefault('', Member(str(path), m.name, m.offset_data, m.size))
+                elif ending.lower() in ('txt', 'caption', 'json', caption):
+                    sample[ending.lower()] = tar.extractfile(m).read().decode('utf-8', 'replace')
+    except (tarfile.TarError, OSError) as e:
+        raise DataError(
+            f"The shard {path} can't be read ({str(e).strip() or type(e).__name__}): it must be an uncompressed tar file."
+        ) from None
+
     def text(sample):
         table = json.loads(sample['json']) if 'json' in sample else {}
-        found = [*([sample.get(caption), table.get(caption)] if caption else [sample.get('txt'), sample.get('caption'), *(table.get(k) for k in CAPTION)])]
+        found = [
+            *(
+                [sample.get(caption), table.get(caption)]
+                if caption
+                else [sample.get('txt'), sample.get('caption'), *(table.get(k) for k in CAPTION)]
+            )
+        ]
         return next((t for t in found if isinstance(t, str) and t.strip()), '')
+
     return [(s[''], text(s)) for s in samples.values() if '' in s]
 
+
 def shards(
-    path: str | Path,      # a tar file, a pattern ("cc3m/{00..99}.tar" as "cc3m/*.tar"), or a folder of them with train/ and val/ inside or not
+    path: str
+    | Path,  # a tar file, a pattern ("cc3m/{00..99}.tar" as "cc3m/*.tar"), or a folder of them with train/ and val/ inside or not
     split: str = 'train',  # "train", "test" or the name of any folder in it
-    caption: str | None = None, # as for `index_shard`
-    crop: str | None = None, # "random" or "centre"; None: random for train
-    **options: Any,        # size, margin, workers, mean, std of `FolderDataset`
-) -> FolderDataset:        # truths['caption']; no labels
+    caption: str | None = None,  # as for `index_shard`
+    crop: str | None = None,  # "random" or "centre"; None: random for train
+    **options: Any,  # size, margin, workers, mean, std of `FolderDataset`
+) -> FolderDataset:  # truths['caption']; no labels
     "Image-text pairs in WebDataset's format, every sample within reach."
     top, name = Path(path).expanduser(), f'webdataset:{path}'
-    base = next((top / d for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,)) if (top / d).is_dir()), top)
+    base = next(
+        (
+            top / d
+            for d in {'train': ('train',), 'test': ('test', 'val')}.get(split, (split,))
+            if (top / d).is_dir()
+        ),
+        top,
+    )
     tars = sorted(glob(str(base / '*.tar'))) if base.is_dir() else sorted(glob(str(base)))
-    if not tars: raise DataError(f"Data set {name!r} can't be had: there is no tar file at {base}; give a folder, a pattern such as {base / '*.tar'}, or one file.")
+    if not tars:
+        raise DataError(
+            f"Data set {name!r} can't be had: there is no tar file at {base}; give a folder, a pattern such as {base / '*.tar'}, or one file."
+        )
     found = [pair for tar in tars for pair in index_shard(tar, caption)]
     return found_pairs([m for m, _ in found], [c for _, c in found], split, name, crop, options)
 
 # %% ../../nbs/data/05_image_text.ipynb #5998a3e2
 class Row(NamedTuple):
     "A picture in a table of the package `datasets`."
+
     table: Any  # a `datasets.Dataset` whose pictures stay undecoded
     index: int  # of the row
-    column: str # of the pictures
+    column: str  # of the pictures
 
-    def open(self) -> Any: # bytes, or a path
+    def open(self) -> Any:  # bytes, or a path
         "What Pillow opens."
         cell = self.table[self.index][self.column]
         return io.BytesIO(cell['bytes']) if cell['bytes'] is not None else cell['path']
 
-    def __str__(self) -> str: return f'row {self.index}'
+    def __str__(self) -> str:
+        return f'row {self.index}'
+
 
 def hub(
-    name: str,                  # an id of the Hub ("user/set"), or a folder written by `save_to_disk`
-    split: str = 'train',       # one of the set's
-    image: str | None = None,   # the column of pictures; None: the first one
-    caption: str | None = None, # the column of captions; None: found by its name
-    crop: str | None = None,    # "random" or "centre"; None: random for train
+    name: str,  # an id of the Hub ("user/set"), or a folder written by `save_to_disk`
+    split: str = 'train',  # one of the set's
+    image: str | None = None,  # the column of pictures; None: the first one
+    caption: str | None = None,  # the column of captions; None: found by its name
+    crop: str | None = None,  # "random" or "centre"; None: random for train
     config: str | None = None,  # the set's configuration, where it has several
-    **options: Any,             # size, margin, workers, mean, std of `FolderDataset`
-) -> FolderDataset:             # truths['caption']; no labels
+    **options: Any,  # size, margin, workers, mean, std of `FolderDataset`
+) -> FolderDataset:  # truths['caption']; no labels
     "Image-text pairs through the package `datasets`."
-    try: import datasets
-    except ImportError: raise DataError(f"Data set 'hf:{name}' needs the package datasets, which is not installed: install vit_ssl_lab[hub].") from None
-    try: table = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, config, split=split)
-    except Exception as e: raise DataError(f"Data set 'hf:{name}' can't be had ({(str(e).strip().splitlines() or [type(e).__name__])[0][:160]}): give the id of a set with pictures and captions, a split that it has, and a network, or a folder that save_to_disk wrote.") from None
-    if isinstance(table, datasets.DatasetDict): table = table[choose(split, table, f"split of 'hf:{name}' called")]
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"Data set 'hf:{name}' needs the package datasets, which is not installed: install vit_ssl_lab[hub]."
+        ) from None
+    try:
+        table = (
+            datasets.load_from_disk(name)
+            if Path(name).is_dir()
+            else datasets.load_dataset(name, config, split=split)
+        )
+    except Exception as e:
+        raise DataError(
+            f"Data set 'hf:{name}' can't be had ({(str(e).strip().splitlines() or [type(e).__name__])[0][:160]}): give the id of a set with pictures and captions, a split that it has, and a network, or a folder that save_to_disk wrote."
+        ) from None
+    if isinstance(table, datasets.DatasetDict):
+        table = table[choose(split, table, f"split of 'hf:{name}' called")]
     pictures = [c for c, kind in table.features.items() if isinstance(kind, datasets.Image)]
     image = column_of(pictures, pictures[:1] or ['image'], image, 'column of pictures', f"'hf:{name}'")
-    caption = column_of([c for c in table.column_names if c != image], CAPTION, caption, 'column of captions', f"'hf:{name}'")
+    caption = column_of(
+        [c for c in table.column_names if c != image], CAPTION, caption, 'column of captions', f"'hf:{name}'"
+    )
     table = table.cast_column(image, datasets.Image(decode=False))
     captions = [c if isinstance(c, str) else next(iter(c or ['']), '') for c in table[caption]]
-    return found_pairs([Row(table, i, image) for i in range(len(table))], captions, split, f'hf:{name}', crop, options)
+    return found_pairs(
+        [Row(table, i, image) for i in range(len(table))], captions, split, f'hf:{name}', crop, options
+    )

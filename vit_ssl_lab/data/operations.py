@@ -18,39 +18,54 @@ from ..core import choose
 
 # %% ../../nbs/data/03_operations.ipynb #ac0d7cd8
 def rand(
-    shape: tuple[int, ...],            # of the result
-    generator: Generator | None = None, # where the numbers come from; None: torch's global one
-    device: torch.device | str = 'cpu', # where the numbers go
-) -> Tensor:                            # float32, uniform in 0..1
+    shape: tuple[int, ...],  # of the result
+    generator: Generator | None = None,  # where the numbers come from; None: torch's global one
+    device: torch.device | str = 'cpu',  # where the numbers go
+) -> Tensor:  # float32, uniform in 0..1
     "Uniform numbers on `device`. A generator that lives on the CPU gives the same numbers whatever the device."
-    return torch.rand(shape, generator=generator, device=generator.device if generator is not None else device).to(device)
+    return torch.rand(
+        shape, generator=generator, device=generator.device if generator is not None else device
+    ).to(device)
+
 
 def to_float(
-    images: Tensor, # (B, C, H, W) uint8, or float in 0..1
-) -> Tensor:        # (B, C, H, W) float32 in 0..1
+    images: Tensor,  # (B, C, H, W) uint8, or float in 0..1
+) -> Tensor:  # (B, C, H, W) float32 in 0..1
     "Pixels in 0..1; refuses what is no batch of grey or colour pictures."
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"A batch of pictures has the shape (B, C, H, W) with C = 1 or 3, this has {tuple(images.shape)}: add or move the axes.")
-    if images.dtype == torch.uint8: return images.float().div_(255)
-    if not images.is_floating_point(): raise TypeError(f"Pictures are uint8 (0..255) or float (0..1), these are {images.dtype}: convert them first.")
+        raise ValueError(
+            f"A batch of pictures has the shape (B, C, H, W) with C = 1 or 3, this has {tuple(images.shape)}: add or move the axes."
+        )
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    if not images.is_floating_point():
+        raise TypeError(
+            f"Pictures are uint8 (0..255) or float (0..1), these are {images.dtype}: convert them first."
+        )
     return images.float()
 
 # %% ../../nbs/data/03_operations.ipynb #04ce853c
-TRIES = {'torchvision': 10, 'byol': 1, 'tensorflow': 100} # how often a box that doesn't fit is drawn again
+TRIES = {'torchvision': 10, 'byol': 1, 'tensorflow': 100}  # how often a box that doesn't fit is drawn again
+
 
 def check_range(
-    name: str,                  # what it is called
-    values: tuple[float, float], # smallest, largest
-    most: float = math.inf,     # what the largest may be
+    name: str,  # what it is called
+    values: tuple[float, float],  # smallest, largest
+    most: float = math.inf,  # what the largest may be
 ) -> None:
     "Refuse a range that is no range."
     if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
-        raise ValueError(f"{name} is a range, the smaller one first, within 0 (excluded) and {most:g}: got {tuple(values)}.")
+        raise ValueError(
+            f"{name} is a range, the smaller one first, within 0 (excluded) and {most:g}: got {tuple(values)}."
+        )
+
 
 def center_box(
-    source: tuple[int, int],                          # (height, width) of the pictures, pixels
-    ratio: tuple[float, float] | float | None = None, # width / height, or the range that is allowed; None: anything
-) -> Tensor:                                          # (4,) top, left, height, width
+    source: tuple[int, int],  # (height, width) of the pictures, pixels
+    ratio: tuple[float, float]
+    | float
+    | None = None,  # width / height, or the range that is allowed; None: anything
+) -> Tensor:  # (4,) top, left, height, width
     "The largest box in the middle with an allowed ratio."
     H, W = source
     low, high = (W / H, W / H) if ratio is None else ratio if isinstance(ratio, tuple) else (ratio, ratio)
@@ -59,129 +74,147 @@ def center_box(
 
 # %% ../../nbs/data/03_operations.ipynb #3511413d
 def random_resized_crop_params(
-    batch: int | tuple[int, ...],            # how many boxes: B, or (V, B)
-    source: tuple[int, int],                 # (height, width) of the pictures, pixels
-    scale: tuple[float, float] = (.2, 1.),   # share of the area that is kept, 0..1
-    ratio: tuple[float, float] = (3/4, 4/3), # width / height
-    generator: Generator | None = None,      # None: torch's global one
-    device: torch.device | str = 'cpu',      # where the boxes go
-    how: str = 'torchvision',                # or 'byol', 'tensorflow': see the table above
-) -> Tensor:                                 # (*batch, 4) float holding whole numbers: top, left, height, width in pixels
+    batch: int | tuple[int, ...],  # how many boxes: B, or (V, B)
+    source: tuple[int, int],  # (height, width) of the pictures, pixels
+    scale: tuple[float, float] = (0.2, 1.0),  # share of the area that is kept, 0..1
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),  # width / height
+    generator: Generator | None = None,  # None: torch's global one
+    device: torch.device | str = 'cpu',  # where the boxes go
+    how: str = 'torchvision',  # or 'byol', 'tensorflow': see the table above
+) -> Tensor:  # (*batch, 4) float holding whole numbers: top, left, height, width in pixels
     "Draw a crop box for every picture at once."
     shape = (batch,) if isinstance(batch, int) else tuple(batch)
-    check_range('scale', scale, 1.); check_range('ratio', ratio)
+    check_range('scale', scale, 1.0)
+    check_range('ratio', ratio)
     (H, W), tries = source, TRIES[choose(how, TRIES, "way to draw a crop")]
     u = rand((*shape, tries, 4), generator, device)
     low, high = (ratio[0], ratio[1]) if how == 'tensorflow' else (math.log(ratio[0]), math.log(ratio[1]))
     aspect = low + (high - low) * u[..., 1]
-    if how != 'tensorflow': aspect = aspect.exp()
-    if how == 'tensorflow':                                                    # the height is uniform, not the area
+    if how != 'tensorflow':
+        aspect = aspect.exp()
+    if how == 'tensorflow':  # the height is uniform, not the area
         least, most = ((H * W * s / aspect).sqrt().round() for s in scale)
-        most = torch.minimum(most, ((W + .5) / aspect).floor()).clamp(max=H)
+        most = torch.minimum(most, ((W + 0.5) / aspect).floor()).clamp(max=H)
         h = least + ((most - least + 1).clamp(min=1) * u[..., 0]).floor()
         w = (h * aspect).round()
-        fits = (h * w >= max(scale[0], .1) * H * W) & (h * w <= scale[1] * H * W)
+        fits = (h * w >= max(scale[0], 0.1) * H * W) & (h * w <= scale[1] * H * W)
     else:
         area = H * W * (scale[0] + (scale[1] - scale[0]) * u[..., 0])
         w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = torch.ones_like(w, dtype=torch.bool)
-    if how == 'byol': w, h = w.clamp(max=W), h.clamp(max=H)
+    if how == 'byol':
+        w, h = w.clamp(max=W), h.clamp(max=H)
     fits = fits & (w > 0) & (h > 0) & (w <= W) & (h <= H)
     top, left = ((H - h + 1) * u[..., 2]).floor(), ((W - w + 1) * u[..., 3]).floor()
-    first = fits.int().argmax(-1)[..., None, None].expand(*shape, 1, 4)        # the first try that fits
+    first = fits.int().argmax(-1)[..., None, None].expand(*shape, 1, 4)  # the first try that fits
     boxes = torch.stack([top, left, h, w], -1).gather(-2, first).squeeze(-2)
     otherwise = center_box(source, tuple(ratio) if how == 'torchvision' else None)
     return torch.where(fits.any(-1, keepdim=True), boxes, otherwise.to(device))
 
 # %% ../../nbs/data/03_operations.ipynb #f91bd592
 def cubic(
-    x: Tensor, # distances in pixels, any shape
-) -> Tensor:   # weights, the same shape
+    x: Tensor,  # distances in pixels, any shape
+) -> Tensor:  # weights, the same shape
     "Keys' cubic kernel with a = -1/2, as PIL, TensorFlow and torch's antialiased bicubic use it."
     x = x.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-.5 * x + 2.5) * x - 4) * x + 2
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0))
 
+
 def triangle(
-    x: Tensor, # distances in pixels, any shape
-) -> Tensor:   # weights, the same shape
+    x: Tensor,  # distances in pixels, any shape
+) -> Tensor:  # weights, the same shape
     "The kernel of linear interpolation."
     return (1 - x.abs()).clamp_(min=0)
+
 
 KERNELS = {'bilinear': triangle, 'bicubic': cubic}
 
 # %% ../../nbs/data/03_operations.ipynb #13a46843
 def resize_matrix(
-    start: Tensor,                # (...) first source pixel of the box
-    length: Tensor,               # (...) its length in pixels
-    source: int,                  # source pixels along this axis, n
-    size: int,                    # target pixels, S
-    mode: str = 'bilinear',       # or 'bicubic'
-    antialias: bool = True,       # widen the kernel when shrinking, as PIL does; False: as TensorFlow's resize does
-    flip: Tensor | None = None,   # (...) bool: mirror this axis
-) -> Tensor:                      # (..., S, n): each row holds the weights of the source pixels, sum 1
+    start: Tensor,  # (...) first source pixel of the box
+    length: Tensor,  # (...) its length in pixels
+    source: int,  # source pixels along this axis, n
+    size: int,  # target pixels, S
+    mode: str = 'bilinear',  # or 'bicubic'
+    antialias: bool = True,  # widen the kernel when shrinking, as PIL does; False: as TensorFlow's resize does
+    flip: Tensor | None = None,  # (...) bool: mirror this axis
+) -> Tensor:  # (..., S, n): each row holds the weights of the source pixels, sum 1
     "Crop, resize and mirror along one axis, as one matrix."
     kernel = KERNELS[choose(mode, KERNELS, "interpolation")]
     step = (length / size)[..., None]
-    at = torch.arange(size, device=start.device) + .5
+    at = torch.arange(size, device=start.device) + 0.5
     at = at.expand(*start.shape, size)
-    if flip is not None: at = torch.where(flip[..., None], size - at, at)
-    center = start[..., None] + at * step                                                         # (..., S)
-    pixel = torch.arange(source, device=start.device) + .5                                        # (n,)
+    if flip is not None:
+        at = torch.where(flip[..., None], size - at, at)
+    center = start[..., None] + at * step  # (..., S)
+    pixel = torch.arange(source, device=start.device) + 0.5  # (n,)
     width = step.clamp(min=1) if antialias else torch.ones_like(step)
-    weights = kernel((pixel - center[..., None]) / width[..., None])                              # (..., S, n)
-    inside = (pixel > start[..., None]) & (pixel < (start + length)[..., None])                   # (..., n)
+    weights = kernel((pixel - center[..., None]) / width[..., None])  # (..., S, n)
+    inside = (pixel > start[..., None]) & (pixel < (start + length)[..., None])  # (..., n)
     weights = weights * inside[..., None, :]
     return weights / weights.sum(-1, keepdim=True)
 
 # %% ../../nbs/data/03_operations.ipynb #00cbc152
 def resized_crop(
-    images: Tensor,               # (B, C, H, W) float in 0..1
-    boxes: Tensor,                # (B, 4) or, for V views at once, (V, B, 4): top, left, height, width
+    images: Tensor,  # (B, C, H, W) float in 0..1
+    boxes: Tensor,  # (B, 4) or, for V views at once, (V, B, 4): top, left, height, width
     size: int | tuple[int, int],  # (rows, columns) of the result
-    flip: Tensor | None = None,   # (B,) or (V, B) bool: mirror left and right
-    mode: str = 'bilinear',       # or 'bicubic'
-    antialias: bool = True,       # as PIL and torchvision do
-) -> Tensor:                      # (B, C, *size) or (V, B, C, *size), clamped to 0..1
+    flip: Tensor | None = None,  # (B,) or (V, B) bool: mirror left and right
+    mode: str = 'bilinear',  # or 'bicubic'
+    antialias: bool = True,  # as PIL and torchvision do
+) -> Tensor:  # (B, C, *size) or (V, B, C, *size), clamped to 0..1
     "Cut a box out of each picture and resize it: two batched matrix products for all views together."
     rows, cols = (size, size) if isinstance(size, int) else size
     (B, C, H, W), many = images.shape, boxes.ndim == 3
     boxes = boxes if many else boxes[None]
-    if boxes.shape[1:] != (B, 4): raise ValueError(f"{B} pictures need boxes of the shape ({B}, 4) or (V, {B}, 4): got {tuple(boxes.shape if many else boxes.shape[1:])}.")
-    if flip is not None: flip = flip.view(boxes.shape[:2])
+    if boxes.shape[1:] != (B, 4):
+        raise ValueError(
+            f"{B} pictures need boxes of the shape ({B}, 4) or (V, {B}, 4): got {tuple(boxes.shape if many else boxes.shape[1:])}."
+        )
+    if flip is not None:
+        flip = flip.view(boxes.shape[:2])
     top, left, height, width = boxes.unbind(-1)
-    across = resize_matrix(left, width, W, cols, mode, antialias, flip)                           # (V, B, S, W)
-    down = resize_matrix(top, height, H, rows, mode, antialias)                                   # (V, B, S, H)
-    x = rearrange(images, 'b c h w -> b (c h) w') @ rearrange(across, 'v b s w -> b w (v s)')     # every view's columns in one product
+    across = resize_matrix(left, width, W, cols, mode, antialias, flip)  # (V, B, S, W)
+    down = resize_matrix(top, height, H, rows, mode, antialias)  # (V, B, S, H)
+    x = rearrange(images, 'b c h w -> b (c h) w') @ rearrange(
+        across, 'v b s w -> b w (v s)'
+    )  # every view's columns in one product
     x = down @ rearrange(x, 'b (c h) (v s) -> v b h (c s)', c=C, v=len(boxes))
     x = rearrange(x, 'v b r (c s) -> v b c r s', c=C).contiguous()
-    if mode == 'bicubic': x = x.clamp_(0, 1)                                                      # the cubic kernel overshoots at edges
+    if mode == 'bicubic':
+        x = x.clamp_(0, 1)  # the cubic kernel overshoots at edges
     return x if many else x[0]
 
 # %% ../../nbs/data/03_operations.ipynb #b2b119bf
-GREY = (.2989, .587, .114) # ITU-R 601 luma, torchvision's digits
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, torchvision's digits
+
 
 def grey_of(
-    x: Tensor, # (B, C, H, W) in 0..1
-) -> Tensor:   # (B, 1, H, W)
+    x: Tensor,  # (B, C, H, W) in 0..1
+) -> Tensor:  # (B, 1, H, W)
     "The brightness the eye sees; a grey picture is its own."
-    if x.shape[1] == 1: return x
+    if x.shape[1] == 1:
+        return x
     r, g, b = x.unbind(1)
     return (GREY[0] * r + GREY[1] * g + GREY[2] * b).unsqueeze(1)
 
+
 def per_picture(
-    values: Tensor | float, # (B,) or one number
-    x: Tensor,              # (B, C, H, W)
-) -> Tensor:                # (B, 1, 1, 1), ready to broadcast
+    values: Tensor | float,  # (B,) or one number
+    x: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, 1, 1, 1), ready to broadcast
     "One number a picture, shaped to meet a batch."
     values = torch.as_tensor(values, device=x.device, dtype=x.dtype)
-    if values.ndim and values.shape != (len(x),): raise ValueError(f"{len(x)} pictures need one value each, or one for all: got {tuple(values.shape)}.")
+    if values.ndim and values.shape != (len(x),):
+        raise ValueError(f"{len(x)} pictures need one value each, or one for all: got {tuple(values.shape)}.")
     return values.view(-1, 1, 1, 1)
 
+
 def blend(
-    x: Tensor,         # (B, C, H, W) in 0..1
-    other: Tensor,     # broadcasts with x
-    factor: Tensor,    # (B, 1, 1, 1): 1 keeps x, 0 gives `other`, above 1 goes beyond x
+    x: Tensor,  # (B, C, H, W) in 0..1
+    other: Tensor,  # broadcasts with x
+    factor: Tensor,  # (B, 1, 1, 1): 1 keeps x, 0 gives `other`, above 1 goes beyond x
 ) -> Tensor:
     "Between two pictures, clamped to 0..1."
     return torch.lerp(other.expand_as(x), x, factor).clamp_(0, 1)
@@ -189,57 +222,72 @@ def blend(
 # %% ../../nbs/data/03_operations.ipynb #b99f7ec8
 DIALECTS = ('torchvision', 'tensorflow')
 
+
 def adjust_brightness(
-    x: Tensor,               # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1
     factor: Tensor | float,  # (B,) or one number, >= 0; 1 = no change
-    add: bool = False,       # add factor - 1, as BYOL and the first SimCLR do, instead of multiplying
-) -> Tensor:                 # (B, C, H, W) in 0..1
+    add: bool = False,  # add factor - 1, as BYOL and the first SimCLR do, instead of multiplying
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Multiply the light, or add to it."
     factor = per_picture(factor, x)
     return (x + factor - 1 if add else x * factor).clamp_(0, 1)
 
+
 def adjust_contrast(
-    x: Tensor,                  # (B, C, H, W) in 0..1
-    factor: Tensor | float,     # (B,) or one number, >= 0; 1 = no change
-    dialect: str = 'torchvision', # away from the mean of the grey picture; 'tensorflow': of each channel
-) -> Tensor:                    # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1
+    factor: Tensor | float,  # (B,) or one number, >= 0; 1 = no change
+    dialect: str = 'torchvision',  # away from the mean of the grey picture; 'tensorflow': of each channel
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Stretch the distance of every pixel from the picture's mean."
-    mean = grey_of(x).mean((1, 2, 3), keepdim=True) if dialect == 'torchvision' else x.mean((2, 3), keepdim=True)
+    mean = (
+        grey_of(x).mean((1, 2, 3), keepdim=True) if dialect == 'torchvision' else x.mean((2, 3), keepdim=True)
+    )
     return blend(x, mean, per_picture(factor, x))
 
 # %% ../../nbs/data/03_operations.ipynb #191873b1
 def saturation_anchor(
-    x: Tensor,      # (B, 3, H, W) in 0..1
-    factor: Tensor, # (B, 1, 1, 1)
-) -> tuple[Tensor, Tensor]: # the largest channel (B, 1, H, W); the factor that keeps the saturation <= 1 (B, 1, H, W)
+    x: Tensor,  # (B, 3, H, W) in 0..1
+    factor: Tensor,  # (B, 1, 1, 1)
+) -> tuple[
+    Tensor, Tensor
+]:  # the largest channel (B, 1, H, W); the factor that keeps the saturation <= 1 (B, 1, H, W)
     "HSV saturation as a blend: scaling it moves every channel away from the largest one."
     value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     return value, torch.minimum(factor, value / (value - low).clamp(min=1e-12))
 
+
 def adjust_saturation(
-    x: Tensor,                  # (B, C, H, W) in 0..1; a grey picture (C = 1) stays what it is
-    factor: Tensor | float,     # (B,) or one number, >= 0; 1 = no change
-    dialect: str = 'torchvision', # away from the grey picture; 'tensorflow': the saturation of HSV, times the factor
-) -> Tensor:                    # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1; a grey picture (C = 1) stays what it is
+    factor: Tensor | float,  # (B,) or one number, >= 0; 1 = no change
+    dialect: str = 'torchvision',  # away from the grey picture; 'tensorflow': the saturation of HSV, times the factor
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Make the colours stronger or weaker."
-    if x.shape[1] == 1: return x
-    if dialect == 'torchvision': return blend(x, grey_of(x), per_picture(factor, x))
+    if x.shape[1] == 1:
+        return x
+    if dialect == 'torchvision':
+        return blend(x, grey_of(x), per_picture(factor, x))
     return blend(x, *saturation_anchor(x, per_picture(factor, x)))
 
 # %% ../../nbs/data/03_operations.ipynb #31dd13e7
 def adjust_hue(
-    x: Tensor,            # (B, C, H, W) in 0..1; a grey picture (C = 1) stays what it is
-    turn: Tensor | float, # (B,) or one number, -0.5..0.5 of a full turn; 0 = no change
-) -> Tensor:              # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1; a grey picture (C = 1) stays what it is
+    turn: Tensor | float,  # (B,) or one number, -0.5..0.5 of a full turn; 0 = no change
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Turn the colour circle of HSV."
-    if x.shape[1] == 1: return x
+    if x.shape[1] == 1:
+        return x
     r, g, b = x.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
-    not_red, not_green = (value - r).sign_(), (value - g).sign_()              # numbers, not truth values: comparing is the slow part on a CPU
+    not_red, not_green = (
+        (value - r).sign_(),
+        (value - g).sign_(),
+    )  # numbers, not truth values: comparing is the slow part on a CPU
     green, blue = not_red * (1 - not_green), not_red * not_green
     hue = torch.addcmul(g - b, not_red, b - g).addcmul_(green, b - r).addcmul_(blue, r - g)
-    hue.div_(chroma.clamp(min=1e-12)).add_(green, alpha=2).add_(blue, alpha=4).add_(6 * per_picture(turn, x)[:, 0]) # in sixths of a turn
+    hue.div_(chroma.clamp(min=1e-12)).add_(green, alpha=2).add_(blue, alpha=4).add_(
+        6 * per_picture(turn, x)[:, 0]
+    )  # in sixths of a turn
     out = torch.empty_like(x)
     for channel, n in enumerate((5, 3, 1)):
         k = hue + n
@@ -249,21 +297,22 @@ def adjust_hue(
 
 # %% ../../nbs/data/03_operations.ipynb #60d07f84
 def random_orders(
-    batch: int,                         # B
-    steps: int = 4,                     # how many operations
-    generator: Generator | None = None, # None: torch's global one
-    device: torch.device | str = 'cpu', # where they go
-) -> Tensor:                            # (B, steps) int64: a permutation a picture
+    batch: int,  # B
+    steps: int = 4,  # how many operations
+    generator: Generator | None = None,  # None: torch's global one
+    device: torch.device | str = 'cpu',  # where they go
+) -> Tensor:  # (B, steps) int64: a permutation a picture
     "In which order each picture gets its operations."
     return rand((batch, steps), generator, device).argsort(-1)
 
+
 def color_jitter(
-    x: Tensor,                    # (B, C, H, W) in 0..1
-    factors: Tensor,              # (B, 4): brightness, contrast, saturation factors (1 = no change) and the turn of hue (0 = no change)
-    order: Tensor,                # (B, 4): which of the four comes first, second, ... for each picture
-    dialect: str = 'torchvision', # or 'tensorflow': see `adjust_contrast`, `adjust_saturation`
-    add: bool = False,            # brightness adds: see `adjust_brightness`
-) -> Tensor:                      # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1
+    factors: Tensor,  # (B, 4): brightness, contrast, saturation factors (1 = no change) and the turn of hue (0 = no change)
+    order: Tensor,  # (B, 4): which of the four comes first, second, ... for each picture
+    dialect: str = 'torchvision',  # or 'tensorflow': see `adjust_contrast`, `adjust_saturation`
+    add: bool = False,  # brightness adds: see `adjust_brightness`
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Brightness, contrast, saturation and hue, each picture with its own amounts in its own order."
     choose(dialect, DIALECTS, "dialect of colour jitter")
     colour = x.shape[1] == 3
@@ -271,7 +320,8 @@ def color_jitter(
         op = order[:, step]
         light, contrast, saturation, hue = (per_picture(op == i, x) for i in range(4))
         factor = per_picture(factors.gather(1, op[:, None])[:, 0].masked_fill(op == 3, 1), x)
-        if not colour: factor = torch.where(saturation > 0, 1, factor)
+        if not colour:
+            factor = torch.where(saturation > 0, 1, factor)
         if dialect == 'torchvision':
             grey = grey_of(x)
             other = grey * saturation + grey.mean((1, 2, 3), keepdim=True) * contrast
@@ -281,80 +331,94 @@ def color_jitter(
                 value, limited = saturation_anchor(x, factor)
                 other, factor = other + value * saturation, torch.where(saturation > 0, limited, factor)
         shift = (factor - 1) * light if add else None
-        if add: factor = torch.where(light > 0, 1, factor)
-        x = torch.lerp(other.expand_as(x), x, factor)                          # one blend for three operations: each has its own `other`
-        if add: x += shift
+        if add:
+            factor = torch.where(light > 0, 1, factor)
+        x = torch.lerp(
+            other.expand_as(x), x, factor
+        )  # one blend for three operations: each has its own `other`
+        if add:
+            x += shift
         x = x.clamp_(0, 1)
         turned = ((op == 3) & (factors[:, 3] != 0)).nonzero()[:, 0] if colour else ()
-        if len(turned): x[turned] = adjust_hue(x[turned], factors[turned, 3])
+        if len(turned):
+            x[turned] = adjust_hue(x[turned], factors[turned, 3])
     return x
 
 # %% ../../nbs/data/03_operations.ipynb #857041ea
 def to_grey(
-    x: Tensor,                  # (B, C, H, W) in 0..1
-    which: Tensor | None = None, # (B,) bool; None: all
-) -> Tensor:                    # (B, C, H, W), as many channels as before
+    x: Tensor,  # (B, C, H, W) in 0..1
+    which: Tensor | None = None,  # (B,) bool; None: all
+) -> Tensor:  # (B, C, H, W), as many channels as before
     "Take the colour out of the chosen pictures."
     grey = grey_of(x).expand_as(x)
     return grey if which is None else torch.where(which.view(-1, 1, 1, 1), grey, x)
 
+
 def solarize(
-    x: Tensor,                  # (B, C, H, W) in 0..1
-    which: Tensor | None = None, # (B,) bool; None: all
-    threshold: float = .5,      # values at or above it are inverted
-) -> Tensor:                    # (B, C, H, W) in 0..1
+    x: Tensor,  # (B, C, H, W) in 0..1
+    which: Tensor | None = None,  # (B,) bool; None: all
+    threshold: float = 0.5,  # values at or above it are inverted
+) -> Tensor:  # (B, C, H, W) in 0..1
     "Invert what is bright in the chosen pictures."
     bright = x >= threshold
-    if which is not None: bright = bright & which.view(-1, 1, 1, 1)
+    if which is not None:
+        bright = bright & which.view(-1, 1, 1, 1)
     return torch.where(bright, 1 - x, x)
 
 # %% ../../nbs/data/03_operations.ipynb #e2043c8c
 BORDERS = ('mirror', 'black')
 
+
 def blur_matrix(
-    sigma: Tensor, # (B,) pixels
-    size: int,     # S, pixels along this axis
-    kernel: int,   # taps, odd, at most 2 S - 1
-    border: str = 'mirror', # or 'black': nothing lies beyond the border (TensorFlow's SAME padding)
-) -> Tensor:       # (B, S, S)
+    sigma: Tensor,  # (B,) pixels
+    size: int,  # S, pixels along this axis
+    kernel: int,  # taps, odd, at most 2 S - 1
+    border: str = 'mirror',  # or 'black': nothing lies beyond the border (TensorFlow's SAME padding)
+) -> Tensor:  # (B, S, S)
     "Gaussian blur along one axis, as one matrix a picture."
     choose(border, BORDERS, "border")
     if kernel % 2 == 0 or kernel < 1 or kernel > 2 * size - 1:
-        raise ValueError(f"The kernel of a blur is odd and at most twice the picture's {size} pixels less one: got {kernel}.")
+        raise ValueError(
+            f"The kernel of a blur is odd and at most twice the picture's {size} pixels less one: got {kernel}."
+        )
     taps = torch.arange(kernel, device=sigma.device) - kernel // 2
-    weights = torch.softmax(-.5 * (taps / sigma[:, None].clamp(min=1e-3)) ** 2, -1)                # (B, k): a softmax of squares is a normalised Gaussian
-    source = torch.arange(size, device=sigma.device)[:, None] + taps                              # (S, k)
+    weights = torch.softmax(
+        -0.5 * (taps / sigma[:, None].clamp(min=1e-3)) ** 2, -1
+    )  # (B, k): a softmax of squares is a normalised Gaussian
+    source = torch.arange(size, device=sigma.device)[:, None] + taps  # (S, k)
     inside = (source >= 0) & (source < size)
     source = torch.where(source < 0, -source, torch.where(source >= size, 2 * (size - 1) - source, source))
-    where = F.one_hot(source, size).to(weights.dtype)                                             # (S, k, S)
-    if border == 'black': where = where * inside[..., None]
+    where = F.one_hot(source, size).to(weights.dtype)  # (S, k, S)
+    if border == 'black':
+        where = where * inside[..., None]
     return (weights @ rearrange(where, 's k n -> k (s n)')).view(-1, size, size)
 
 # %% ../../nbs/data/03_operations.ipynb #dc84e06a
 def gaussian_blur(
-    x: Tensor,     # (B, C, H, W)
-    sigma: Tensor, # (B,) pixels; 0 = leave this picture alone
-    kernel: int,   # taps, odd
-    border: str = 'mirror', # or 'black'
-) -> Tensor:       # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    sigma: Tensor,  # (B,) pixels; 0 = leave this picture alone
+    kernel: int,  # taps, odd
+    border: str = 'mirror',  # or 'black'
+) -> Tensor:  # (B, C, H, W)
     "Blur each picture with its own sigma; only those with a sigma above 0 are touched."
     chosen = (sigma > 0).nonzero()[:, 0]
-    if len(chosen) == 0: return x
+    if len(chosen) == 0:
+        return x
     H, W = x.shape[-2:]
     part, s = x[chosen], sigma[chosen]
     across = blur_matrix(s, W, kernel, border)
     down = across if H == W else blur_matrix(s, H, kernel, border)
     part = (part.flatten(1, 2) @ across.mT).view_as(part)
-    part = (down @ rearrange(part, 'b c h w -> b h (c w)'))
+    part = down @ rearrange(part, 'b c h w -> b h (c w)')
     x = x.clone()
     x[chosen] = rearrange(part, 'b h (c w) -> b c h w', c=x.shape[1])
     return x
 
 # %% ../../nbs/data/03_operations.ipynb #7df59dd9
 def normalise(
-    x: Tensor,                 # (B, C, H, W) in 0..1
-    mean: Tensor | tuple,      # C values
-    std: Tensor | tuple,       # C values
+    x: Tensor,  # (B, C, H, W) in 0..1
+    mean: Tensor | tuple,  # C values
+    std: Tensor | tuple,  # C values
 ) -> Tensor:
     "Subtract the mean and divide by the standard deviation of each channel."
     mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1) for v in (mean, std))

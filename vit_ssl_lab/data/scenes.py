@@ -16,181 +16,292 @@ import torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import choose
-from .datasets import Dataset, DataError, FASHION, atlas, check_split, digits, fashion_mnist, photographs, statistics, uniform
+from vit_ssl_lab.data.datasets import (
+    Dataset,
+    DataError,
+    FASHION,
+    atlas,
+    check_split,
+    digits,
+    fashion_mnist,
+    photographs,
+    statistics,
+    uniform,
+)
 
 # %% ../../nbs/data/02_scenes.ipynb #68fb5cfc
-OPEN = {'sandal', 'bag'} # through these one can see: straps, a handle
+OPEN = {'sandal', 'bag'}  # through these one can see: straps, a handle
+
 
 def spread(
-    x: Tensor,        # (n, H, W) uint8
-    outside: int = 0, # the value beyond the picture's edge
-) -> Tensor:          # (n, H, W) uint8
+    x: Tensor,  # (n, H, W) uint8
+    outside: int = 0,  # the value beyond the picture's edge
+) -> Tensor:  # (n, H, W) uint8
     "The largest of each 3 by 3 neighbourhood (bytes, shifted and compared: ten times quicker on a CPU than max-pooling floats)."
     pad = lambda x, sides: F.pad(x, sides, value=outside)
     x = torch.maximum(x, torch.maximum(pad(x, (1, 0))[..., :-1], pad(x, (0, 1))[..., 1:]))
     return torch.maximum(x, torch.maximum(pad(x, (0, 0, 1, 0))[:, :-1], pad(x, (0, 0, 0, 1))[:, 1:]))
 
+
 def enclosed(
-    solid: Tensor, # (n, H, W) uint8, 0 or 255
-) -> Tensor:       # (n, H, W) uint8, 0 or 255
+    solid: Tensor,  # (n, H, W) uint8, 0 or 255
+) -> Tensor:  # (n, H, W) uint8, 0 or 255
     "Pixels that have something solid above, below, left and right of them."
-    def seen(x): # solid here or anywhere before, along the last dimension, in log2 steps
+
+    def seen(x):  # solid here or anywhere before, along the last dimension, in log2 steps
         for step in (1, 2, 4, 8, 16):
-            if step < x.shape[-1]: x = x | F.pad(x, (step, 0))[..., :-step]
+            if step < x.shape[-1]:
+                x = x | F.pad(x, (step, 0))[..., :-step]
         return x
+
     both = lambda x: seen(x) & seen(x.flip(-1)).flip(-1)
     return both(solid) & both(solid.mT).mT
 
+
 def cut_out(
-    pictures: Tensor,    # (n, 1, 28, 28) uint8, bright garment on black
-    see_through: Tensor, # (n,) bool: keep the holes open
-) -> Tensor:             # (n, 2, 28, 28) uint8: opacity, and light times opacity
+    pictures: Tensor,  # (n, 1, 28, 28) uint8, bright garment on black
+    see_through: Tensor,  # (n,) bool: keep the holes open
+) -> Tensor:  # (n, 2, 28, 28) uint8: opacity, and light times opacity
     "The opacity of a garment from its own pixels: soft at the edge, solid inside even where the cloth is black."
     grey, shrink = pictures[:, 0], lambda x: 255 - spread(255 - x, outside=255)
     solid = (grey > 12) * torch.tensor(255, dtype=torch.uint8, device=grey.device)
-    whole = solid | shrink(spread(solid))                        # pinholes and seams closed
-    whole = torch.where(see_through[:, None, None], whole, whole | enclosed(solid)) # and black cloth inside the outline
-    inner = shrink(whole) > 0                                    # one pixel in from the edge, which stays soft
-    opacity = torch.where(inner, 255., (grey * (255 / 64)).clamp(max=255)) # at the edge a quarter of full light is opaque
-    light = torch.where(inner, grey, spread(grey))               # an edge is as bright as the cloth beside it, only less opaque
-    light = (.25 + .75 / 255 * light) * opacity                  # black cloth still shows a quarter of its tint
+    whole = solid | shrink(spread(solid))  # pinholes and seams closed
+    whole = torch.where(
+        see_through[:, None, None], whole, whole | enclosed(solid)
+    )  # and black cloth inside the outline
+    inner = shrink(whole) > 0  # one pixel in from the edge, which stays soft
+    opacity = torch.where(
+        inner, 255.0, (grey * (255 / 64)).clamp(max=255)
+    )  # at the edge a quarter of full light is opaque
+    light = torch.where(
+        inner, grey, spread(grey)
+    )  # an edge is as bright as the cloth beside it, only less opaque
+    light = (0.25 + 0.75 / 255 * light) * opacity  # black cloth still shows a quarter of its tint
     return torch.stack([opacity, light], 1).to(torch.uint8)
 
 # %% ../../nbs/data/02_scenes.ipynb #c6d8075b
 def garments(
-    split: str, # "train" or "test"
-    root: str | Path | None = None, # where Fashion-MNIST may lie
-) -> Dataset: # bright things on black, 1x28x28
+    split: str,  # "train" or "test"
+    root: str | Path | None = None,  # where Fashion-MNIST may lie
+) -> Dataset:  # bright things on black, 1x28x28
     "Fashion-MNIST's garments, or scikit-learn's digits where they can't be had; then `note` says so."
-    try: return replace(fashion_mnist(split, root), note='')
-    except DataError: data = digits(split)
+    try:
+        return replace(fashion_mnist(split, root), note='')
+    except DataError:
+        data = digits(split)
     images = F.interpolate(data.images.float(), 28, mode='bilinear').round().to(torch.uint8)
-    return replace(data, images=images, note="Fashion-MNIST can't be had, so scikit-learn's digits stand in for the garments; install Debian's package dataset-fashion-mnist or give root=")
+    return replace(
+        data,
+        images=images,
+        note="Fashion-MNIST can't be had, so scikit-learn's digits stand in for the garments; install Debian's package dataset-fashion-mnist or give root=",
+    )
 
 # %% ../../nbs/data/02_scenes.ipynb #007dece9
 @dataclass(frozen=True)
 class Difficulty:
     "What makes a scene hard. Lengths are shares of the picture's side."
-    height: tuple = (.35, .8)   # side of the garment's square, smallest and largest
-    place: float = 1.           # share of the free room that is used: 0 = always in the middle
-    tilt: float = 20.           # degrees to either side
-    flip: bool = True           # may look the other way
-    contrast: tuple = (1., 1.)  # of the background, about its own mean colour
-    blur: float = 0.            # standard deviation of the background's blur
-    tint: float = 1.            # saturation of the tints: 0 = all garments are white
+
+    height: tuple = (0.35, 0.8)  # side of the garment's square, smallest and largest
+    place: float = 1.0  # share of the free room that is used: 0 = always in the middle
+    tilt: float = 20.0  # degrees to either side
+    flip: bool = True  # may look the other way
+    contrast: tuple = (1.0, 1.0)  # of the background, about its own mean colour
+    blur: float = 0.0  # standard deviation of the background's blur
+    tint: float = 1.0  # saturation of the tints: 0 = all garments are white
+
 
 DIFFICULTIES = {
-    'easy': Difficulty(height=(.75, 1.), place=.5, tilt=0., flip=False, contrast=(.15, .35), blur=.03, tint=.5),
-    'medium': Difficulty(height=(.55, .95), place=1., tilt=10., contrast=(.5, .8), blur=.015, tint=.8),
-    'hard': Difficulty()}
+    'easy': Difficulty(
+        height=(0.75, 1.0), place=0.5, tilt=0.0, flip=False, contrast=(0.15, 0.35), blur=0.03, tint=0.5
+    ),
+    'medium': Difficulty(
+        height=(0.55, 0.95), place=1.0, tilt=10.0, contrast=(0.5, 0.8), blur=0.015, tint=0.8
+    ),
+    'hard': Difficulty(),
+}
 
-TINTS = {'red': (225, 60, 50), 'orange': (245, 150, 40), 'yellow': (245, 225, 70), 'green': (70, 190, 80), 'teal': (60, 195, 195), 'blue': (70, 110, 235),
-         'purple': (165, 85, 220), 'pink': (250, 130, 185), 'white': (250, 250, 250)}
+TINTS = {
+    'red': (225, 60, 50),
+    'orange': (245, 150, 40),
+    'yellow': (245, 225, 70),
+    'green': (70, 190, 80),
+    'teal': (60, 195, 195),
+    'blue': (70, 110, 235),
+    'purple': (165, 85, 220),
+    'pink': (250, 130, 185),
+    'white': (250, 250, 250),
+}
 
 # %% ../../nbs/data/02_scenes.ipynb #6604b442
 class Plan(NamedTuple):
     "Everything that decides a batch of scenes: B scenes of G garments. Lengths are shares of the picture's side."
-    garment: Tensor    # (B, G) which cut-out
-    label: Tensor      # (B, G) its class
-    tint: Tensor       # (B, G) its colour's name
-    colour: Tensor     # (B, G, 3) its colour, 0..1
-    height: Tensor     # (B, G) side of its square
-    centre: Tensor     # (B, G, 2) x, y
-    angle: Tensor      # (B, G) radians
-    mirror: Tensor     # (B, G) +1, or -1 where it looks the other way
-    background: Tensor # (B,) which photograph
-    zoom: Tensor       # (B,) 0..1
-    corner: Tensor     # (B, 2) x, y of the crop in the photograph's room, 0..1
-    contrast: Tensor   # (B,) of the background
+
+    garment: Tensor  # (B, G) which cut-out
+    label: Tensor  # (B, G) its class
+    tint: Tensor  # (B, G) its colour's name
+    colour: Tensor  # (B, G, 3) its colour, 0..1
+    height: Tensor  # (B, G) side of its square
+    centre: Tensor  # (B, G, 2) x, y
+    angle: Tensor  # (B, G) radians
+    mirror: Tensor  # (B, G) +1, or -1 where it looks the other way
+    background: Tensor  # (B,) which photograph
+    zoom: Tensor  # (B,) 0..1
+    corner: Tensor  # (B, 2) x, y of the crop in the photograph's room, 0..1
+    contrast: Tensor  # (B,) of the background
+
 
 class Scene(NamedTuple):
     "A batch of scenes with their truths. Garment 0 is in front."
-    images: Tensor # (B, 3, S, S) uint8
+
+    images: Tensor  # (B, 3, S, S) uint8
     masks: Tensor  # (B, G, S, S) uint8, 255 = this garment, and visible
     boxes: Tensor  # (B, G, 4) int64 x0, y0, x1, y1 of the mask, ends excluded; zeros where nothing is visible
-    plan: Plan     # class, tint, background, place, ...
+    plan: Plan  # class, tint, background, place, ...
+
 
 class Pair(NamedTuple):
     "Two views of the same scenes, and where each pixel of the first lies in the second."
-    first: Tensor   # (B, 3, S, S) uint8
+
+    first: Tensor  # (B, 3, S, S) uint8
     second: Tensor  # (B, 3, S, S) uint8
-    flow: Tensor    # (B, S, S, 2) float: x, y in the second view, in pixels, of each pixel of the first
-    valid: Tensor   # (B, S, S) bool: it lies inside the second view
+    flow: Tensor  # (B, S, S, 2) float: x, y in the second view, in pixels, of each pixel of the first
+    valid: Tensor  # (B, S, S) bool: it lies inside the second view
     first_masks: Tensor  # (B, G, S, S) uint8
-    second_masks: Tensor # (B, G, S, S) uint8
+    second_masks: Tensor  # (B, G, S, S) uint8
+
 
 class Clip(NamedTuple):
     "Short clips with moving garments and a camera that pans."
+
     images: Tensor  # (B, T, 3, S, S) uint8
-    masks: Tensor   # (B, T, G, S, S) uint8
-    boxes: Tensor   # (B, T, G, 4) int64
+    masks: Tensor  # (B, T, G, S, S) uint8
+    boxes: Tensor  # (B, T, G, 4) int64
     motion: Tensor  # (B, T - 1, G, 2) float: pixels that each garment moves from frame to frame, x and y
     camera: Tensor  # (B, T - 1, 2) int64: pixels that the background moves from frame to frame, x and y
 
 # %% ../../nbs/data/02_scenes.ipynb #740d7776
 class Scenes:
     "The maker of scenes: a pure function of index, seed and split, at any size, in batches, on any device."
-    def __init__(self,
-        split: str = 'train',        # "train" or "test": other garments, other regions of the photographs
-        size: int = 48,              # side of the picture in pixels
-        difficulty: str | Difficulty = 'medium', # "easy", "medium", "hard", or your own
-        seed: int = 0,               # another seed, other scenes
-        objects: int = 1,            # garments in a scene: 1 or 2
-        root: str | Path | None = None, # where Fashion-MNIST may lie
-        device: str | torch.device = 'cpu', # where the pictures are made
+
+    def __init__(
+        self,
+        split: str = 'train',  # "train" or "test": other garments, other regions of the photographs
+        size: int = 48,  # side of the picture in pixels
+        difficulty: str | Difficulty = 'medium',  # "easy", "medium", "hard", or your own
+        seed: int = 0,  # another seed, other scenes
+        objects: int = 1,  # garments in a scene: 1 or 2
+        root: str | Path | None = None,  # where Fashion-MNIST may lie
+        device: str | torch.device = 'cpu',  # where the pictures are made
     ):
         check_split('scenes', split)
-        if objects not in (1, 2): raise ValueError(f"A scene has 1 or 2 garments, not {objects!r}.")
-        if not 16 <= size <= 1024: raise ValueError(f"A scene is 16 to 1024 pixels wide, not {size!r}.")
-        if isinstance(difficulty, str): difficulty = DIFFICULTIES[choose(difficulty, DIFFICULTIES, 'difficulty')]
-        self.split, self.size, self.difficulty, self.seed, self.objects, self.root, self.device = split, size, difficulty, seed, objects, root, torch.device(device)
+        if objects not in (1, 2):
+            raise ValueError(f"A scene has 1 or 2 garments, not {objects!r}.")
+        if not 16 <= size <= 1024:
+            raise ValueError(f"A scene is 16 to 1024 pixels wide, not {size!r}.")
+        if isinstance(difficulty, str):
+            difficulty = DIFFICULTIES[choose(difficulty, DIFFICULTIES, 'difficulty')]
+        self.split, self.size, self.difficulty, self.seed, self.objects, self.root, self.device = (
+            split,
+            size,
+            difficulty,
+            seed,
+            objects,
+            root,
+            torch.device(device),
+        )
         data = garments(split, root).to(device)
-        self.garments, self.labels, self.classes, self.note = data.images, data.labels, data.classes, data.note
+        self.garments, self.labels, self.classes, self.note = (
+            data.images,
+            data.labels,
+            data.classes,
+            data.note,
+        )
         self.see_through = torch.tensor([bool(data.note) or c in OPEN for c in data.classes], device=device)
         self.backgrounds, self.tints = [p.word for p in photographs()], list(TINTS)
         self.palette = torch.tensor(list(TINTS.values()), device=device) / 255
 
-    def __repr__(self) -> str: return f"Scenes({self.split}, {self.size}x{self.size}, {self.objects} of {len(self.labels)} cut-outs over {len(self.backgrounds)} photographs, {self.difficulty}{'; note: ' + self.note if self.note else ''})"
+    def __repr__(self) -> str:
+        return f"Scenes({self.split}, {self.size}x{self.size}, {self.objects} of {len(self.labels)} cut-outs over {len(self.backgrounds)} photographs, {self.difficulty}{'; note: ' + self.note if self.note else ''})"
 
-    def batch(self,
-        index: Tensor, # (B,) int64: which scenes; any number
+    def batch(
+        self,
+        index: Tensor,  # (B,) int64: which scenes; any number
     ) -> Scene:
         "The scenes at `index`."
         return self.render(self.plan(index))
 
-    def captions(self, plan: Plan) -> list[str]: # B sentences
+    def captions(self, plan: Plan) -> list[str]:  # B sentences
         'One sentence a scene: "a green pullover on brick".'
+
         def thing(label, tint):
             words = f"{self.tints[tint]} {self.classes[label]}"
-            return words + 's' if words.endswith('trouser') else f"an {words}" if words[0] in 'aeiou' else f"a {words}"
-        rows = zip(plan.label.tolist(), plan.tint.tolist(), plan.background.tolist())
-        return [f"{' and '.join(map(thing, labels, tints))} on {self.backgrounds[b]}" for labels, tints, b in rows]
+            return (
+                words + 's'
+                if words.endswith('trouser')
+                else f"an {words}"
+                if words[0] in 'aeiou'
+                else f"a {words}"
+            )
 
-    def dataset(self,
-        n: int | None = None, # scenes 0 to n - 1; None: 20,000 train, 5,000 test
+        rows = zip(plan.label.tolist(), plan.tint.tolist(), plan.background.tolist())
+        return [
+            f"{' and '.join(map(thing, labels, tints))} on {self.backgrounds[b]}" for labels, tints, b in rows
+        ]
+
+    def dataset(
+        self,
+        n: int | None = None,  # scenes 0 to n - 1; None: 20,000 train, 5,000 test
     ) -> Dataset:
         "The first `n` scenes with their truths (mask, box, label, tint, background, caption), as a data set. The label is that of the garment in front."
         n = {'train': 20_000, 'test': 5_000}[self.split] if n is None else n
-        if n < 1: raise ValueError(f"A data set of scenes has 1 or more pictures, not n={n!r}.")
-        parts = [self.batch(i) for i in torch.arange(n, device=self.device).split(200 if self.device.type == 'cpu' else 4000)]
+        if n < 1:
+            raise ValueError(f"A data set of scenes has 1 or more pictures, not n={n!r}.")
+        parts = [
+            self.batch(i)
+            for i in torch.arange(n, device=self.device).split(200 if self.device.type == 'cpu' else 4000)
+        ]
         plan = Plan(*map(torch.cat, zip(*(p.plan for p in parts))))
-        truths = dict(mask=torch.cat([p.masks for p in parts]), box=torch.cat([p.boxes for p in parts]), label=plan.label, tint=plan.tint, background=plan.background, caption=self.captions(plan))
-        return Dataset('scenes', self.split, torch.cat([p.images for p in parts]), plan.label[:, 0], self.classes, *self.statistics(), truths=truths, note=self.note, source=self)
+        truths = dict(
+            mask=torch.cat([p.masks for p in parts]),
+            box=torch.cat([p.boxes for p in parts]),
+            label=plan.label,
+            tint=plan.tint,
+            background=plan.background,
+            caption=self.captions(plan),
+        )
+        return Dataset(
+            'scenes',
+            self.split,
+            torch.cat([p.images for p in parts]),
+            plan.label[:, 0],
+            self.classes,
+            *self.statistics(),
+            truths=truths,
+            note=self.note,
+            source=self,
+        )
 
-    def statistics(self) -> tuple[tuple, tuple]: # mean and standard deviation of each channel, pixels in 0..1
+    def statistics(
+        self,
+    ) -> tuple[tuple, tuple]:  # mean and standard deviation of each channel, pixels in 0..1
         "Of 1,000 train scenes: the same for both splits."
-        train = self if self.split == 'train' else Scenes('train', self.size, self.difficulty, self.seed, self.objects, self.root, self.device)
+        train = (
+            self
+            if self.split == 'train'
+            else Scenes('train', self.size, self.difficulty, self.seed, self.objects, self.root, self.device)
+        )
         return statistics(train.batch(torch.arange(1000)).images)
-
 
 # %% ../../nbs/data/02_scenes.ipynb #82f3e69b
 def boxes_of(
-    masks: Tensor, # (..., H, W) bool
-) -> Tensor:       # (..., 4) int64 x0, y0, x1, y1, ends excluded; zeros for an empty mask
+    masks: Tensor,  # (..., H, W) bool
+) -> Tensor:  # (..., 4) int64 x0, y0, x1, y1, ends excluded; zeros for an empty mask
     "The smallest box around each mask."
-    def ends(line): # (..., n) bool
+
+    def ends(line):  # (..., n) bool
         line = line.to(torch.uint8)
         return line.argmax(-1), line.shape[-1] - line.flip(-1).argmax(-1)
+
     (x0, x1), (y0, y1) = ends(masks.any(-2)), ends(masks.any(-1))
     return torch.stack([x0, y0, x1, y1], -1) * masks.any(-1).any(-1)[..., None]
 
@@ -198,38 +309,54 @@ def boxes_of(
 @patch
 def plan(
     self: Scenes,
-    index: Tensor, # (B,) int64: which scenes
+    index: Tensor,  # (B,) int64: which scenes
 ) -> Plan:
     "The numbers behind scenes: hashes of (index, seed, split)."
     d, index = self.difficulty, torch.as_tensor(index, device=self.device).long()
     one = lambda what: uniform(index, self.seed, f'{self.split} {what}')
     each = lambda what: torch.stack([one(f'{what} {g}') for g in range(self.objects)], 1)
     n = len(self.labels)
-    first = (index + int(uniform(torch.zeros(1), self.seed, f'{self.split} start') * n)) % n # each garment once before any comes again
-    garment = torch.stack([first, (one('second garment') * n).long()], 1)[:, :self.objects]
+    first = (
+        index + int(uniform(torch.zeros(1), self.seed, f'{self.split} start') * n)
+    ) % n  # each garment once before any comes again
+    garment = torch.stack([first, (one('second garment') * n).long()], 1)[:, : self.objects]
     height = d.height[0] + (d.height[1] - d.height[0]) * each('height')
     centre = torch.stack([each('x'), each('y')], -1)
-    if self.objects == 2: # smaller, and side by side up to an overlap
-        height = .7 * height
-        side = torch.where(one('side') < .5, 0., 1.)
-        centre[..., 0] = torch.stack([.6 * centre[:, 0, 0], 1 - .6 * centre[:, 1, 0]], 1)
+    if self.objects == 2:  # smaller, and side by side up to an overlap
+        height = 0.7 * height
+        side = torch.where(one('side') < 0.5, 0.0, 1.0)
+        centre[..., 0] = torch.stack([0.6 * centre[:, 0, 0], 1 - 0.6 * centre[:, 1, 0]], 1)
         centre[..., 0] = torch.where(side[:, None] > 0, 1 - centre[..., 0], centre[..., 0])
-        place = 1.
-    else: place = d.place
-    centre = .5 + (centre - .5) * place * (1 - height)[..., None]
+        place = 1.0
+    else:
+        place = d.place
+    centre = 0.5 + (centre - 0.5) * place * (1 - height)[..., None]
     tint = (each('tint') * len(self.palette)).long()
-    colour = (self.palette[tint] + .12 * (torch.stack([each(c) for c in ('red', 'green', 'blue')], -1) - .5)).clamp(0, 1)
+    colour = (
+        self.palette[tint] + 0.12 * (torch.stack([each(c) for c in ('red', 'green', 'blue')], -1) - 0.5)
+    ).clamp(0, 1)
     colour = 1 - d.tint * (1 - colour)
-    return Plan(garment, self.labels[garment], tint, colour, height, centre, (each('angle') * 2 - 1) * d.tilt * torch.pi / 180,
-                torch.where((each('mirror') < .5) & torch.tensor(d.flip, device=self.device), -1., 1.), (one('background') * len(self.backgrounds)).long(), one('zoom'),
-                torch.stack([one('left'), one('top')], 1), d.contrast[0] + (d.contrast[1] - d.contrast[0]) * one('contrast'))
+    return Plan(
+        garment,
+        self.labels[garment],
+        tint,
+        colour,
+        height,
+        centre,
+        (each('angle') * 2 - 1) * d.tilt * torch.pi / 180,
+        torch.where((each('mirror') < 0.5) & torch.tensor(d.flip, device=self.device), -1.0, 1.0),
+        (one('background') * len(self.backgrounds)).long(),
+        one('zoom'),
+        torch.stack([one('left'), one('top')], 1),
+        d.contrast[0] + (d.contrast[1] - d.contrast[0]) * one('contrast'),
+    )
 
 # %% ../../nbs/data/02_scenes.ipynb #4148a2bb
 @patch
 def render(
     self: Scenes,
-    plan: Plan,              # B scenes
-    size: int | None = None, # side in pixels; None: the maker's
+    plan: Plan,  # B scenes
+    size: int | None = None,  # side in pixels; None: the maker's
 ) -> Scene:
     "Paint scenes: the photograph's crop, then the garments from back to front."
     size, d = size or self.size, self.difficulty
@@ -240,19 +367,22 @@ def render(
     for g in reversed(range(plan.garment.shape[1])):
         alpha, light = self.place(plan, g, size).unbind(1)
         picture.mul_(1 - alpha[:, None]).addcmul_(light[:, None], 255 * plan.colour[:, g, :, None, None])
-        masks = [alpha] + [m * (1 - alpha) for m in masks] # what is in front hides what is behind
+        masks = [alpha] + [m * (1 - alpha) for m in masks]  # what is in front hides what is behind
     masks = torch.stack(masks, 1).mul_(255).to(torch.uint8)
     return Scene(picture.clamp_(0, 255).to(torch.uint8), masks, boxes_of(masks > 127), plan)
 
+
 @patch
-def place(self: Scenes, plan: Plan, g: int, size: int) -> Tensor: # (B, 2, size, size) 0..1: opacity, light times opacity
+def place(
+    self: Scenes, plan: Plan, g: int, size: int
+) -> Tensor:  # (B, 2, size, size) 0..1: opacity, light times opacity
     "Garment `g` of each scene at its place."
     which = plan.garment[:, g]
     cut = cut_out(self.garments[which], self.see_through[self.labels[which]]).float() / 255
     h, m = plan.height[:, g], plan.mirror[:, g]
     c, s = (f(plan.angle[:, g]) / h for f in (torch.cos, torch.sin))
-    at = (torch.arange(size, device=h.device) + .5) / size
-    x, y = (at - plan.centre[:, g, k, None] for k in (0, 1))   # (B, size) from the garment's centre
+    at = (torch.arange(size, device=h.device) + 0.5) / size
+    x, y = (at - plan.centre[:, g, k, None] for k in (0, 1))  # (B, size) from the garment's centre
     x, y = x[:, None, :] * 2, y[:, :, None] * 2
     c, s, m = (v[:, None, None] for v in (c, s, m))
     return F.grid_sample(cut, torch.stack([m * (c * x + s * y), c * y - s * x], -1), align_corners=False)
@@ -261,74 +391,119 @@ def place(self: Scenes, plan: Plan, g: int, size: int) -> Tensor: # (B, 2, size,
 @patch
 def pair(
     self: Scenes,
-    index: Tensor,             # (B,) int64: which scenes
-    zoom: tuple = (.6, .9),    # side of a view as a share of the scene, smallest and largest
-    turn: float = 15.,         # degrees to either side
+    index: Tensor,  # (B,) int64: which scenes
+    zoom: tuple = (0.6, 0.9),  # side of a view as a share of the scene, smallest and largest
+    turn: float = 15.0,  # degrees to either side
 ) -> Pair:
     "Two views of each scene, with the warp between them."
     index, size = torch.as_tensor(index, device=self.device).long(), self.size
     wide = self.render(self.plan(index), 2 * size)
     layers = torch.cat([wide.images, wide.masks], 1).float()
-    def frame(view): # (B, 3, 3): from the view's coordinates, -1..1, to the scene's
+
+    def frame(view):  # (B, 3, 3): from the view's coordinates, -1..1, to the scene's
         u = lambda what: uniform(index, self.seed, f'{self.split} {view} {what}')
         s, a = zoom[0] + (zoom[1] - zoom[0]) * u('zoom'), (2 * u('turn') - 1) * turn * torch.pi / 180
         x, y = ((2 * u(k) - 1) * (1 - s) for k in 'xy')
         zero = torch.zeros_like(s)
-        return torch.stack([s * a.cos(), -s * a.sin(), x, s * a.sin(), s * a.cos(), y, zero, zero, zero + 1], 1).view(-1, 3, 3)
+        return torch.stack(
+            [s * a.cos(), -s * a.sin(), x, s * a.sin(), s * a.cos(), y, zero, zero, zero + 1], 1
+        ).view(-1, 3, 3)
+
     to_scene = [frame(view) for view in ('first view', 'second view')]
     shape = (len(index), layers.shape[1], size, size)
-    views = [F.grid_sample(layers, F.affine_grid(m[:, :2], shape, align_corners=False), padding_mode='reflection', align_corners=False).to(torch.uint8) for m in to_scene]
-    flow = F.affine_grid((torch.linalg.inv(to_scene[1]) @ to_scene[0])[:, :2], shape, align_corners=False) # -1..1 in the second view
-    pixels = (flow + 1) * (size / 2) - .5
-    return Pair(views[0][:, :3], views[1][:, :3], pixels, (flow.abs() < 1).all(-1), views[0][:, 3:], views[1][:, 3:])
+    views = [
+        F.grid_sample(
+            layers,
+            F.affine_grid(m[:, :2], shape, align_corners=False),
+            padding_mode='reflection',
+            align_corners=False,
+        ).to(torch.uint8)
+        for m in to_scene
+    ]
+    flow = F.affine_grid(
+        (torch.linalg.inv(to_scene[1]) @ to_scene[0])[:, :2], shape, align_corners=False
+    )  # -1..1 in the second view
+    pixels = (flow + 1) * (size / 2) - 0.5
+    return Pair(
+        views[0][:, :3], views[1][:, :3], pixels, (flow.abs() < 1).all(-1), views[0][:, 3:], views[1][:, 3:]
+    )
 
 # %% ../../nbs/data/02_scenes.ipynb #4f7254b9
 def bounce(
     x: Tensor,  # any shape
-    low: Tensor, high: Tensor, # where the walls are, of a shape that broadcasts
-) -> Tensor:    # within low..high
+    low: Tensor,
+    high: Tensor,  # where the walls are, of a shape that broadcasts
+) -> Tensor:  # within low..high
     "A coordinate that goes on and on, folded back at two walls."
     room = (high - low).clamp(min=1e-6)
     t = ((x - low) / room) % 2
     return low + room * torch.where(t > 1, 2 - t, t)
 
+
 @patch
 def clip(
     self: Scenes,
-    index: Tensor,        # (B,) int64: which scenes
-    frames: int = 8,      # T
-    speed: float = .04,   # of a garment, at most: share of the picture's side in one frame, along x and along y
-    pan: float = .01,     # of the camera, at most: share of the photograph's room in one frame
+    index: Tensor,  # (B,) int64: which scenes
+    frames: int = 8,  # T
+    speed: float = 0.04,  # of a garment, at most: share of the picture's side in one frame, along x and along y
+    pan: float = 0.01,  # of the camera, at most: share of the photograph's room in one frame
 ) -> Clip:
     "Short clips: frame 0 is near the still scene of the same index."
     plan, index = self.plan(index), torch.as_tensor(index, device=self.device).long()
     b, g = plan.garment.shape
     u = lambda what: 2 * uniform(index, self.seed, f'{self.split} {what}') - 1
     t = torch.arange(frames, device=self.device).view(1, -1, 1, 1)
-    way = torch.stack([torch.stack([u(f'speed {k} {c}') for c in 'xy'], -1) for k in range(g)], 1)      # (B, G, 2)
-    half = (.5 - plan.height / 2).clamp(min=.2)[:, None, :, None]                                       # large garments may leave the picture in part
-    centre = bounce(plan.centre[:, None] + t * speed * way[:, None], .5 - half, .5 + half)              # (B, T, G, 2)
+    way = torch.stack(
+        [torch.stack([u(f'speed {k} {c}') for c in 'xy'], -1) for k in range(g)], 1
+    )  # (B, G, 2)
+    half = (0.5 - plan.height / 2).clamp(min=0.2)[
+        :, None, :, None
+    ]  # large garments may leave the picture in part
+    centre = bounce(plan.centre[:, None] + t * speed * way[:, None], 0.5 - half, 0.5 + half)  # (B, T, G, 2)
     drift = torch.stack([u('pan x'), u('pan y')], -1)[:, None]
-    corner = bounce(plan.corner[:, None] + t[..., 0] * pan * drift, torch.zeros(1, device=self.device), torch.ones(1, device=self.device)) # (B, T, 2)
-    film = Plan(*(v.repeat_interleave(frames, 0) for v in plan))._replace(centre=centre.flatten(0, 1), corner=corner.flatten(0, 1))
+    corner = bounce(
+        plan.corner[:, None] + t[..., 0] * pan * drift,
+        torch.zeros(1, device=self.device),
+        torch.ones(1, device=self.device),
+    )  # (B, T, 2)
+    film = Plan(*(v.repeat_interleave(frames, 0) for v in plan))._replace(
+        centre=centre.flatten(0, 1), corner=corner.flatten(0, 1)
+    )
     made = self.render(film)
-    place = atlas(self.split, self.size, blur=self.difficulty.blur, device=str(self.device)).corners(film.background, film.zoom, *film.corner.unbind(1))[2:]
+    place = atlas(self.split, self.size, blur=self.difficulty.blur, device=str(self.device)).corners(
+        film.background, film.zoom, *film.corner.unbind(1)
+    )[2:]
     per = lambda v: v.view(b, frames, *v.shape[1:])
-    return Clip(per(made.images), per(made.masks), per(made.boxes), centre.diff(dim=1) * self.size, -per(torch.stack(place, -1)).diff(dim=1))
+    return Clip(
+        per(made.images),
+        per(made.masks),
+        per(made.boxes),
+        centre.diff(dim=1) * self.size,
+        -per(torch.stack(place, -1)).diff(dim=1),
+    )
 
 # %% ../../nbs/data/02_scenes.ipynb #10ae2fab
 @lru_cache(maxsize=6)
-def _made(split: str, n: int | None, size: int, difficulty: str | Difficulty, seed: int, objects: int, root: str | None) -> Dataset:
+def _made(
+    split: str,
+    n: int | None,
+    size: int,
+    difficulty: str | Difficulty,
+    seed: int,
+    objects: int,
+    root: str | None,
+) -> Dataset:
     return Scenes(split, size, difficulty, seed, objects, root).dataset(n)
 
+
 def scenes(
-    split: str = 'train', # "train" or "test"
-    root: str | Path | None = None, # where Fashion-MNIST may lie
-    n: int | None = None, # scenes; None: 20,000 train, 5,000 test
-    size: int = 48,       # side in pixels
-    difficulty: str | Difficulty = 'medium', # "easy", "medium", "hard", or your own
-    seed: int = 0,        # another seed, other scenes
-    objects: int = 1,     # garments in a scene: 1 or 2
+    split: str = 'train',  # "train" or "test"
+    root: str | Path | None = None,  # where Fashion-MNIST may lie
+    n: int | None = None,  # scenes; None: 20,000 train, 5,000 test
+    size: int = 48,  # side in pixels
+    difficulty: str | Difficulty = 'medium',  # "easy", "medium", "hard", or your own
+    seed: int = 0,  # another seed, other scenes
+    objects: int = 1,  # garments in a scene: 1 or 2
 ) -> Dataset:
     "The workbook's own data set; made once a process for the same arguments."
     made = _made(split, n, size, difficulty, seed, objects, None if root is None else str(root))

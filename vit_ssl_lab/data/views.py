@@ -14,8 +14,24 @@ from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from ..core import choose
-from .operations import (BORDERS, DIALECTS, KERNELS, TRIES, center_box, check_range, color_jitter, gaussian_blur, normalise, rand, random_orders, random_resized_crop_params,
-                                         resized_crop, solarize, to_float, to_grey)
+from vit_ssl_lab.data.operations import (
+    BORDERS,
+    DIALECTS,
+    KERNELS,
+    TRIES,
+    center_box,
+    check_range,
+    color_jitter,
+    gaussian_blur,
+    normalise,
+    rand,
+    random_orders,
+    random_resized_crop_params,
+    resized_crop,
+    solarize,
+    to_float,
+    to_grey,
+)
 
 _all_ = ['random_resized_crop_params']
 
@@ -23,46 +39,58 @@ _all_ = ['random_resized_crop_params']
 @dataclass(frozen=True)
 class Policy:
     "How one view is made: ranges and probabilities, in the order in which they are applied."
-    crop: str = 'torchvision'        # how the box is drawn: 'torchvision', 'byol', 'tensorflow', or 'center' (no dice)
-    scale: tuple = (.2, 1.)          # share of the area that is kept
-    ratio: tuple = (3/4, 4/3)        # width / height of the crop
-    mode: str = 'bilinear'           # or 'bicubic'
-    antialias: bool = True           # False: as TensorFlow resizes
-    flip: float = .5                 # probability of mirroring
-    jitter: tuple = (0., 0., 0., 0.) # strengths of brightness, contrast, saturation, hue
-    jitter_p: float = .8             # probability of the jitter
-    dialect: str = 'torchvision'     # of the jitter, or 'tensorflow'
-    add: bool = False                # brightness adds instead of multiplying
-    grey: float = 0.                 # probability of taking the colour out
-    blur: float = 0.                 # probability of the blur
-    sigma: tuple = (.1, 2.)          # of the blur, pixels
-    kernel: int | None = None        # taps of the blur, odd; None: a tenth of the size, as SimCLR and BYOL
-    border: str = 'mirror'           # of the blur, or 'black'
-    solarize: float = 0.             # probability of inverting what is bright
-    threshold: float = .5            # of solarize, 0..1
-    size: int | tuple | float | None = None # of this view: pixels, or a share of the `Views`' size (float); None: that size
-    shared: bool = False             # True: crop and mirror of the first view, other colours
+
+    crop: str = (
+        'torchvision'  # how the box is drawn: 'torchvision', 'byol', 'tensorflow', or 'center' (no dice)
+    )
+    scale: tuple = (0.2, 1.0)  # share of the area that is kept
+    ratio: tuple = (3 / 4, 4 / 3)  # width / height of the crop
+    mode: str = 'bilinear'  # or 'bicubic'
+    antialias: bool = True  # False: as TensorFlow resizes
+    flip: float = 0.5  # probability of mirroring
+    jitter: tuple = (0.0, 0.0, 0.0, 0.0)  # strengths of brightness, contrast, saturation, hue
+    jitter_p: float = 0.8  # probability of the jitter
+    dialect: str = 'torchvision'  # of the jitter, or 'tensorflow'
+    add: bool = False  # brightness adds instead of multiplying
+    grey: float = 0.0  # probability of taking the colour out
+    blur: float = 0.0  # probability of the blur
+    sigma: tuple = (0.1, 2.0)  # of the blur, pixels
+    kernel: int | None = None  # taps of the blur, odd; None: a tenth of the size, as SimCLR and BYOL
+    border: str = 'mirror'  # of the blur, or 'black'
+    solarize: float = 0.0  # probability of inverting what is bright
+    threshold: float = 0.5  # of solarize, 0..1
+    size: int | tuple | float | None = (
+        None  # of this view: pixels, or a share of the `Views`' size (float); None: that size
+    )
+    shared: bool = False  # True: crop and mirror of the first view, other colours
 
     def __post_init__(self):
         for name in ('flip', 'jitter_p', 'grey', 'blur', 'solarize'):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is a probability, 0 to 1: got {getattr(self, name)}.")
-        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > .5:
-            raise ValueError(f"jitter has four strengths, brightness, contrast, saturation >= 0 and hue in 0..0.5: got {self.jitter}.")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, 0 to 1: got {getattr(self, name)}.")
+        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(
+                f"jitter has four strengths, brightness, contrast, saturation >= 0 and hue in 0..0.5: got {self.jitter}."
+            )
         check_range('sigma', self.sigma)
-        check_range('scale', self.scale, 1.); check_range('ratio', self.ratio)
-        choose(self.dialect, DIALECTS, "dialect of colour jitter"); choose(self.border, BORDERS, "border")
-        choose(self.crop, (*TRIES, 'center'), "way to draw a crop"); choose(self.mode, KERNELS, "interpolation")
+        check_range('scale', self.scale, 1.0)
+        check_range('ratio', self.ratio)
+        choose(self.dialect, DIALECTS, "dialect of colour jitter")
+        choose(self.border, BORDERS, "border")
+        choose(self.crop, (*TRIES, 'center'), "way to draw a crop")
+        choose(self.mode, KERNELS, "interpolation")
 
 # %% ../../nbs/data/04_views.ipynb #dd72284b
 class Draw(NamedTuple):
     "What the dice said for one view of a batch: enough to make the view again, to show its box, or to warp a truth along."
-    box: Tensor      # (B, 4) top, left, height, width in pixels of the source
-    flip: Tensor     # (B,) bool
+
+    box: Tensor  # (B, 4) top, left, height, width in pixels of the source
+    flip: Tensor  # (B,) bool
     factors: Tensor  # (B, 4) brightness, contrast, saturation, hue; (1, 1, 1, 0) = none
-    order: Tensor    # (B, 4) the order of the four
-    grey: Tensor     # (B,) bool
-    sigma: Tensor    # (B,) of the blur in pixels; 0 = none
-    solarize: Tensor # (B,) bool
+    order: Tensor  # (B, 4) the order of the four
+    grey: Tensor  # (B,) bool
+    sigma: Tensor  # (B,) of the blur in pixels; 0 = none
+    solarize: Tensor  # (B,) bool
 
     def take(self, index: slice | Tensor) -> 'Draw':
         "The draw of some of the pictures."
@@ -80,60 +108,82 @@ class Draw(NamedTuple):
 
 # %% ../../nbs/data/04_views.ipynb #6e450ed0
 def throw(
-    policy: Policy,                      # ranges and probabilities
-    batch: int,                          # B
-    source: tuple[int, int],             # (height, width) of the pictures
+    policy: Policy,  # ranges and probabilities
+    batch: int,  # B
+    source: tuple[int, int],  # (height, width) of the pictures
     generator: Generator | None = None,  # None: torch's global one
     device: torch.device | str = 'cpu',  # where the parameters go
 ) -> Draw:
     "Throw the dice for one view of each picture. How many are thrown doesn't depend on strengths, so a seed stays comparable."
     p = policy
-    if p.crop == 'center': box = center_box(source, 1.).to(device).expand(batch, 4)
-    else: box = random_resized_crop_params(batch, source, p.scale, p.ratio, generator, device, p.crop)
+    if p.crop == 'center':
+        box = center_box(source, 1.0).to(device).expand(batch, 4)
+    else:
+        box = random_resized_crop_params(batch, source, p.scale, p.ratio, generator, device, p.crop)
     u = rand((10, batch), generator, device)
     strength = torch.tensor(p.jitter, device=device)
     low = torch.cat([(1 - strength[:3]).clamp(min=0), -strength[3:]])
     high = torch.cat([1 + strength[:3], strength[3:]])
-    if p.add: low[0] = 1 - strength[0]
-    factors = torch.where((u[4] < p.jitter_p)[:, None], low + (high - low) * u[:4].T, torch.tensor([1., 1., 1., 0.], device=device))
+    if p.add:
+        low[0] = 1 - strength[0]
+    factors = torch.where(
+        (u[4] < p.jitter_p)[:, None],
+        low + (high - low) * u[:4].T,
+        torch.tensor([1.0, 1.0, 1.0, 0.0], device=device),
+    )
     sigma = torch.where(u[5] < p.blur, p.sigma[0] + (p.sigma[1] - p.sigma[0]) * u[6], 0)
-    return Draw(box, u[9] < p.flip, factors, random_orders(batch, 4, generator, device), u[7] < p.grey, sigma, u[8] < p.solarize)
+    return Draw(
+        box,
+        u[9] < p.flip,
+        factors,
+        random_orders(batch, 4, generator, device),
+        u[7] < p.grey,
+        sigma,
+        u[8] < p.solarize,
+    )
 
 # %% ../../nbs/data/04_views.ipynb #0172371a
 def pair(
-    size: int | tuple[int, int], # pixels: S, or (rows, columns)
+    size: int | tuple[int, int],  # pixels: S, or (rows, columns)
 ) -> tuple[int, int]:
     "A size as (rows, columns)."
     return (size, size) if isinstance(size, int) else tuple(size)
 
+
 def view_size(
-    policy: Policy,         # its `size`: pixels, a share, or None
+    policy: Policy,  # its `size`: pixels, a share, or None
     size: tuple[int, int],  # of the `Views`
-) -> tuple[int, int]:       # (rows, columns)
+) -> tuple[int, int]:  # (rows, columns)
     "The size of one view. A share is rounded to a multiple of 4, so that small patches tile it: 96 / 224 of 224 is 96, of 64 is 28."
-    if isinstance(policy.size, float): return tuple(max(4, round(s * policy.size / 4) * 4) for s in size)
+    if isinstance(policy.size, float):
+        return tuple(max(4, round(s * policy.size / 4) * 4) for s in size)
     return size if policy.size is None else pair(policy.size)
 
+
 def blur_taps(
-    kernel: int | None,    # as in the policy
-    size: tuple[int, int], # of the view
-) -> int:                  # odd
+    kernel: int | None,  # as in the policy
+    size: tuple[int, int],  # of the view
+) -> int:  # odd
     "How many taps a blur has: those of the policy, else a tenth of the view (SimCLR, BYOL: 23 at 224), and never more than the picture can give."
     return min(2 * (min(size) // 20) + 1 if kernel is None else kernel, 2 * min(size) - 1)
 
 # %% ../../nbs/data/04_views.ipynb #c60d3ecf
 class Views(nn.Module):
     "Make one augmented batch a policy, on the device of the pictures, each picture with its own parameters."
-    def __init__(self,
-        size: int | tuple[int, int],          # of a view in pixels: S, or (rows, columns)
-        mean: Sequence[float],                # of the channels, pixels in 0..1
-        std: Sequence[float],                 # of the channels
-        policies: Sequence[Policy],           # one a view
-        generator: Generator | None = None,   # None: torch's global one
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],  # of a view in pixels: S, or (rows, columns)
+        mean: Sequence[float],  # of the channels, pixels in 0..1
+        std: Sequence[float],  # of the channels
+        policies: Sequence[Policy],  # one a view
+        generator: Generator | None = None,  # None: torch's global one
     ):
         super().__init__()
-        if len(mean) != len(std): raise ValueError(f"mean and std have one value a channel each: got {len(mean)} and {len(std)}.")
-        if not policies: raise ValueError("Views makes one view a Policy and needs at least one: got none.")
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std have one value a channel each: got {len(mean)} and {len(std)}.")
+        if not policies:
+            raise ValueError("Views makes one view a Policy and needs at least one: got none.")
         self.size, self.policies, self.generator = pair(size), list(policies), generator
         self.sizes = [view_size(p, self.size) for p in self.policies]
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32), persistent=False)
@@ -143,7 +193,9 @@ class Views(nn.Module):
         "The pictures as float in 0..1; refuses the wrong number of channels."
         x = to_float(images)
         if x.shape[1] != len(self.mean):
-            raise ValueError(f"These views were made for pictures of {len(self.mean)} channel(s), the length of mean, but got {x.shape[1]}: give the mean and std of this data set.")
+            raise ValueError(
+                f"These views were made for pictures of {len(self.mean)} channel(s), the length of mean, but got {x.shape[1]}: give the mean and std of this data set."
+            )
         return x
 
     @torch.no_grad()
@@ -160,77 +212,100 @@ class Views(nn.Module):
         return (x * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)).clamp(0, 1)
 
 # %% ../../nbs/data/04_views.ipynb #d6bdb48a
-CACHE = 2 ** 19 # floats of one part of a batch on a CPU: 2 MB, about what a core's cache holds
+CACHE = 2**19  # floats of one part of a batch on a CPU: 2 MB, about what a core's cache holds
+
 
 @patch
-def draw(self: Views,
-    batch: int,                         # B
-    source: tuple[int, int],            # (height, width) of the pictures
-    generator: Generator | None = None, # None: the module's own, else torch's global one
-    device: torch.device | str = 'cpu', # where the parameters go
-) -> list[Draw]:                        # one a policy
+def draw(
+    self: Views,
+    batch: int,  # B
+    source: tuple[int, int],  # (height, width) of the pictures
+    generator: Generator | None = None,  # None: the module's own, else torch's global one
+    device: torch.device | str = 'cpu',  # where the parameters go
+) -> list[Draw]:  # one a policy
     "The parameters of all views, without making them."
     draws = [throw(p, batch, source, generator or self.generator, device) for p in self.policies]
-    return [d._replace(box=draws[0].box, flip=draws[0].flip) if p.shared else d for p, d in zip(self.policies, draws)]
+    return [
+        d._replace(box=draws[0].box, flip=draws[0].flip) if p.shared else d
+        for p, d in zip(self.policies, draws)
+    ]
+
 
 @patch
-def pixels(self: Views,
-    images: Tensor,        # (B, C, h, w) uint8, or float in 0..1
-    draws: Sequence[Draw], # one a view
-) -> list[Tensor]:         # one (B, C, *size) a view, in 0..1
+def pixels(
+    self: Views,
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+    draws: Sequence[Draw],  # one a view
+) -> list[Tensor]:  # one (B, C, *size) a view, in 0..1
     "All views before they are normalised. On a CPU a batch goes through in parts that fit its cache; the result is the same."
     part = len(images)
     if images.device.type == 'cpu':
         floats = images.shape[1] * max(images.shape[-2] * images.shape[-1], sum(h * w for h, w in self.sizes))
         part = max(1, CACHE // floats)
-    parts = [self.part(images[i:i + part], [d.take(slice(i, i + part)) for d in draws]) for i in range(0, len(images), part)]
+    parts = [
+        self.part(images[i : i + part], [d.take(slice(i, i + part)) for d in draws])
+        for i in range(0, len(images), part)
+    ]
     return parts[0] if len(parts) == 1 else [torch.cat(v) for v in zip(*parts)]
 
 # %% ../../nbs/data/04_views.ipynb #c23d28d7
 @patch
-def part(self: Views,
-    images: Tensor,        # (B, C, h, w)
-    draws: Sequence[Draw], # one a view
-) -> list[Tensor]:         # one (B, C, *size) a view, in 0..1
+def part(
+    self: Views,
+    images: Tensor,  # (B, C, h, w)
+    draws: Sequence[Draw],  # one a view
+) -> list[Tensor]:  # one (B, C, *size) a view, in 0..1
     "Views of one size and kind share every pass."
     x, groups, out = self.check(images), {}, {}
     for i, (p, size) in enumerate(zip(self.policies, self.sizes)):
-        groups.setdefault((size, p.mode, p.antialias, p.dialect, p.add, p.kernel, p.border, p.threshold), []).append(i)
+        groups.setdefault(
+            (size, p.mode, p.antialias, p.dialect, p.add, p.kernel, p.border, p.threshold), []
+        ).append(i)
     for (size, mode, antialias, dialect, add, kernel, border, threshold), members in groups.items():
         policies = [self.policies[i] for i in members]
-        d = Draw(*(torch.stack(field) for field in zip(*(draws[i] for i in members))))            # (V, B, ...)
-        v = resized_crop(x, d.box, size, d.flip, mode, antialias).flatten(0, 1)                   # (V B, C, *size)
+        d = Draw(*(torch.stack(field) for field in zip(*(draws[i] for i in members))))  # (V, B, ...)
+        v = resized_crop(x, d.box, size, d.flip, mode, antialias).flatten(0, 1)  # (V B, C, *size)
         d = Draw(*(field.flatten(0, 1) for field in d))
-        if any(any(p.jitter) for p in policies): v = color_jitter(v, d.factors, d.order, dialect, add)
-        if any(p.grey for p in policies): v = to_grey(v, d.grey)
-        if any(p.blur for p in policies): v = gaussian_blur(v, d.sigma, blur_taps(kernel, size), border)
-        if any(p.solarize for p in policies): v = solarize(v, d.solarize, threshold)
+        if any(any(p.jitter) for p in policies):
+            v = color_jitter(v, d.factors, d.order, dialect, add)
+        if any(p.grey for p in policies):
+            v = to_grey(v, d.grey)
+        if any(p.blur for p in policies):
+            v = gaussian_blur(v, d.sigma, blur_taps(kernel, size), border)
+        if any(p.solarize for p in policies):
+            v = solarize(v, d.solarize, threshold)
         out.update(zip(members, v.unflatten(0, (len(members), -1))))
     return [out[i] for i in range(len(self.policies))]
 
 # %% ../../nbs/data/04_views.ipynb #284bf214
 @patch
 @torch.no_grad()
-def forward(self: Views,
-    images: Tensor,                      # (B, C, h, w) uint8, or float in 0..1
-    draws: Sequence[Draw] | None = None, # one a view; None: throw the dice
-) -> list[Tensor]:                       # one (B, C, *size) a policy, normalised
+def forward(
+    self: Views,
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+    draws: Sequence[Draw] | None = None,  # one a view; None: throw the dice
+) -> list[Tensor]:  # one (B, C, *size) a policy, normalised
     "All views of a batch."
-    if draws is None: draws = self.draw(len(images), images.shape[-2:], device=images.device)
+    if draws is None:
+        draws = self.draw(len(images), images.shape[-2:], device=images.device)
     return [normalise(v, self.mean, self.std) for v in self.pixels(images, draws)]
 
 # %% ../../nbs/data/04_views.ipynb #474118de
 class MAEViews(Views):
     "MAE's only augmentation: random resized crop (bicubic) and flip; one tensor, not a list (MAE, appendix A.1)."
-    def __init__(self,
-        size: int | tuple[int, int],           # of a view in pixels: S, or (rows, columns)
-        mean: Sequence[float],                 # of the channels, pixels in 0..1
-        std: Sequence[float],                  # of the channels
-        scale: tuple[float, float] = (.2, 1.), # share of the area that is kept
-        flip: bool = True,                     # mirror half of the pictures
-        generator: Generator | None = None,    # None: torch's global one
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],  # of a view in pixels: S, or (rows, columns)
+        mean: Sequence[float],  # of the channels, pixels in 0..1
+        std: Sequence[float],  # of the channels
+        scale: tuple[float, float] = (0.2, 1.0),  # share of the area that is kept
+        flip: bool = True,  # mirror half of the pictures
+        generator: Generator | None = None,  # None: torch's global one
     ):
-        super().__init__(size, mean, std, [Policy(scale=scale, mode='bicubic', flip=.5 if flip else 0.)], generator)
+        super().__init__(
+            size, mean, std, [Policy(scale=scale, mode='bicubic', flip=0.5 if flip else 0.0)], generator
+        )
 
     def forward(self, images: Tensor, draws: Sequence[Draw] | None = None) -> Tensor:
         "One view (B, C, *size), normalised."
@@ -239,101 +314,164 @@ class MAEViews(Views):
 # %% ../../nbs/data/04_views.ipynb #2b388205
 class ShiftedViews(Views):
     "CMAE's two views: windows of one crop, the second shifted to the lower right. (CMAE, section 3.3; `processing.py: ShiftPixel`, `cmae_dataset.py`)"
-    def __init__(self,
-        size: int | tuple[int, int],        # of a view in pixels: S, or (rows, columns)
-        mean: Sequence[float],              # of the channels, pixels in 0..1
-        std: Sequence[float],               # of the channels
-        policies: Sequence[Policy],         # of the online view, which also draws crop and mirroring for both, and of the target
-        shift: int | None = None,           # most pixels of a view that the target moves, down and to the right; None: one less than fit, as published (31 of 224)
-        margin: int | float = 1/7,          # how much larger than a view the crop is: pixels, or a share of the size (32 / 224)
-        generator: Generator | None = None, # None: torch's global one
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],  # of a view in pixels: S, or (rows, columns)
+        mean: Sequence[float],  # of the channels, pixels in 0..1
+        std: Sequence[float],  # of the channels
+        policies: Sequence[
+            Policy
+        ],  # of the online view, which also draws crop and mirroring for both, and of the target
+        shift: int
+        | None = None,  # most pixels of a view that the target moves, down and to the right; None: one less than fit, as published (31 of 224)
+        margin: int | float = 1
+        / 7,  # how much larger than a view the crop is: pixels, or a share of the size (32 / 224)
+        generator: Generator | None = None,  # None: torch's global one
     ):
         super().__init__(size, mean, std, policies, generator)
-        if len(self.policies) != 2 or any(p.size is not None for p in self.policies): raise ValueError(f"Shifted views are two of one size, an online view and a target: got {len(self.policies)} policies of sizes {self.sizes}.")
+        if len(self.policies) != 2 or any(p.size is not None for p in self.policies):
+            raise ValueError(
+                f"Shifted views are two of one size, an online view and a target: got {len(self.policies)} policies of sizes {self.sizes}."
+            )
         self.margin = margin if isinstance(margin, int) else round(margin * min(self.size))
         self.shift = max(0, self.margin - 1) if shift is None else shift
-        if not 0 <= self.shift <= self.margin: raise ValueError(f"A shift of up to {self.shift} pixels goes beyond the border: the crop is {self.margin} pixels larger than a view of {self.size[0]} x {self.size[1]}; give a shift of 0 to {self.margin}, or a larger margin.")
+        if not 0 <= self.shift <= self.margin:
+            raise ValueError(
+                f"A shift of up to {self.shift} pixels goes beyond the border: the crop is {self.margin} pixels larger than a view of {self.size[0]} x {self.size[1]}; give a shift of 0 to {self.margin}, or a larger margin."
+            )
 
-    def window(self,
-        crop: Draw, # of the crop that both views share
-        by: Tensor, # (B, 2) pixels of the view, down and to the right
-    ) -> Tensor:    # (B, 4) top, left, height, width in pixels of the source
+    def window(
+        self,
+        crop: Draw,  # of the crop that both views share
+        by: Tensor,  # (B, 2) pixels of the view, down and to the right
+    ) -> Tensor:  # (B, 4) top, left, height, width in pixels of the source
         "Where a window of the crop lies in the source; in a mirrored crop, right is left."
         size = torch.tensor(self.size, device=by.device)
-        start, whole = crop.box.split(2, 1)                                     # (B, 2) each
-        step = whole / (size + self.margin)                                     # source pixels in a pixel of the view
+        start, whole = crop.box.split(2, 1)  # (B, 2) each
+        step = whole / (size + self.margin)  # source pixels in a pixel of the view
         at = step * by
         mirrored = crop.flip[:, None] & torch.tensor([False, True], device=by.device)
         return torch.cat([start + torch.where(mirrored, whole - at - step * size, at), step * size], 1)
 
-    def draw(self,
-        batch: int,                         # B
-        source: tuple[int, int],            # (height, width) of the pictures
-        generator: Generator | None = None, # None: the module's own, else torch's global one
-        device: torch.device | str = 'cpu', # where the parameters go
-    ) -> list[Draw]:                        # of the online view and of the target
+    def draw(
+        self,
+        batch: int,  # B
+        source: tuple[int, int],  # (height, width) of the pictures
+        generator: Generator | None = None,  # None: the module's own, else torch's global one
+        device: torch.device | str = 'cpu',  # where the parameters go
+    ) -> list[Draw]:  # of the online view and of the target
         "The parameters of both views. As many dice as without a shift, and two more."
         online, target = super().draw(batch, source, generator, device)
         by = (rand((2, batch), generator or self.generator, device).T * (self.shift + 1)).floor()
-        return [online._replace(box=self.window(online, torch.zeros_like(by))), target._replace(box=self.window(online, by), flip=online.flip)]
+        return [
+            online._replace(box=self.window(online, torch.zeros_like(by))),
+            target._replace(box=self.window(online, by), flip=online.flip),
+        ]
 
 # %% ../../nbs/data/04_views.ipynb #4f5106b5
-_moco = Policy(jitter=(.4, .4, .4, .1), grey=.2, blur=.5, kernel=13)
-_byol = Policy(crop='byol', scale=(.08, 1.), mode='bicubic', antialias=False, jitter=(.4, .4, .2, .1), dialect='tensorflow', add=True, grey=.2, border='black')
-_mocov3 = Policy(scale=(.08, 1.), jitter=(.4, .4, .2, .1), grey=.2, kernel=13)
-_dino = replace(_mocov3, scale=(.4, 1.), mode='bicubic')
-_extrema = Policy(jitter=(.4, .4, .2, .1), grey=.2)
-_simclr = Policy(crop='tensorflow', scale=(.08, 1.), mode='bicubic', antialias=False, jitter=(.8, .8, .8, .2), dialect='tensorflow', grey=.2, blur=.5, border='black')
+_moco = Policy(jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5, kernel=13)
+_byol = Policy(
+    crop='byol',
+    scale=(0.08, 1.0),
+    mode='bicubic',
+    antialias=False,
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    dialect='tensorflow',
+    add=True,
+    grey=0.2,
+    border='black',
+)
+_mocov3 = Policy(scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, kernel=13)
+_dino = replace(_mocov3, scale=(0.4, 1.0), mode='bicubic')
+_extrema = Policy(jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2)
+_simclr = Policy(
+    crop='tensorflow',
+    scale=(0.08, 1.0),
+    mode='bicubic',
+    antialias=False,
+    jitter=(0.8, 0.8, 0.8, 0.2),
+    dialect='tensorflow',
+    grey=0.2,
+    blur=0.5,
+    border='black',
+)
 _cmae = Policy(mode='bicubic')
 
 PRESETS = {
     'mae': (Policy(mode='bicubic'),),
     'mocov2': (_moco, _moco),
     'simsiam': (_moco, _moco),
-    'mocov3': (replace(_mocov3, blur=1.), replace(_mocov3, blur=.1, solarize=.2)),
-    'byol': (replace(_byol, blur=1.), replace(_byol, blur=.1, solarize=.2)),
+    'mocov3': (replace(_mocov3, blur=1.0), replace(_mocov3, blur=0.1, solarize=0.2)),
+    'byol': (replace(_byol, blur=1.0), replace(_byol, blur=0.1, solarize=0.2)),
     'simclr': (_simclr, _simclr),
-    'dino': (replace(_dino, blur=1.), replace(_dino, blur=.1, solarize=.2), *8 * (replace(_dino, scale=(.05, .4), blur=.5, size=96/224),)),
+    'dino': (
+        replace(_dino, blur=1.0),
+        replace(_dino, blur=0.1, solarize=0.2),
+        *8 * (replace(_dino, scale=(0.05, 0.4), blur=0.5, size=96 / 224),),
+    ),
     'extrema': (_extrema, replace(_extrema, shared=True)),
-    'cmae': (_cmae, replace(_cmae, jitter=(.4, .4, .4, .1), grey=.2, blur=.5)),
-    'macrl': (_moco, Policy(scale=(.6, 1.))), # strong, weak
-    'none': (Policy(crop='center', mode='bicubic', flip=0.),),
+    'cmae': (_cmae, replace(_cmae, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5)),
+    'macrl': (_moco, Policy(scale=(0.6, 1.0))),  # strong, weak
+    'none': (Policy(crop='center', mode='bicubic', flip=0.0),),
 }
 
 # %% ../../nbs/data/04_views.ipynb #8c52abb1
-SHAPE = ('crop', 'scale', 'ratio', 'mode', 'antialias', 'flip') # fields of a policy that are no colours
-PLAIN = {'cmae': 0, 'macrl': 1} # the view of a preset that keeps its colours, whatever is changed in the others
+SHAPE = ('crop', 'scale', 'ratio', 'mode', 'antialias', 'flip')  # fields of a policy that are no colours
+PLAIN = {
+    'cmae': 0,
+    'macrl': 1,
+}  # the view of a preset that keeps its colours, whatever is changed in the others
+
 
 def views(
-    name: str,                          # a name in `PRESETS`
-    size: int | tuple[int, int],        # of a (global) view in pixels
-    mean: Sequence[float],              # of the channels, pixels in 0..1
-    std: Sequence[float],               # of the channels
-    local: int | None = None,           # how many small views, where the preset has them; None: as published
-    local_size: int | None = None,      # of the small views in pixels; None: 96 / 224 of `size`, in steps of 4
-    local_scale: tuple | None = None,   # share of the area that small views keep; None: as published. `scale` is then that of the large ones
-    generator: Generator | None = None, # None: torch's global one
-    **changes,                          # fields of `Policy`, changed in every view: blur=0.; of "cmae" and "macrl", colours change in the target, or the strong view, only; of "cmae", shift and margin can be given
-) -> Views:                             # MAEViews for 'mae', ShiftedViews for 'cmae'
+    name: str,  # a name in `PRESETS`
+    size: int | tuple[int, int],  # of a (global) view in pixels
+    mean: Sequence[float],  # of the channels, pixels in 0..1
+    std: Sequence[float],  # of the channels
+    local: int | None = None,  # how many small views, where the preset has them; None: as published
+    local_size: int | None = None,  # of the small views in pixels; None: 96 / 224 of `size`, in steps of 4
+    local_scale: tuple
+    | None = None,  # share of the area that small views keep; None: as published. `scale` is then that of the large ones
+    generator: Generator | None = None,  # None: torch's global one
+    **changes,  # fields of `Policy`, changed in every view: blur=0.; of "cmae" and "macrl", colours change in the target, or the strong view, only; of "cmae", shift and margin can be given
+) -> Views:  # MAEViews for 'mae', ShiftedViews for 'cmae'
     "A published policy by name."
     policies = list(PRESETS[choose(name, PRESETS, "preset of views")])
     shifts = {k: changes.pop(k) for k in ('shift', 'margin') if k in changes and name == 'cmae'}
-    for field in changes: choose(field, [f.name for f in fields(Policy)], "field of Policy")
+    for field in changes:
+        choose(field, [f.name for f in fields(Policy)], "field of Policy")
     whole, part = [p for p in policies if p.size is None], [p for p in policies if p.size is not None]
     small = {k: v for k, v in dict(size=local_size, scale=local_scale).items() if v is not None}
-    if not part and (local or small): raise ValueError(f"The preset {name!r} has no small views, so local={local}, local_size={local_size}, local_scale={local_scale} mean nothing: use 'dino', or build Views from policies.")
-    if part: policies = whole + [replace(p, **small) for p in (part if local is None else part[:1] * local)]
-    policies = [replace(p, **{k: v for k, v in changes.items() if (PLAIN.get(name) != i or k in SHAPE) and (k != 'scale' or p.size is None)}) for i, p in enumerate(policies)]
-    if name == 'cmae': return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)
-    if name != 'mae': return Views(size, mean, std, policies, generator)
+    if not part and (local or small):
+        raise ValueError(
+            f"The preset {name!r} has no small views, so local={local}, local_size={local_size}, local_scale={local_scale} mean nothing: use 'dino', or build Views from policies."
+        )
+    if part:
+        policies = whole + [replace(p, **small) for p in (part if local is None else part[:1] * local)]
+    policies = [
+        replace(
+            p,
+            **{
+                k: v
+                for k, v in changes.items()
+                if (PLAIN.get(name) != i or k in SHAPE) and (k != 'scale' or p.size is None)
+            },
+        )
+        for i, p in enumerate(policies)
+    ]
+    if name == 'cmae':
+        return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)
+    if name != 'mae':
+        return Views(size, mean, std, policies, generator)
     out = MAEViews(size, mean, std, generator=generator)
     out.policies = policies
     return out
 
 # %% ../../nbs/data/04_views.ipynb #022d2cf2
 def default_views(
-    encoder: nn.Module, # knows its pictures: img_size and in_chans
-    preset: str,        # a name in `PRESETS`
+    encoder: nn.Module,  # knows its pictures: img_size and in_chans
+    preset: str,  # a name in `PRESETS`
 ) -> Views:
     "A paper's views at the encoder's size, with ImageNet's mean and standard deviation (grey pictures: their middle channel's)."
     rows = slice(1, 2) if encoder.in_chans == 1 else slice(None)

@@ -11,17 +11,45 @@ from torch import nn
 from ..core import choose
 
 # %% ../../nbs/encoders/00_encoders.ipynb #8654aa51
-ENCODERS = { # name -> module of this folder that has a function of that name
-    **dict.fromkeys(('vit_nano', 'vit_tiny', 'vit_small', 'vit_base', 'vit_large', 'vit_huge', 'vit_1gf', 'vit_4gf', 'vit_18gf', 'vit_36gf'), 'vit'),
+ENCODERS = {  # name -> module of this folder that has a function of that name
+    **dict.fromkeys(
+        (
+            'vit_nano',
+            'vit_tiny',
+            'vit_small',
+            'vit_base',
+            'vit_large',
+            'vit_huge',
+            'vit_1gf',
+            'vit_4gf',
+            'vit_18gf',
+            'vit_36gf',
+        ),
+        'vit',
+    ),
     **dict.fromkeys(('resnet_nano', 'resnet18', 'resnet50'), 'resnet'),
-    **dict.fromkeys(('convnextv2_yocto', 'convnextv2_atto', 'convnextv2_femto', 'convnextv2_pico', 'convnextv2_nano', 'convnextv2_tiny', 'convnextv2_base', 'convnextv2_large', 'convnextv2_huge'), 'convnextv2'),
+    **dict.fromkeys(
+        (
+            'convnextv2_yocto',
+            'convnextv2_atto',
+            'convnextv2_femto',
+            'convnextv2_pico',
+            'convnextv2_nano',
+            'convnextv2_tiny',
+            'convnextv2_base',
+            'convnextv2_large',
+            'convnextv2_huge',
+        ),
+        'convnextv2',
+    ),
     **dict.fromkeys(('swin_nano', 'swin_tiny', 'swin_small', 'swin_base'), 'swin'),
 }
 
+
 def encoder(
-    name: str, # a key of ENCODERS: "vit_nano", "resnet18", ...
-    **kw,      # img_size, patch_size (only where there are patches), in_chans, and the rest of the family's own; None: the encoder's default
-) -> nn.Module: # images (B, C, H, W) -> Features
+    name: str,  # a key of ENCODERS: "vit_nano", "resnet18", ...
+    **kw,  # img_size, patch_size (only where there are patches), in_chans, and the rest of the family's own; None: the encoder's default
+) -> nn.Module:  # images (B, C, H, W) -> Features
     "An encoder by name; an unknown name gets the nearest match."
     family = ENCODERS[choose(name, ENCODERS, 'encoder')]
     make = getattr(importlib.import_module(f'vit_ssl_lab.encoders.{family}'), name)

@@ -24,117 +24,164 @@ from ..core import Features
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #91463d2e
 def shrink(
-    conv: nn.Conv2d, # kernel as large as its stride
-    x: Tensor,       # (B, K, s, s, C) cells
-) -> Tensor:         # (B, K, s / stride, s / stride, C')
+    conv: nn.Conv2d,  # kernel as large as its stride
+    x: Tensor,  # (B, K, s, s, C) cells
+) -> Tensor:  # (B, K, s / stride, s / stride, C')
     "A convolution without overlap, inside each cell: one matrix."
     i, j = conv.stride
-    return F.linear(rearrange(x, 'b k (h i) (w j) c -> b k h w (i j c)', i=i, j=j), rearrange(conv.weight, 'o c i j -> o (i j c)'), conv.bias)
+    return F.linear(
+        rearrange(x, 'b k (h i) (w j) c -> b k h w (i j c)', i=i, j=j),
+        rearrange(conv.weight, 'o c i j -> o (i j c)'),
+        conv.bias,
+    )
+
 
 def pointwise(
-    layer: nn.Module, # nn.Linear, or a 1x1 convolution with the same weights
-    x: Tensor,        # (..., C)
-) -> Tensor:          # (..., C')
+    layer: nn.Module,  # nn.Linear, or a 1x1 convolution with the same weights
+    x: Tensor,  # (..., C)
+) -> Tensor:  # (..., C')
     "Mix channels at each place."
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 
+
 def channel_norm(
-    norm: nn.LayerNorm, # timm's, for either layout of a map
-    x: Tensor,          # (..., C)
-) -> Tensor:            # as x
+    norm: nn.LayerNorm,  # timm's, for either layout of a map
+    x: Tensor,  # (..., C)
+) -> Tensor:  # as x
     "LayerNorm over the channels of each place."
     return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
+
 def around(
-    conv: nn.Conv2d,        # depthwise, stride 1, padded with zeros
-    x: Tensor,              # (B, K, s, s, C) visible cells
-    keep: Tensor,           # (B, K) int64: where they belong
+    conv: nn.Conv2d,  # depthwise, stride 1, padded with zeros
+    x: Tensor,  # (B, K, s, s, C) visible cells
+    keep: Tensor,  # (B, K) int64: where they belong
     grid: tuple[int, int],  # (rows, columns) of all cells
-) -> Tensor:                # as x
+) -> Tensor:  # as x
     "Convolve the visible cells on a map that is empty elsewhere. ConvNeXt V2, section 3.1, sparse convolution as a masked dense one."
     b, n = len(x), math.prod(grid)
-    at = (keep + n * torch.arange(b, device=keep.device)[:, None]).flatten()   # (B K,) row of each cell in the list of all
+    at = (
+        keep + n * torch.arange(b, device=keep.device)[:, None]
+    ).flatten()  # (B K,) row of each cell in the list of all
     cells = x.new_zeros(b * n, *x.shape[2:]).index_copy(0, at, x.flatten(0, 1))
     field = rearrange(cells, '(b rows cols) i j c -> b (rows i) (cols j) c', rows=grid[0], cols=grid[1])
-    field = conv(field.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)                # channels stay last in memory
-    return rearrange(field, 'b (rows i) (cols j) c -> (b rows cols) i j c', rows=grid[0], cols=grid[1])[at].view_as(x)
+    field = conv(field.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels stay last in memory
+    return rearrange(field, 'b (rows i) (cols j) c -> (b rows cols) i j c', rows=grid[0], cols=grid[1])[
+        at
+    ].view_as(x)
+
 
 def visible_block(
-    block: ConvNeXtBlock,   # timm's, V1 or V2
-    x: Tensor,              # (B, K, s, s, C) visible cells
-    keep: Tensor,           # (B, K)
+    block: ConvNeXtBlock,  # timm's, V1 or V2
+    x: Tensor,  # (B, K, s, s, C) visible cells
+    keep: Tensor,  # (B, K)
     grid: tuple[int, int],  # (rows, columns)
-) -> Tensor:                # as x
+) -> Tensor:  # as x
     "A block of ConvNeXt on the visible cells. ConvNeXt V2, section 3; `models/convnextv2_sparse.py: Block`."
     mlp = block.mlp
-    h = mlp.act(pointwise(mlp.fc1, channel_norm(block.norm, around(block.conv_dw, x, keep, grid)))) # (B, K, s, s, 4C)
-    if hasattr(mlp, 'grn'): h = response_norm(h, mlp.grn.weight, mlp.grn.bias, eps=mlp.grn.eps)     # over all visible places of a picture
+    h = mlp.act(
+        pointwise(mlp.fc1, channel_norm(block.norm, around(block.conv_dw, x, keep, grid)))
+    )  # (B, K, s, s, 4C)
+    if hasattr(mlp, 'grn'):
+        h = response_norm(
+            h, mlp.grn.weight, mlp.grn.bias, eps=mlp.grn.eps
+        )  # over all visible places of a picture
     h = pointwise(mlp.fc2, h)
-    if block.gamma is not None: h = h * block.gamma                                                 # LayerScale of V1
+    if block.gamma is not None:
+        h = h * block.gamma  # LayerScale of V1
     return x + block.drop_path(h)
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #8fa99bee
-V1 = dict(use_grn=False, ls_init_value=1e-6) # what makes a ConvNeXt of a ConvNeXt V2
+V1 = dict(use_grn=False, ls_init_value=1e-6)  # what makes a ConvNeXt of a ConvNeXt V2
+
 
 class ConvNeXtV2(ConvNeXt):
     "timm's ConvNeXt V2, same state-dict keys, that encodes visible cells only and returns `Features`. (ConvNeXt V2, section 3)"
+
     def __init__(
         self,
-        img_size: int | tuple = 224,    # pixels: (H, W) or one number; multiples of the patch
-        patch_size: int = 32,           # pixels between two places of the last map: the stem's size times 1, 2, 4 or 8
-        in_chans: int = 3,              # C
-        depths: tuple = (3, 3, 9, 3),   # blocks of each stage
-        dims: tuple = (96, 192, 384, 768), # channels of each stage
-        stem_size: int = 4,             # pixels of the squares that the stem cuts
-        use_grn: bool = True,           # Global Response Normalization in every block (V2)
-        ls_init_value: float | None = None, # LayerScale at the start: None in V2, 1e-6 in V1
-        num_classes: int = 0,           # outputs of timm's head `head.fc`; 0: no head
-        **kw,                           # the rest of timm's `ConvNeXt`: conv_mlp, drop_path_rate, ...
+        img_size: int | tuple = 224,  # pixels: (H, W) or one number; multiples of the patch
+        patch_size: int = 32,  # pixels between two places of the last map: the stem's size times 1, 2, 4 or 8
+        in_chans: int = 3,  # C
+        depths: tuple = (3, 3, 9, 3),  # blocks of each stage
+        dims: tuple = (96, 192, 384, 768),  # channels of each stage
+        stem_size: int = 4,  # pixels of the squares that the stem cuts
+        use_grn: bool = True,  # Global Response Normalization in every block (V2)
+        ls_init_value: float | None = None,  # LayerScale at the start: None in V2, 1e-6 in V1
+        num_classes: int = 0,  # outputs of timm's head `head.fc`; 0: no head
+        **kw,  # the rest of timm's `ConvNeXt`: conv_mlp, drop_path_rate, ...
     ):
         if patch_size not in [stem_size * k for k in (1, 2, 4, 8)]:
-            raise ValueError(f"A stem of {stem_size} pixels and at most three halvings give places of {', '.join(str(stem_size * k) for k in (1, 2, 4))} or {stem_size * 8} pixels, not {patch_size}: change patch_size or stem_size.")
+            raise ValueError(
+                f"A stem of {stem_size} pixels and at most three halvings give places of {', '.join(str(stem_size * k) for k in (1, 2, 4))} or {stem_size * 8} pixels, not {patch_size}: change patch_size or stem_size."
+            )
         self.scale_at_start = ls_init_value
-        super().__init__(in_chans, num_classes, depths=tuple(depths), dims=tuple(dims), use_grn=use_grn, ls_init_value=ls_init_value, **kw)
-        if stem_size != 4: self.stem[0] = nn.Conv2d(in_chans, dims[0], stem_size, stem_size)
+        super().__init__(
+            in_chans,
+            num_classes,
+            depths=tuple(depths),
+            dims=tuple(dims),
+            use_grn=use_grn,
+            ls_init_value=ls_init_value,
+            **kw,
+        )
+        if stem_size != 4:
+            self.stem[0] = nn.Conv2d(in_chans, dims[0], stem_size, stem_size)
         for i in range(1, 4):
-            if stem_size * 2 ** i > patch_size: self.stages[i].downsample[1] = nn.Conv2d(dims[i - 1], dims[i], 1)
-        for i, info in enumerate(self.feature_info): info['reduction'] = min(stem_size * 2 ** i, patch_size)
+            if stem_size * 2**i > patch_size:
+                self.stages[i].downsample[1] = nn.Conv2d(dims[i - 1], dims[i], 1)
+        for i, info in enumerate(self.feature_info):
+            info['reduction'] = min(stem_size * 2**i, patch_size)
         own_norms(self).init_weights()
         self.take_size(img_size)
 
-    def take_size(self, img_size: int | tuple) -> None: # pixels
+    def take_size(self, img_size: int | tuple) -> None:  # pixels
         self.in_chans, self.img_size = self.stem[0].in_channels, pair(img_size)
         self.patch_size = pair(self.feature_info[-1]['reduction'])
-        self.grid = grid_of(self.img_size, self.patch_size) # (rows, columns)
+        self.grid = grid_of(self.img_size, self.patch_size)  # (rows, columns)
 
     @property
-    def width(self) -> int: return self.num_features # D
+    def width(self) -> int:
+        return self.num_features  # D
 
     def forward(
         self,
-        images: Tensor,              # (B, C, H, W) float, normalised
+        images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # (B, K) int64 indices of the cells to encode; None: all
-    ) -> Features:                   # pooled (B, D), patches (B, N or K, D) before the last norm, grid
+    ) -> Features:  # pooled (B, D), patches (B, N or K, D) before the last norm, grid
         "Encode pictures, or the visible cells of them."
         self.check(images, keep)
-        x = self.forward_features(images) if keep is None else self.forward_visible(images, keep).mT[..., None] # (B, D, rows, columns) or (B, D, K, 1)
-        return Features(self.forward_head(x, pre_logits=True), x.flatten(2).mT, self.grid if keep is not None else tuple(x.shape[-2:]))
+        x = (
+            self.forward_features(images)
+            if keep is None
+            else self.forward_visible(images, keep).mT[..., None]
+        )  # (B, D, rows, columns) or (B, D, K, 1)
+        return Features(
+            self.forward_head(x, pre_logits=True),
+            x.flatten(2).mT,
+            self.grid if keep is not None else tuple(x.shape[-2:]),
+        )
 
     def forward_visible(
         self,
-        images: Tensor, # (B, C, H, W) float, normalised
-        keep: Tensor,   # (B, K) int64
-    ) -> Tensor:        # (B, K, D)
+        images: Tensor,  # (B, C, H, W) float, normalised
+        keep: Tensor,  # (B, K) int64
+    ) -> Tensor:  # (B, K, D)
         "The last map at the visible cells, as if there were no others."
         side = self.patch_size[0]
         x = rearrange(take(patchify(images, side), keep), 'b k (h w c) -> b k h w c', h=side, w=side)
-        x = channel_norm(self.stem[1], shrink(self.stem[0], x))                # (B, K, s, s, C)
+        x = channel_norm(self.stem[1], shrink(self.stem[0], x))  # (B, K, s, s, C)
         for stage in self.stages:
-            if isinstance(stage.downsample, nn.Sequential): x = shrink(stage.downsample[1], channel_norm(stage.downsample[0], x))
+            if isinstance(stage.downsample, nn.Sequential):
+                x = shrink(stage.downsample[1], channel_norm(stage.downsample[0], x))
             for block in stage.blocks:
                 again = stage.grad_checkpointing and torch.is_grad_enabled()
-                x = checkpoint(visible_block, block, x, keep, self.grid, use_reentrant=False) if again else visible_block(block, x, keep, self.grid)
-        return x.flatten(1, 3)                                                 # a cell is one place now
+                x = (
+                    checkpoint(visible_block, block, x, keep, self.grid, use_reentrant=False)
+                    if again
+                    else visible_block(block, x, keep, self.grid)
+                )
+        return x.flatten(1, 3)  # a cell is one place now
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #0071672d
 @patch
@@ -142,123 +189,208 @@ def init_weights(self: ConvNeXtV2) -> None:
     "Truncated normal 0.02 on convolutions and linear layers, no biases, GRN and LayerScale as at the start. (ConvNeXt, appendix A.1; models/convnextv2.py: _init_weights)"
     for m in self.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(m.weight, std=.02)
-            if m.bias is not None: nn.init.zeros_(m.bias)
+            nn.init.trunc_normal_(m.weight, std=0.02)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
         if isinstance(m, ConvNeXtBlock):
-            if m.gamma is not None: nn.init.constant_(m.gamma, self.scale_at_start)
-            if hasattr(m.mlp, 'grn'): m.mlp.grn.reset_parameters()
+            if m.gamma is not None:
+                nn.init.constant_(m.gamma, self.scale_at_start)
+            if hasattr(m.mlp, 'grn'):
+                m.mlp.grn.reset_parameters()
+
 
 @patch
 def check(
     self: ConvNeXtV2,
-    images: Tensor,             # what should be (B, C, H, W) float
-    keep: Tensor | None = None, # what should be (B, K) int64
+    images: Tensor,  # what should be (B, C, H, W) float
+    keep: Tensor | None = None,  # what should be (B, K) int64
 ) -> None:
     "One sentence for pictures or indices that this encoder can't take."
     side, size = self.patch_size[0], tuple(images.shape[-2:])
-    if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point() or min(size) < side:
-        raise ValueError(f"This ConvNeXt takes float pictures (B, {self.in_chans}, H, W) of {side} pixels or more each way, got {images.dtype} {tuple(images.shape)}: normalise and resize them, or build the encoder with their in_chans and a smaller patch_size.")
-    if keep is None: return
+    if (
+        images.ndim != 4
+        or images.shape[1] != self.in_chans
+        or not images.is_floating_point()
+        or min(size) < side
+    ):
+        raise ValueError(
+            f"This ConvNeXt takes float pictures (B, {self.in_chans}, H, W) of {side} pixels or more each way, got {images.dtype} {tuple(images.shape)}: normalise and resize them, or build the encoder with their in_chans and a smaller patch_size."
+        )
+    if keep is None:
+        return
     n = math.prod(self.grid)
-    if grid_of(size, side) != self.grid: raise ValueError(f"`keep` counts the {self.grid[0]} x {self.grid[1]} cells of a picture of {self.img_size[0]} x {self.img_size[1]} pixels, and these have {size[0]} x {size[1]}: resize them, or build the encoder with their img_size.")
+    if grid_of(size, side) != self.grid:
+        raise ValueError(
+            f"`keep` counts the {self.grid[0]} x {self.grid[1]} cells of a picture of {self.img_size[0]} x {self.img_size[1]} pixels, and these have {size[0]} x {size[1]}: resize them, or build the encoder with their img_size."
+        )
     if keep.ndim != 2 or len(keep) != len(images) or not 0 < keep.shape[1] <= n or keep.dtype != torch.int64:
-        raise ValueError(f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}: the stride of {side} pixels makes {n} cells.")
-    if keep.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= keep.min() and keep.max() < n): # on a GPU reading values would wait for it
-        raise ValueError(f"`keep` must hold cell indices from 0 to {n - 1} for a grid of {self.grid[0]} x {self.grid[1]}, got {keep.min()} to {keep.max()}.")
+        raise ValueError(
+            f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}: the stride of {side} pixels makes {n} cells."
+        )
+    if (
+        keep.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not (0 <= keep.min() and keep.max() < n)
+    ):  # on a GPU reading values would wait for it
+        raise ValueError(
+            f"`keep` must hold cell indices from 0 to {n - 1} for a grid of {self.grid[0]} x {self.grid[1]}, got {keep.min()} to {keep.max()}."
+        )
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #0496d872
-def _convnextv2(size: dict, img_size: int | tuple, **kw) -> ConvNeXtV2: return ConvNeXtV2(img_size, **{**size, **kw})
+def _convnextv2(size: dict, img_size: int | tuple, **kw) -> ConvNeXtV2:
+    return ConvNeXtV2(img_size, **{**size, **kw})
 
-def convnextv2_yocto(img_size: int | tuple = 48, # pixels
-                     patch_size: int = 8,        # pixels of a cell
-                     stem_size: int = 2,         # pixels of the stem's squares
-                     **kw,                       # as for `ConvNeXtV2`
-                     ) -> ConvNeXtV2:
+
+def convnextv2_yocto(
+    img_size: int | tuple = 48,  # pixels
+    patch_size: int = 8,  # pixels of a cell
+    stem_size: int = 2,  # pixels of the stem's squares
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "The workbook's own size for small pictures on a laptop: 1, 1, 2, 1 blocks of 16, 32, 64, 128 channels, 0.25 M parameters."
-    return _convnextv2(dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)), img_size, patch_size=patch_size, stem_size=stem_size, **kw)
+    return _convnextv2(
+        dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
+        img_size,
+        patch_size=patch_size,
+        stem_size=stem_size,
+        **kw,
+    )
 
-def convnextv2_atto(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_atto(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "3.7 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True), img_size, **kw)
 
-def convnextv2_femto(img_size: int | tuple = 224, # pixels
-                     **kw,                        # as for `ConvNeXtV2`
-                     ) -> ConvNeXtV2:
+
+def convnextv2_femto(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "5.2 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), conv_mlp=True), img_size, **kw)
 
-def convnextv2_pico(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_pico(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "9.1 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), conv_mlp=True), img_size, **kw)
 
-def convnextv2_nano(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_nano(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "15.6 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640), conv_mlp=True), img_size, **kw)
 
-def convnextv2_tiny(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_tiny(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "28.6 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)), img_size, **kw)
 
-def convnextv2_base(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_base(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "89 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)), img_size, **kw)
 
-def convnextv2_large(img_size: int | tuple = 224, # pixels
-                     **kw,                        # as for `ConvNeXtV2`
-                     ) -> ConvNeXtV2:
+
+def convnextv2_large(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "198 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)), img_size, **kw)
 
-def convnextv2_huge(img_size: int | tuple = 224, # pixels
-                    **kw,                        # as for `ConvNeXtV2`
-                    ) -> ConvNeXtV2:
+
+def convnextv2_huge(
+    img_size: int | tuple = 224,  # pixels
+    **kw,  # as for `ConvNeXtV2`
+) -> ConvNeXtV2:
     "660 M parameters with a head of 1000 classes. (ConvNeXt V2, appendix A.1)"
     return _convnextv2(dict(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816)), img_size, **kw)
 
-ENCODERS = {f.__name__: f for f in (convnextv2_yocto, convnextv2_atto, convnextv2_femto, convnextv2_pico, convnextv2_nano, convnextv2_tiny, convnextv2_base, convnextv2_large, convnextv2_huge)}
+
+ENCODERS = {
+    f.__name__: f
+    for f in (
+        convnextv2_yocto,
+        convnextv2_atto,
+        convnextv2_femto,
+        convnextv2_pico,
+        convnextv2_nano,
+        convnextv2_tiny,
+        convnextv2_base,
+        convnextv2_large,
+        convnextv2_huge,
+    )
+}
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #27ab044c
 @patch
 def expansions(
     self: ConvNeXtV2,
-    images: Tensor,      # (B, C, H, W) float, normalised
+    images: Tensor,  # (B, C, H, W) float, normalised
     after: bool = True,  # behind GRN, where there is one; False: before it
-) -> list[Tensor]:       # one (B, 4C, h, w) a block
+) -> list[Tensor]:  # one (B, 4C, h, w) a block
     "The wide features in the middle of every block. (ConvNeXt V2, section 3.2)"
     blocks, seen = [b for stage in self.stages for b in stage.blocks], []
-    def note(m, args, y=None): seen.append(args[0] if after else y)
-    hooks = [b.mlp.fc2.register_forward_pre_hook(note) if after else b.mlp.act.register_forward_hook(note) for b in blocks]
-    try: self(images)
+
+    def note(m, args, y=None):
+        seen.append(args[0] if after else y)
+
+    hooks = [
+        b.mlp.fc2.register_forward_pre_hook(note) if after else b.mlp.act.register_forward_hook(note)
+        for b in blocks
+    ]
+    try:
+        self(images)
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return [x if b.use_conv_mlp else x.permute(0, 3, 1, 2) for b, x in zip(blocks, seen)]
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #ec1f3fea
 @patch(cls_method=True)
 def from_timm(
     cls: ConvNeXtV2,
-    model: ConvNeXt | str,              # a timm ConvNeXt, or its name
-    img_size: int | tuple | None = None, # pixels; None: what the model was trained with
-    **kw,                               # with a name: of timm.create_model (pretrained, in_chans, ...)
-) -> ConvNeXtV2:                        # with the same weights; a model is copied
+    model: ConvNeXt | str,  # a timm ConvNeXt, or its name
+    img_size: int | tuple | None = None,  # pixels; None: what the model was trained with
+    **kw,  # with a name: of timm.create_model (pretrained, in_chans, ...)
+) -> ConvNeXtV2:  # with the same weights; a model is copied
     "Turn a timm ConvNeXt of either version into a `ConvNeXtV2`."
-    model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
-    if not isinstance(model, ConvNeXt): raise ValueError(f"Only timm's ConvNeXt can become a ConvNeXtV2, not {type(model).__name__}: choose a timm name that starts with convnext, or use ViT.from_timm.")
-    cutting = [m.downsample[1] for m in model.stages if isinstance(m.downsample, nn.Sequential)] + [model.stem[0]]
-    if any(conv.kernel_size != conv.stride for conv in cutting) or not isinstance(model.norm_pre, nn.Identity):
-        raise ValueError("This ConvNeXt has convolutions between its stages that overlap, or its last norm before the mean, so cells can't be encoded by themselves: choose one with a patch stem, no output_stride and the plain head.")
+    model = (
+        timm.create_model(model, **{'num_classes': 0, **kw})
+        if isinstance(model, str)
+        else copy.deepcopy(model)
+    )
+    if not isinstance(model, ConvNeXt):
+        raise ValueError(
+            f"Only timm's ConvNeXt can become a ConvNeXtV2, not {type(model).__name__}: choose a timm name that starts with convnext, or use ViT.from_timm."
+        )
+    cutting = [m.downsample[1] for m in model.stages if isinstance(m.downsample, nn.Sequential)] + [
+        model.stem[0]
+    ]
+    if any(conv.kernel_size != conv.stride for conv in cutting) or not isinstance(
+        model.norm_pre, nn.Identity
+    ):
+        raise ValueError(
+            "This ConvNeXt has convolutions between its stages that overlap, or its last norm before the mean, so cells can't be encoded by themselves: choose one with a patch stem, no output_stride and the plain head."
+        )
     model.__class__ = cls
     gamma = model.stages[0].blocks[0].gamma
     model.scale_at_start = None if gamma is None else 1e-6
-    own_norms(model).take_size(img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:]))
+    own_norms(model).take_size(
+        img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:])
+    )
     return model

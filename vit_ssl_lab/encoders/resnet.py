@@ -19,55 +19,84 @@ from ..core import Features, choose
 # %% ../../nbs/encoders/02_resnet.ipynb #0021a08b
 BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 
+
 class ResNet(TimmResNet):
     "timm's ResNet, same state-dict keys, that returns `Features`. (Deep Residual Learning, table 1; stride in the 3x3 convolution as torchvision)"
-    zero_last = True # what `init_weights` does when it isn't told
+
+    zero_last = True  # what `init_weights` does when it isn't told
 
     def __init__(
         self,
-        block: str = 'basic',                       # "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1; four times as wide at its end)
-        layers: tuple = (2, 2, 2, 2),               # blocks in each stage
-        channels: tuple = (64, 128, 256, 512),      # width of each stage; the stem is as wide as the first
-        img_size: int | tuple = 224,                # pixels: (H, W) or one number; says what `grid` is, other sizes can be encoded too
-        in_chans: int = 3,                          # C
-        stem: str = 'imagenet',                     # "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pool)
-        num_classes: int = 0,                       # outputs of timm's head `fc`; 0: no head
-        zero_init_last: bool = True,                # every block begins as the identity: gamma 0 in its last norm (on in timm; SimCLR, SimSiam, MoCo v3), off in torchvision's default (MoCo)
-        **kw,                                       # the rest of timm's `ResNet`: drop_path_rate, norm_layer, ...
+        block: str = 'basic',  # "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1; four times as wide at its end)
+        layers: tuple = (2, 2, 2, 2),  # blocks in each stage
+        channels: tuple = (64, 128, 256, 512),  # width of each stage; the stem is as wide as the first
+        img_size: int
+        | tuple = 224,  # pixels: (H, W) or one number; says what `grid` is, other sizes can be encoded too
+        in_chans: int = 3,  # C
+        stem: str = 'imagenet',  # "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pool)
+        num_classes: int = 0,  # outputs of timm's head `fc`; 0: no head
+        zero_init_last: bool = True,  # every block begins as the identity: gamma 0 in its last norm (on in timm; SimCLR, SimSiam, MoCo v3), off in torchvision's default (MoCo)
+        **kw,  # the rest of timm's `ResNet`: drop_path_rate, norm_layer, ...
     ):
-        choose(block, BLOCKS, 'kind of block'); choose(stem, ('imagenet', 'small'), 'stem')
-        if len(layers) != len(channels): raise ValueError(f"layers and channels have one number a stage each: got {len(layers)} and {len(channels)}.")
+        choose(block, BLOCKS, 'kind of block')
+        choose(stem, ('imagenet', 'small'), 'stem')
+        if len(layers) != len(channels):
+            raise ValueError(
+                f"layers and channels have one number a stage each: got {len(layers)} and {len(channels)}."
+            )
         self.zero_last = zero_init_last
-        first = channels[0] # timm's stem is 64 wide unless it is "deep", where it is twice stem_width: that sets the width, and conv1 is replaced below
+        first = channels[
+            0
+        ]  # timm's stem is 64 wide unless it is "deep", where it is twice stem_width: that sets the width, and conv1 is replaced below
         wide = {} if first == 64 else dict(stem_type='deep', stem_width=first // 2)
-        super().__init__(BLOCKS[block], tuple(layers), num_classes, in_chans, channels=tuple(channels), zero_init_last=zero_init_last, **{**wide, **kw})
-        if stem == 'small': kernel, self.maxpool = dict(kernel_size=3, stride=1, padding=1), nn.Identity()
-        else: kernel = dict(kernel_size=7, stride=2, padding=3)
-        if wide or stem == 'small': self.conv1 = nn.Conv2d(in_chans, first, bias=False, **kernel); nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
+        super().__init__(
+            BLOCKS[block],
+            tuple(layers),
+            num_classes,
+            in_chans,
+            channels=tuple(channels),
+            zero_init_last=zero_init_last,
+            **{**wide, **kw},
+        )
         if stem == 'small':
-            for info in self.feature_info: info['reduction'] = max(1, info['reduction'] // 4)
+            kernel, self.maxpool = dict(kernel_size=3, stride=1, padding=1), nn.Identity()
+        else:
+            kernel = dict(kernel_size=7, stride=2, padding=3)
+        if wide or stem == 'small':
+            self.conv1 = nn.Conv2d(in_chans, first, bias=False, **kernel)
+            nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
+        if stem == 'small':
+            for info in self.feature_info:
+                info['reduction'] = max(1, info['reduction'] // 4)
         self.img_size = pair(img_size)
 
     @property
-    def width(self) -> int: return self.num_features # D
+    def width(self) -> int:
+        return self.num_features  # D
+
     @property
-    def stride(self) -> int: return self.feature_info[-1]['reduction'] # pixels from one place to the next
+    def stride(self) -> int:
+        return self.feature_info[-1]['reduction']  # pixels from one place to the next
+
     @property
-    def grid(self) -> tuple: return tuple(-(-n // self.stride) for n in self.img_size) # (rows, columns)
+    def grid(self) -> tuple:
+        return tuple(-(-n // self.stride) for n in self.img_size)  # (rows, columns)
 
     def forward(
         self,
-        images: Tensor,              # (B, C, H, W) float, normalised
+        images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # None: a convolution can't leave places out
-    ) -> Features:                   # pooled (B, D), patches (B, N, D), grid
+    ) -> Features:  # pooled (B, D), patches (B, N, D), grid
         "Encode pictures."
         self.check(images, keep)
-        x = self.forward_features(images)                                     # (B, D, rows, columns)
-        return Features(self.forward_head(x, pre_logits=True), x.flatten(2).transpose(1, 2), tuple(x.shape[-2:]))
+        x = self.forward_features(images)  # (B, D, rows, columns)
+        return Features(
+            self.forward_head(x, pre_logits=True), x.flatten(2).transpose(1, 2), tuple(x.shape[-2:])
+        )
 
     def init_weights(
         self,
-        zero_init_last: bool | None = None, # None: as the encoder was made
+        zero_init_last: bool | None = None,  # None: as the encoder was made
     ) -> None:
         "He's normal initialisation by fan-out on convolutions, as timm and torchvision."
         super().init_weights(self.zero_last if zero_init_last is None else zero_init_last)
@@ -76,45 +105,65 @@ class ResNet(TimmResNet):
 @patch
 def check(
     self: ResNet,
-    images: Tensor,             # what should be (B, C, H, W) float
-    keep: Tensor | None = None, # what should be None
+    images: Tensor,  # what should be (B, C, H, W) float
+    keep: Tensor | None = None,  # what should be None
 ) -> None:
     "One sentence for what this encoder can't take."
-    if keep is not None: raise ValueError("A ResNet can't leave patches out: its convolutions need every place, so `keep` must be None; a method that hides patches takes a Vision Transformer (vit_nano, ...).")
+    if keep is not None:
+        raise ValueError(
+            "A ResNet can't leave patches out: its convolutions need every place, so `keep` must be None; a method that hides patches takes a Vision Transformer (vit_nano, ...)."
+        )
     if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
-        raise ValueError(f"This ResNet takes float pictures (B, {self.in_chans}, H, W), got {images.dtype} {tuple(images.shape)}: normalise them, or build the encoder with their in_chans.")
+        raise ValueError(
+            f"This ResNet takes float pictures (B, {self.in_chans}, H, W), got {images.dtype} {tuple(images.shape)}: normalise them, or build the encoder with their in_chans."
+        )
 
 # %% ../../nbs/encoders/02_resnet.ipynb #7d871831
 def _resnet(size: dict, patch_size: int | tuple | None, **kw) -> ResNet:
-    if patch_size is not None: raise ValueError(f"A ResNet has no patches to cut, so patch_size={patch_size} means nothing: leave it out or give None; stem='small' keeps four times as many places a side.")
+    if patch_size is not None:
+        raise ValueError(
+            f"A ResNet has no patches to cut, so patch_size={patch_size} means nothing: leave it out or give None; stem='small' keeps four times as many places a side."
+        )
     return ResNet(**{**size, **kw})
 
+
 def resnet_nano(
-    img_size: int | tuple = 48,           # pixels
-    patch_size: None = None,              # a ResNet has none
-    stem: str = 'small',                  # or "imagenet"
-    **kw,                                 # as for `ResNet`
+    img_size: int | tuple = 48,  # pixels
+    patch_size: None = None,  # a ResNet has none
+    stem: str = 'small',  # or "imagenet"
+    **kw,  # as for `ResNet`
 ) -> ResNet:
     "The workbook's own size for small pictures on a laptop: one basic block a stage, 16, 32, 64, 128 channels; width 128."
-    return _resnet(dict(block='basic', layers=(1, 1, 1, 1), channels=(16, 32, 64, 128)), patch_size, img_size=img_size, stem=stem, **kw)
+    return _resnet(
+        dict(block='basic', layers=(1, 1, 1, 1), channels=(16, 32, 64, 128)),
+        patch_size,
+        img_size=img_size,
+        stem=stem,
+        **kw,
+    )
+
 
 def resnet18(
-    img_size: int | tuple = 224,          # pixels
-    patch_size: None = None,              # a ResNet has none
-    stem: str = 'imagenet',               # or "small", as for CIFAR
-    **kw,                                 # as for `ResNet`
+    img_size: int | tuple = 224,  # pixels
+    patch_size: None = None,  # a ResNet has none
+    stem: str = 'imagenet',  # or "small", as for CIFAR
+    **kw,  # as for `ResNet`
 ) -> ResNet:
     "ResNet-18: width 512, 11.2 M parameters without a head. (Deep Residual Learning, table 1)"
     return _resnet(dict(block='basic', layers=(2, 2, 2, 2)), patch_size, img_size=img_size, stem=stem, **kw)
 
+
 def resnet50(
-    img_size: int | tuple = 224,          # pixels
-    patch_size: None = None,              # a ResNet has none
-    stem: str = 'imagenet',               # or "small"
-    **kw,                                 # as for `ResNet`
+    img_size: int | tuple = 224,  # pixels
+    patch_size: None = None,  # a ResNet has none
+    stem: str = 'imagenet',  # or "small"
+    **kw,  # as for `ResNet`
 ) -> ResNet:
     "ResNet-50: width 2048, 23.5 M parameters without a head. (Deep Residual Learning, table 1)"
-    return _resnet(dict(block='bottleneck', layers=(3, 4, 6, 3)), patch_size, img_size=img_size, stem=stem, **kw)
+    return _resnet(
+        dict(block='bottleneck', layers=(3, 4, 6, 3)), patch_size, img_size=img_size, stem=stem, **kw
+    )
+
 
 ENCODERS = {f.__name__: f for f in (resnet_nano, resnet18, resnet50)}
 
@@ -122,13 +171,22 @@ ENCODERS = {f.__name__: f for f in (resnet_nano, resnet18, resnet50)}
 @patch(cls_method=True)
 def from_timm(
     cls: ResNet,
-    model: TimmResNet | str,            # a timm ResNet, or its name
-    img_size: int | tuple | None = None, # pixels, for `grid`; None: what the model was trained with
-    **kw,                               # with a name: of timm.create_model (pretrained, in_chans, ...)
-) -> ResNet:                            # with the same weights; a model is copied
+    model: TimmResNet | str,  # a timm ResNet, or its name
+    img_size: int | tuple | None = None,  # pixels, for `grid`; None: what the model was trained with
+    **kw,  # with a name: of timm.create_model (pretrained, in_chans, ...)
+) -> ResNet:  # with the same weights; a model is copied
     "Turn a timm ResNet of any variant (ResNeXt, SE-ResNet, ResNet-D) into a `ResNet`."
-    model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
-    if not isinstance(model, TimmResNet): raise ValueError(f"Only timm's ResNet can become a ResNet, not {type(model).__name__}: choose a timm name that starts with resnet, or use ViT.from_timm.")
+    model = (
+        timm.create_model(model, **{'num_classes': 0, **kw})
+        if isinstance(model, str)
+        else copy.deepcopy(model)
+    )
+    if not isinstance(model, TimmResNet):
+        raise ValueError(
+            f"Only timm's ResNet can become a ResNet, not {type(model).__name__}: choose a timm name that starts with resnet, or use ViT.from_timm."
+        )
     model.__class__ = cls
-    model.img_size = pair(img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:]))
+    model.img_size = pair(
+        img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:])
+    )
     return model

@@ -15,7 +15,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    window_partition,
+    window_reverse,
+)
 from torch import Tensor, nn
 from ..components.patches import grid_of, pair
 from ..core import Features
@@ -23,123 +28,203 @@ from ..core import Features
 # %% ../../nbs/encoders/04_swin.ipynb #cf3ab5d4
 class SwinBlock(SwinTransformerBlock):
     "timm's block, which pads before it rolls, as the original: the mask then fits crops that windows don't divide. (Swin-Transformer, `swin_transformer.py: SwinTransformerBlock`)"
+
     def _attn(self, x: Tensor) -> Tensor:
         "(B, h, w, D) -> (B, h, w, D): pad, roll, attend within windows, and back."
         _, h, w, d = x.shape
         (wh, ww), shift = self.window_size, self.shift_size
-        if h % wh or w % ww: x = F.pad(x, (0, 0, 0, -w % ww, 0, -h % wh))
+        if h % wh or w % ww:
+            x = F.pad(x, (0, 0, 0, -w % ww, 0, -h % wh))
         rows, cols = x.shape[1:3]
         rolls = any(shift)
-        if rolls: x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+        if rolls:
+            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
         mask = self.get_attn_mask(x) if self.dynamic_mask else self.attn_mask
-        windows = self.attn(window_partition(x, self.window_size).flatten(1, 2), mask=mask)        # (B * windows, wh * ww, D)
+        windows = self.attn(
+            window_partition(x, self.window_size).flatten(1, 2), mask=mask
+        )  # (B * windows, wh * ww, D)
         x = window_reverse(windows.unflatten(1, (wh, ww)), self.window_size, rows, cols)
-        if rolls: x = torch.roll(x, shift, (1, 2))
+        if rolls:
+            x = torch.roll(x, shift, (1, 2))
         return x[:, :h, :w].contiguous()
 
 # %% ../../nbs/encoders/04_swin.ipynb #7f2f4954
 class Swin(SwinTransformer):
     "timm's Swin Transformer, same state-dict keys, that returns `Features` and takes pictures of several sizes. (Swin, section 3; EsViT, table 6)"
+
     def __init__(
         self,
-        img_size: int | tuple = 224,             # pixels: (H, W) or one number; sets `grid` and the windows, other sizes can be encoded too
-        patch_size: int | tuple = 4,             # pixels of a patch in the first stage
-        in_chans: int = 3,                       # C
-        embed_dim: int = 96,                     # width of the first stage; each later one is twice as wide
-        depths: tuple = (2, 2, 6, 2),            # blocks of each stage; every second one has shifted windows
-        num_heads: tuple = (3, 6, 12, 24),       # attention heads of each stage
-        window_size: int | tuple | None = None,  # patches of a window: a side, or (rows, columns); None: the last stage's grid
-        num_classes: int = 0,                    # outputs of timm's head; 0: no head
-        drop_path_rate: float = 0.,              # stochastic depth of the last block: EsViT has .1 (tiny) and .2, for the student only
-        **kw,                                    # the rest of timm's `SwinTransformer`: norm_layer, qkv_bias, ...
+        img_size: int
+        | tuple = 224,  # pixels: (H, W) or one number; sets `grid` and the windows, other sizes can be encoded too
+        patch_size: int | tuple = 4,  # pixels of a patch in the first stage
+        in_chans: int = 3,  # C
+        embed_dim: int = 96,  # width of the first stage; each later one is twice as wide
+        depths: tuple = (2, 2, 6, 2),  # blocks of each stage; every second one has shifted windows
+        num_heads: tuple = (3, 6, 12, 24),  # attention heads of each stage
+        window_size: int
+        | tuple
+        | None = None,  # patches of a window: a side, or (rows, columns); None: the last stage's grid
+        num_classes: int = 0,  # outputs of timm's head; 0: no head
+        drop_path_rate: float = 0.0,  # stochastic depth of the last block: EsViT has .1 (tiny) and .2, for the student only
+        **kw,  # the rest of timm's `SwinTransformer`: norm_layer, qkv_bias, ...
     ):
-        if len(depths) != len(num_heads): raise ValueError(f"depths and num_heads have one number a stage each: got {len(depths)} and {len(num_heads)}.")
+        if len(depths) != len(num_heads):
+            raise ValueError(
+                f"depths and num_heads have one number a stage each: got {len(depths)} and {len(num_heads)}."
+            )
         rows, cols = grid_of(pair(img_size), pair(patch_size))
         scale = 2 ** (len(depths) - 1)
-        if rows % scale or cols % scale: raise ValueError(f"{len(depths)} stages halve the grid {len(depths) - 1} times, and {rows} x {cols} patches of {pair(patch_size)[0]} pixels can't be: give a picture whose side is a multiple of {scale * pair(patch_size)[0]}, or fewer stages.")
-        windows = [(rows // 2 ** i, cols // 2 ** i) for i in range(len(depths))]
-        for stage, (grid, window) in enumerate(zip(windows, [pair(window_size)] * len(depths) if window_size is not None else [])):
-            if any(w < 1 or n > w and n % w for n, w in zip(grid, window)): raise ValueError(f"Windows of {window[0]} x {window[1]} patches don't fit stage {stage + 1}, {grid[0]} x {grid[1]} patches of a picture of {pair(img_size)[0]} x {pair(img_size)[1]}: choose one that divides, {windows[-1][0]} x {windows[-1][1]} for one, or window_size=None.")
-        super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=embed_dim, depths=tuple(depths), num_heads=tuple(num_heads),
-                         window_size=windows[-1] if window_size is None else pair(window_size), drop_path_rate=drop_path_rate, strict_img_size=False, **{'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kw})
+        if rows % scale or cols % scale:
+            raise ValueError(
+                f"{len(depths)} stages halve the grid {len(depths) - 1} times, and {rows} x {cols} patches of {pair(patch_size)[0]} pixels can't be: give a picture whose side is a multiple of {scale * pair(patch_size)[0]}, or fewer stages."
+            )
+        windows = [(rows // 2**i, cols // 2**i) for i in range(len(depths))]
+        for stage, (grid, window) in enumerate(
+            zip(windows, [pair(window_size)] * len(depths) if window_size is not None else [])
+        ):
+            if any(w < 1 or n > w and n % w for n, w in zip(grid, window)):
+                raise ValueError(
+                    f"Windows of {window[0]} x {window[1]} patches don't fit stage {stage + 1}, {grid[0]} x {grid[1]} patches of a picture of {pair(img_size)[0]} x {pair(img_size)[1]}: choose one that divides, {windows[-1][0]} x {windows[-1][1]} for one, or window_size=None."
+                )
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            window_size=windows[-1] if window_size is None else pair(window_size),
+            drop_path_rate=drop_path_rate,
+            strict_img_size=False,
+            **{'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kw},
+        )
         as_swin(self)
 
     @property
-    def width(self) -> int: return self.num_features # D
+    def width(self) -> int:
+        return self.num_features  # D
+
     @property
-    def img_size(self) -> tuple: return tuple(self.patch_embed.img_size) # (H, W) pixels
+    def img_size(self) -> tuple:
+        return tuple(self.patch_embed.img_size)  # (H, W) pixels
+
     @property
-    def patch_size(self) -> tuple: return tuple(self.patch_embed.patch_size) # (ph, pw) pixels, of the first stage
+    def patch_size(self) -> tuple:
+        return tuple(self.patch_embed.patch_size)  # (ph, pw) pixels, of the first stage
+
     @property
-    def stride(self) -> int: return self.feature_info[-1]['reduction'] # pixels from one of the last patches to the next
+    def stride(self) -> int:
+        return self.feature_info[-1]['reduction']  # pixels from one of the last patches to the next
+
     @property
-    def grid(self) -> tuple: return tuple(-(-n // 2 ** (len(self.layers) - 1)) for n in self.patch_embed.grid_size) # (rows, columns) of the last stage
+    def grid(self) -> tuple:
+        return tuple(
+            -(-n // 2 ** (len(self.layers) - 1)) for n in self.patch_embed.grid_size
+        )  # (rows, columns) of the last stage
 
     def forward(
         self,
-        images: Tensor,              # (B, C, H, W) float, normalised
+        images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # None: windows can't leave places out
-    ) -> Features:                   # pooled (B, D), patches (B, N, D) of the last stage, grid
+    ) -> Features:  # pooled (B, D), patches (B, N, D) of the last stage, grid
         "Encode pictures."
         self.check(images, keep)
-        x = self.forward_features(images)                                     # (B, rows, columns, D) after the last norm
+        x = self.forward_features(images)  # (B, rows, columns, D) after the last norm
         return Features(self.forward_head(x, pre_logits=True), x.flatten(1, 2), tuple(x.shape[1:3]))
 
+
 def as_swin(
-    model: SwinTransformer, # changed in place
+    model: SwinTransformer,  # changed in place
 ) -> None:
     "Give timm's blocks the original order of padding and rolling, and masks for the size at hand."
     for m in model.modules():
-        if type(m) is SwinTransformerBlock: m.__class__ = SwinBlock; m.dynamic_mask = True; m.attn_mask = None
+        if type(m) is SwinTransformerBlock:
+            m.__class__ = SwinBlock
+            m.dynamic_mask = True
+            m.attn_mask = None
 
 # %% ../../nbs/encoders/04_swin.ipynb #e6050e1b
 @patch
 def check(
     self: Swin,
-    images: Tensor,             # what should be (B, C, H, W) float
-    keep: Tensor | None = None, # what should be None
+    images: Tensor,  # what should be (B, C, H, W) float
+    keep: Tensor | None = None,  # what should be None
 ) -> None:
     "One sentence for what this encoder can't take."
-    if keep is not None: raise ValueError("Swin can't leave patches out: its windows need every place, so `keep` must be None; a method that hides patches takes a Vision Transformer (vit_nano, ...).")
+    if keep is not None:
+        raise ValueError(
+            "Swin can't leave patches out: its windows need every place, so `keep` must be None; a method that hides patches takes a Vision Transformer (vit_nano, ...)."
+        )
     if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
-        raise ValueError(f"This Swin takes float pictures (B, {self.in_chans}, H, W), got {images.dtype} {tuple(images.shape)}: normalise them, or build the encoder with their in_chans.")
+        raise ValueError(
+            f"This Swin takes float pictures (B, {self.in_chans}, H, W), got {images.dtype} {tuple(images.shape)}: normalise them, or build the encoder with their in_chans."
+        )
     if any(n % p for n, p in zip(images.shape[-2:], self.patch_size)):
-        raise ValueError(f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of {self.patch_size[0]}.")
+        raise ValueError(
+            f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of {self.patch_size[0]}."
+        )
 
 # %% ../../nbs/encoders/04_swin.ipynb #3884c367
-def _swin(size: dict, **kw) -> Swin: return Swin(**{**size, **kw})
+def _swin(size: dict, **kw) -> Swin:
+    return Swin(**{**size, **kw})
+
 
 def swin_nano(
     img_size: int | tuple = 32,  # pixels
-    patch_size: int | tuple = 2, # pixels
-    **kw,                        # as for `Swin`
+    patch_size: int | tuple = 2,  # pixels
+    **kw,  # as for `Swin`
 ) -> Swin:
     "The workbook's own size for small pictures on a laptop: three stages of two blocks, widths 24, 48, 96; 16 regions at 32 pixels, 36 at 48."
-    return _swin(dict(embed_dim=24, depths=(2, 2, 2), num_heads=(1, 2, 4)), img_size=img_size, patch_size=patch_size, **kw)
+    return _swin(
+        dict(embed_dim=24, depths=(2, 2, 2), num_heads=(1, 2, 4)),
+        img_size=img_size,
+        patch_size=patch_size,
+        **kw,
+    )
+
 
 def swin_tiny(
-    img_size: int | tuple = 224, # pixels
-    patch_size: int | tuple = 4, # pixels
-    **kw,                        # as for `Swin`
+    img_size: int | tuple = 224,  # pixels
+    patch_size: int | tuple = 4,  # pixels
+    **kw,  # as for `Swin`
 ) -> Swin:
     "Swin-T: width 96 to 768, depths 2, 2, 6, 2; 28 M parameters. (Swin, section 3.3)"
-    return _swin(dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)), img_size=img_size, patch_size=patch_size, **kw)
+    return _swin(
+        dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+        img_size=img_size,
+        patch_size=patch_size,
+        **kw,
+    )
+
 
 def swin_small(
-    img_size: int | tuple = 224, # pixels
-    patch_size: int | tuple = 4, # pixels
-    **kw,                        # as for `Swin`
+    img_size: int | tuple = 224,  # pixels
+    patch_size: int | tuple = 4,  # pixels
+    **kw,  # as for `Swin`
 ) -> Swin:
     "Swin-S: as Swin-T with 18 blocks in the third stage; 49 M parameters. (Swin, section 3.3)"
-    return _swin(dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)), img_size=img_size, patch_size=patch_size, **kw)
+    return _swin(
+        dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+        img_size=img_size,
+        patch_size=patch_size,
+        **kw,
+    )
+
 
 def swin_base(
-    img_size: int | tuple = 224, # pixels
-    patch_size: int | tuple = 4, # pixels
-    **kw,                        # as for `Swin`
+    img_size: int | tuple = 224,  # pixels
+    patch_size: int | tuple = 4,  # pixels
+    **kw,  # as for `Swin`
 ) -> Swin:
     "Swin-B: width 128 to 1024, depths 2, 2, 18, 2; 87 M parameters. (Swin, section 3.3)"
-    return _swin(dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)), img_size=img_size, patch_size=patch_size, **kw)
+    return _swin(
+        dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+        img_size=img_size,
+        patch_size=patch_size,
+        **kw,
+    )
+
 
 ENCODERS = {f.__name__: f for f in (swin_nano, swin_tiny, swin_small, swin_base)}
 
@@ -147,12 +232,19 @@ ENCODERS = {f.__name__: f for f in (swin_nano, swin_tiny, swin_small, swin_base)
 @patch(cls_method=True)
 def from_timm(
     cls: Swin,
-    model: SwinTransformer | str, # a timm Swin Transformer (version 1), or its name
-    **kw,                         # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
-) -> Swin:                        # with the same weights; a model is copied
+    model: SwinTransformer | str,  # a timm Swin Transformer (version 1), or its name
+    **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
+) -> Swin:  # with the same weights; a model is copied
     "Turn a timm Swin Transformer of any variant into a `Swin`."
-    model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
-    if not isinstance(model, SwinTransformer): raise ValueError(f"Only timm's SwinTransformer can become a Swin, not {type(model).__name__}: choose a timm name that starts with swin_ and has no version number, or use ViT.from_timm.")
+    model = (
+        timm.create_model(model, **{'num_classes': 0, **kw})
+        if isinstance(model, str)
+        else copy.deepcopy(model)
+    )
+    if not isinstance(model, SwinTransformer):
+        raise ValueError(
+            f"Only timm's SwinTransformer can become a Swin, not {type(model).__name__}: choose a timm name that starts with swin_ and has no version number, or use ViT.from_timm."
+        )
     model.__class__ = cls
     model.patch_embed.strict_img_size, model.dynamic_img_size = False, True
     as_swin(model)
@@ -160,42 +252,63 @@ def from_timm(
 
 # %% ../../nbs/encoders/04_swin.ipynb #bc550799
 def is_official(
-    keys: Iterable[str], # names of a state dict
+    keys: Iterable[str],  # names of a state dict
 ) -> bool:
     "Is this an official Swin, or EsViT's backbone? (timm's first stage has no merging)"
     return any(k.endswith('layers.0.downsample.reduction.weight') for k in keys)
 
+
 def from_official(
-    state: dict, # name -> tensor, official; of EsViT the student or the teacher
-) -> dict:       # timm's names; heads that are no classifier keep theirs behind "?"
+    state: dict,  # name -> tensor, official; of EsViT the student or the teacher
+) -> dict:  # timm's names; heads that are no classifier keep theirs behind "?"
     "Spell an official Swin as timm does. (Swin-Transformer and EsViT, `swin_transformer.py`)"
     out = {}
     for k, v in state.items():
         k = re.sub(r'^(module\.|backbone\.)+', '', k)
-        if k.endswith(('attn_mask', 'relative_position_index')): continue
+        if k.endswith(('attn_mask', 'relative_position_index')):
+            continue
         k = re.sub(r'^layers\.(\d+)\.downsample', lambda m: f'layers.{int(m[1]) + 1}.downsample', k)
-        out[re.sub(r'^head\.(weight|bias)$', r'head.fc.\1', k) if not re.match(r'head(_dense)?\.(mlp|last_layer)', k) else f'?{k}'] = v
+        out[
+            re.sub(r'^head\.(weight|bias)$', r'head.fc.\1', k)
+            if not re.match(r'head(_dense)?\.(mlp|last_layer)', k)
+            else f'?{k}'
+        ] = v
     return out
 
+
 def arguments_of(
-    state: dict,   # timm's names
-    assumed: list, # gets a line for each assumption
-    img_size: int | tuple | None = None, # pixels in training, where the caller knows; None: assumed
-) -> dict:         # of `Swin`
+    state: dict,  # timm's names
+    assumed: list,  # gets a line for each assumption
+    img_size: int | tuple | None = None,  # pixels in training, where the caller knows; None: assumed
+) -> dict:  # of `Swin`
     "The arguments of a `Swin` that these weights fit."
     stages = 1 + max(int(m[1]) for k in state if (m := re.match(r'layers\.(\d+)\.', k)))
-    depths = tuple(1 + max(int(m[1]) for k in state if (m := re.match(rf'layers\.{i}\.blocks\.(\d+)\.', k))) for i in range(stages))
+    depths = tuple(
+        1 + max(int(m[1]) for k in state if (m := re.match(rf'layers\.{i}\.blocks\.(\d+)\.', k)))
+        for i in range(stages)
+    )
     tables = [state[f'layers.{i}.blocks.0.attn.relative_position_bias_table'] for i in range(stages)]
     windows = [(isqrt(len(t)) + 1) // 2 for t in tables]
     width, chans, *patch = state['patch_embed.proj.weight'].shape
-    if img_size is None: img_size = windows[-1] * patch[0] * 2 ** (stages - 1); assumed.append(f'img_size={img_size}')
-    return dict(img_size=img_size, patch_size=tuple(patch), in_chans=chans, embed_dim=width, depths=depths, num_heads=tuple(t.shape[1] for t in tables), window_size=windows[0])
+    if img_size is None:
+        img_size = windows[-1] * patch[0] * 2 ** (stages - 1)
+        assumed.append(f'img_size={img_size}')
+    return dict(
+        img_size=img_size,
+        patch_size=tuple(patch),
+        in_chans=chans,
+        embed_dim=width,
+        depths=depths,
+        num_heads=tuple(t.shape[1] for t in tables),
+        window_size=windows[0],
+    )
+
 
 @patch
 def take_size(
     self: Swin,
-    img_size: int | tuple, # pixels
-) -> Swin:                 # itself
+    img_size: int | tuple,  # pixels
+) -> Swin:  # itself
     "Say that pictures have another size: the grid changes, the windows stay, as for a crop."
     self.check(torch.empty(1, self.in_chans, *pair(img_size)))
     self.patch_embed.set_input_size(pair(img_size))

@@ -16,85 +16,125 @@ from ..core import choose
 
 # %% ../../nbs/encoders/05_text.ipynb #e6db1e7a
 @lru_cache(maxsize=1)
-def bpe() -> SimpleTokenizer: # lower case, 49,408 word pieces
+def bpe() -> SimpleTokenizer:  # lower case, 49,408 word pieces
     "CLIP's byte-pair tokenizer, read once a process."
     return SimpleTokenizer()
 
+
 def pieces(
-    caption: str, # any text
-) -> list[int]:   # ids of CLIP's table: start, word pieces, end
+    caption: str,  # any text
+) -> list[int]:  # ids of CLIP's table: start, word pieces, end
     "One caption as word pieces."
     return [bpe().sot_token_id, *bpe().encode(caption), bpe().eot_token_id]
 
 # %% ../../nbs/encoders/05_text.ipynb #1c39b26e
 def own_words(
-    captions: Sequence[str], # what there is to say
-) -> Tensor:                 # (V,) int64: ids of CLIP's table in rising order; always with padding (0), start and end
+    captions: Sequence[str],  # what there is to say
+) -> Tensor:  # (V,) int64: ids of CLIP's table in rising order; always with padding (0), start and end
     "The word pieces that occur in captions."
     found = {0, bpe().sot_token_id, bpe().eot_token_id}
-    for caption in dict.fromkeys(captions): found.update(pieces(caption))
+    for caption in dict.fromkeys(captions):
+        found.update(pieces(caption))
     return torch.tensor(sorted(found))
 
 # %% ../../nbs/encoders/05_text.ipynb #446fbcc4
 class TextEncoder(TextTransformer):
     "Captions to vectors: open_clip's text transformer, both ways, pooled at the start. (FLIP, section 3; open_clip, transformer.py)"
+
     def __init__(
         self,
         context_length: int = 32,  # word pieces of a caption, start and end included
-        width: int = 512,          # D
-        layers: int = 12,          # blocks
-        heads: int = 8,            # attention heads; must divide the width
-        words: Tensor | None = None, # (V,) the only word pieces it can read, from `own_words`; None: all 49,408
-        pad_mask: bool = False,    # hide padding from attention; False: as published
-        truncate: bool = False,    # cut captions that are too long, as published; False: refuse them
+        width: int = 512,  # D
+        layers: int = 12,  # blocks
+        heads: int = 8,  # attention heads; must divide the width
+        words: Tensor
+        | None = None,  # (V,) the only word pieces it can read, from `own_words`; None: all 49,408
+        pad_mask: bool = False,  # hide padding from attention; False: as published
+        truncate: bool = False,  # cut captions that are too long, as published; False: refuse them
     ):
-        if context_length < 3: raise ValueError(f"A context of {context_length} holds no word between start and end: give 3 or more.")
-        super().__init__(context_length, bpe().vocab_size if words is None else len(words) + 1, width, heads, layers, output_dim=None, no_causal_mask=True, use_pad_mask=pad_mask, pool_type='first')
+        if context_length < 3:
+            raise ValueError(
+                f"A context of {context_length} holds no word between start and end: give 3 or more."
+            )
+        super().__init__(
+            context_length,
+            bpe().vocab_size if words is None else len(words) + 1,
+            width,
+            heads,
+            layers,
+            output_dim=None,
+            no_causal_mask=True,
+            use_pad_mask=pad_mask,
+            pool_type='first',
+        )
         self.truncate = truncate
         self.register_buffer('vocabulary', words)
 
     def tokenize(
         self,
-        captions: Sequence[str], # n texts
-    ) -> Tensor:                 # (n, L) int64, on the CPU
+        captions: Sequence[str],  # n texts
+    ) -> Tensor:  # (n, L) int64, on the CPU
         "Captions as numbers; refuses an empty one and, unless it may cut, a long one."
-        if isinstance(captions, str): captions = [captions]
-        number = None if self.vocabulary is None else {piece: i for i, piece in enumerate(self.vocabulary.tolist())}
-        rows = {c: self.row(c, number) for c in dict.fromkeys(captions)} # a set repeats its captions
-        return torch.stack([rows[c] for c in captions]) if len(captions) else torch.zeros(0, self.context_length, dtype=torch.int64)
+        if isinstance(captions, str):
+            captions = [captions]
+        number = (
+            None
+            if self.vocabulary is None
+            else {piece: i for i, piece in enumerate(self.vocabulary.tolist())}
+        )
+        rows = {c: self.row(c, number) for c in dict.fromkeys(captions)}  # a set repeats its captions
+        return (
+            torch.stack([rows[c] for c in captions])
+            if len(captions)
+            else torch.zeros(0, self.context_length, dtype=torch.int64)
+        )
 
     def row(
         self,
-        caption: str,                   # one text
+        caption: str,  # one text
         number: dict[int, int] | None,  # id of CLIP's table -> own number; None: the same
-    ) -> Tensor:                        # (L,) int64
+    ) -> Tensor:  # (L,) int64
         "One caption as numbers."
-        if not isinstance(caption, str) or not caption.strip(): raise ValueError(f"A caption is a text of one word or more, and one of these is {caption!r}: leave out pictures that have none.")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(
+                f"A caption is a text of one word or more, and one of these is {caption!r}: leave out pictures that have none."
+            )
         ids = pieces(caption)
         if len(ids) > self.context_length:
-            if not self.truncate: raise ValueError(f"The caption {caption[:40]!r}... has {len(ids)} word pieces with start and end, more than the context of {self.context_length}: shorten it, build the text encoder with a longer context_length, or with truncate=True.")
-            ids = ids[:self.context_length - 1] + ids[-1:]
-        if number is not None: ids = [number.get(i, len(number)) for i in ids] # one number for all that were never seen
+            if not self.truncate:
+                raise ValueError(
+                    f"The caption {caption[:40]!r}... has {len(ids)} word pieces with start and end, more than the context of {self.context_length}: shorten it, build the text encoder with a longer context_length, or with truncate=True."
+                )
+            ids = ids[: self.context_length - 1] + ids[-1:]
+        if number is not None:
+            ids = [number.get(i, len(number)) for i in ids]  # one number for all that were never seen
         return torch.tensor(ids + [0] * (self.context_length - len(ids)))
 
     def unknown(
         self,
         caption: str,  # one text
-    ) -> list[str]:    # its word pieces that this encoder has no number for
+    ) -> list[str]:  # its word pieces that this encoder has no number for
         "What of a caption the encoder can't read."
         known = None if self.vocabulary is None else set(self.vocabulary.tolist())
-        return [] if known is None else [bpe().decoder[i].replace('</w>', '') for i in pieces(caption) if i not in known]
+        return (
+            []
+            if known is None
+            else [bpe().decoder[i].replace('</w>', '') for i in pieces(caption) if i not in known]
+        )
 
     def forward(
         self,
-        tokens: Tensor, # (B, L) int64, from `tokenize`
-    ) -> Tensor:        # (B, D)
+        tokens: Tensor,  # (B, L) int64, from `tokenize`
+    ) -> Tensor:  # (B, D)
         "The start's vector behind the last norm."
-        if tokens.ndim != 2 or tokens.shape[1] != self.context_length or tokens.dtype != torch.int64: raise ValueError(f"This text encoder takes int64 tokens (B, {self.context_length}), got {tokens.dtype} {tuple(tokens.shape)}: use tokenize().")
+        if tokens.ndim != 2 or tokens.shape[1] != self.context_length or tokens.dtype != torch.int64:
+            raise ValueError(
+                f"This text encoder takes int64 tokens (B, {self.context_length}), got {tokens.dtype} {tuple(tokens.shape)}: use tokenize()."
+            )
         return super().forward(tokens)
 
 # %% ../../nbs/encoders/05_text.ipynb #fe814b99
-TEXT_ENCODERS = { # name -> its sizes
+TEXT_ENCODERS = {  # name -> its sizes
     'text_nano': dict(context_length=16, width=96, layers=2, heads=3),
     'text_tiny': dict(context_length=32, width=192, layers=4, heads=3),
     'text_base': dict(context_length=32, width=512, layers=12, heads=8),
@@ -102,9 +142,10 @@ TEXT_ENCODERS = { # name -> its sizes
     'text_huge': dict(context_length=32, width=1024, layers=24, heads=16),
 }
 
+
 def text_encoder(
-    name: str, # a key of TEXT_ENCODERS
-    **kw,      # of `TextEncoder`: words, context_length, ...
+    name: str,  # a key of TEXT_ENCODERS
+    **kw,  # of `TextEncoder`: words, context_length, ...
 ) -> TextEncoder:
     "A text encoder by name. (FLIP, table 8: B, L, H)"
     return TextEncoder(**{**TEXT_ENCODERS[choose(name, TEXT_ENCODERS, 'text encoder')], **kw})

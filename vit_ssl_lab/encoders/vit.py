@@ -29,59 +29,90 @@ from ..core import Features, Mask, choose
 # %% ../../nbs/encoders/01_vit.ipynb #62cc386b
 STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
 
+
 class ViT(VisionTransformer):
     "timm's Vision Transformer, same state-dict keys, that encodes visible patches only and returns `Features`. (ViT, section 3.1)"
+
     def __init__(
         self,
-        img_size: int | tuple = 224,   # pixels: (H, W) or one number
+        img_size: int | tuple = 224,  # pixels: (H, W) or one number
         patch_size: int | tuple = 16,  # pixels; must divide the picture
-        in_chans: int = 3,             # C
-        stem: str | Callable = 'patchify', # "patchify", "conv", or a class with timm's `embed_layer` interface
-        positions: str = 'learn',      # "learn", "sincos" (MAE's table, frozen) or "none"
-        num_classes: int = 0,          # outputs of timm's head; 0: no head
-        global_pool: str = 'token',    # timm's, or "class_attention": no class token in the blocks, one that reads the patches after them
-        class_depth: int = 2,          # with "class_attention": blocks in which it reads
-        class_scale: float = .1,       # with "class_attention": LayerScale of those blocks at the start
-        **kw,                          # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
+        in_chans: int = 3,  # C
+        stem: str
+        | Callable = 'patchify',  # "patchify", "conv", or a class with timm's `embed_layer` interface
+        positions: str = 'learn',  # "learn", "sincos" (MAE's table, frozen) or "none"
+        num_classes: int = 0,  # outputs of timm's head; 0: no head
+        global_pool: str = 'token',  # timm's, or "class_attention": no class token in the blocks, one that reads the patches after them
+        class_depth: int = 2,  # with "class_attention": blocks in which it reads
+        class_scale: float = 0.1,  # with "class_attention": LayerScale of those blocks at the start
+        **kw,  # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
     ):
         late = global_pool == 'class_attention'
-        if late: kw |= dict(class_token=False, fc_norm=True) # patches reach the token unnormalised, and the last norm is the token's
+        if late:
+            kw |= dict(
+                class_token=False, fc_norm=True
+            )  # patches reach the token unnormalised, and the last norm is the token's
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
         embed_layer = STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem
-        super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_layer=embed_layer,
-                         pos_embed='none' if positions == 'none' else 'learn', global_pool='avg' if late else global_pool, **{'block_fn': LeanBlock, **kw})
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            embed_layer=embed_layer,
+            pos_embed='none' if positions == 'none' else 'learn',
+            global_pool='avg' if late else global_pool,
+            **{'block_fn': LeanBlock, **kw},
+        )
         if late:
-            self.global_pool, self.attn_pool = global_pool, ClassAttentionPool(self.width, kw.get('num_heads', 12), class_depth, kw.get('mlp_ratio', 4.), class_scale) # timm's place for a pool with weights
+            self.global_pool, self.attn_pool = (
+                global_pool,
+                ClassAttentionPool(
+                    self.width, kw.get('num_heads', 12), class_depth, kw.get('mlp_ratio', 4.0), class_scale
+                ),
+            )  # timm's place for a pool with weights
         if positions == 'sincos':
             prefix = 0 if self.no_embed_class else self.num_prefix_tokens
             self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
 
     @property
-    def width(self) -> int: return self.embed_dim # D
+    def width(self) -> int:
+        return self.embed_dim  # D
+
     @property
-    def grid(self) -> tuple: return tuple(self.patch_embed.grid_size) # (rows, columns)
+    def grid(self) -> tuple:
+        return tuple(self.patch_embed.grid_size)  # (rows, columns)
+
     @property
-    def patch_size(self) -> tuple: return tuple(self.patch_embed.patch_size) # (ph, pw) pixels
+    def patch_size(self) -> tuple:
+        return tuple(self.patch_embed.patch_size)  # (ph, pw) pixels
+
     @property
-    def img_size(self) -> tuple: return tuple(self.patch_embed.img_size) # (H, W) pixels
+    def img_size(self) -> tuple:
+        return tuple(self.patch_embed.img_size)  # (H, W) pixels
 
     def forward(
         self,
-        images: Tensor,              # (B, C, H, W) float, normalised
+        images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # (B, K) int64 indices of the patches to encode; None: all
-    ) -> Features:                   # pooled (B, D), patches (B, N or K, D), grid
+    ) -> Features:  # pooled (B, D), patches (B, N or K, D), grid
         "Encode pictures, or the visible patches of them."
         x = self.tokens(images, keep)
-        return Features(self.forward_head(x, pre_logits=True), x[:, self.num_prefix_tokens:], self.patch_embed.dynamic_feat_size(images.shape[-2:]))
+        return Features(
+            self.forward_head(x, pre_logits=True),
+            x[:, self.num_prefix_tokens :],
+            self.patch_embed.dynamic_feat_size(images.shape[-2:]),
+        )
 
     def tokens(
         self,
-        images: Tensor,              # (B, C, H, W) float, normalised
+        images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # (B, K) int64; None: all
-    ) -> Tensor:                     # (B, P + K, D) after the last norm; P prefix tokens (class, registers) first
+    ) -> Tensor:  # (B, P + K, D) after the last norm; P prefix tokens (class, registers) first
         "The sequence that leaves the last block."
         self.check(images, keep)
-        if keep is None: return self.forward_features(images)
+        if keep is None:
+            return self.forward_features(images)
         x = self.norm_pre(self.pos_drop(self.embed(images, keep)))
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return self.norm(x)
@@ -90,15 +121,19 @@ class ViT(VisionTransformer):
 @patch
 def embed(
     self: ViT,
-    images: Tensor, # (B, C, H, W) float
-    keep: Tensor,   # (B, K) int64 indices of the visible patches
-) -> Tensor:        # (B, P + K, D)
+    images: Tensor,  # (B, C, H, W) float
+    keep: Tensor,  # (B, K) int64 indices of the visible patches
+) -> Tensor:  # (B, P + K, D)
     "Prefix tokens and visible patches with their positions. (MAE, section 3)"
-    x, prefix = self.patch_embed.visible(images, keep), [t for t in (self.cls_token, self.reg_token) if t is not None]
+    x, prefix = (
+        self.patch_embed.visible(images, keep),
+        [t for t in (self.cls_token, self.reg_token) if t is not None],
+    )
     prefix = torch.cat(prefix, 1) if prefix else x.new_zeros(1, 0, self.width)
     if self.pos_embed is not None:
         table = self.pos_embed[0]
-        if not self.no_embed_class: prefix, table = prefix + table[:self.num_prefix_tokens], table[self.num_prefix_tokens:]
+        if not self.no_embed_class:
+            prefix, table = prefix + table[: self.num_prefix_tokens], table[self.num_prefix_tokens :]
         x = x + F.embedding(keep, table)
     return torch.cat([prefix.expand(len(x), -1, -1).to(x.dtype), x], 1)
 
@@ -106,89 +141,124 @@ def embed(
 @patch
 def check(
     self: ViT,
-    images: Tensor,             # what should be (B, C, H, W) float
-    keep: Tensor | None = None, # what should be (B, K) int64
+    images: Tensor,  # what should be (B, C, H, W) float
+    keep: Tensor | None = None,  # what should be (B, K) int64
 ) -> None:
     "One sentence for pictures or indices that this encoder can't take."
     size = self.img_size
-    if images.ndim != 4 or images.shape[1] != self.in_chans or (images.shape[-2:] != size and not self.dynamic_img_size) or not images.is_floating_point():
-        raise ValueError(f"This ViT takes float pictures (B, {self.in_chans}, {size[0]}, {size[1]}), got {images.dtype} {tuple(images.shape)}: "
-                         "resize and normalise them, or build the encoder with their img_size and in_chans (crops of several sizes: with dynamic_img_size=True).")
+    if (
+        images.ndim != 4
+        or images.shape[1] != self.in_chans
+        or (images.shape[-2:] != size and not self.dynamic_img_size)
+        or not images.is_floating_point()
+    ):
+        raise ValueError(
+            f"This ViT takes float pictures (B, {self.in_chans}, {size[0]}, {size[1]}), got {images.dtype} {tuple(images.shape)}: "
+            "resize and normalise them, or build the encoder with their img_size and in_chans (crops of several sizes: with dynamic_img_size=True)."
+        )
     if self.dynamic_img_size and any(n % p for n, p in zip(images.shape[-2:], self.patch_size)):
-        raise ValueError(f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of the patch.")
-    if keep is None: return
+        raise ValueError(
+            f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of the patch."
+        )
+    if keep is None:
+        return
     n = self.grid[0] * self.grid[1]
-    if self.dynamic_img_size: raise ValueError("An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: build it without, or call set_input_size.")
-    if not hasattr(self.patch_embed, 'visible'): raise ValueError(f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: use stem='patchify' or 'conv', or a class with `visible(images, keep)`.")
+    if self.dynamic_img_size:
+        raise ValueError(
+            "An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: build it without, or call set_input_size."
+        )
+    if not hasattr(self.patch_embed, 'visible'):
+        raise ValueError(
+            f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: use stem='patchify' or 'conv', or a class with `visible(images, keep)`."
+        )
     if keep.ndim != 2 or len(keep) != len(images) or not 0 < keep.shape[1] <= n or keep.dtype != torch.int64:
-        raise ValueError(f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}.")
+        raise ValueError(
+            f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}."
+        )
     # Reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails on a bad index
-    if keep.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= keep.min() and keep.max() < n):
-        raise ValueError(f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}.")
+    if (
+        keep.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not (0 <= keep.min() and keep.max() < n)
+    ):
+        raise ValueError(
+            f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}."
+        )
 
 # %% ../../nbs/encoders/01_vit.ipynb #626d5960
 @patch
 def masked(
     self: ViT,
-    images: Tensor, # (B, C, H, W) float, normalised
-    mask: Mask,     # of the Mask contract; in `mask.mask` 1 = hidden
+    images: Tensor,  # (B, C, H, W) float, normalised
+    mask: Mask,  # of the Mask contract; in `mask.mask` 1 = hidden
     token: Tensor,  # (D,) or (1, 1, D), what stands in place of hidden patches
-) -> Features:      # of all N patches
+) -> Features:  # of all N patches
     "Encode every place, hidden ones as the mask token, replaced before positions are added. (BEiT, section 2.3; SimMIM; MaskFeat, `masked.py: _maskfeat_forward`)"
     self.check(images, mask.keep)
-    x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))        # (B, N, D)
+    x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))  # (B, N, D)
     x = torch.where(mask.mask[..., None] > 0, token.to(x.dtype), x)
     x = self.norm_pre(self.patch_drop(self._pos_embed(x)))
     x = self.norm(checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
-    return Features(self.forward_head(x, pre_logits=True), x[:, self.num_prefix_tokens:], self.grid)
+    return Features(self.forward_head(x, pre_logits=True), x[:, self.num_prefix_tokens :], self.grid)
 
 # %% ../../nbs/encoders/01_vit.ipynb #50047c07
 @patch
 def set_grad_checkpointing(
     self: ViT,
-    enable: bool = True, # False: as usual
+    enable: bool = True,  # False: as usual
 ) -> None:
     "timm's switch: keep each block's input only and run the block again in the backward pass."
     self.grad_checkpointing = enable
-    for b in self.blocks: b.lean = not enable
+    for b in self.blocks:
+        b.lean = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #84225721
 @patch
 def in_context(
     self: ViT,
-    images: Tensor,                # (B, C, H, W) float, normalised
-    context: Tensor | None = None, # (B, M) int64 indices of the patches that may be looked at; None: all
-) -> Tensor:                       # (B, N, D) every patch after the last norm, raster order
+    images: Tensor,  # (B, C, H, W) float, normalised
+    context: Tensor | None = None,  # (B, M) int64 indices of the patches that may be looked at; None: all
+) -> Tensor:  # (B, N, D) every patch after the last norm, raster order
     "Encode every patch; keys and values come from the patches in `context` only, in each layer from that layer's. (MP3, figure 1)"
     self.check(images, context)
     x, P = self.norm_pre(self._pos_embed(self.patch_embed(images))), self.num_prefix_tokens
-    if context is not None: context = torch.cat([torch.arange(P, device=x.device).expand(len(x), P), context + P], 1)
-    for b in self.blocks: x = checkpoint(block_in_context, b, x, context, use_reentrant=False) if self.grad_checkpointing else block_in_context(b, x, context)
+    if context is not None:
+        context = torch.cat([torch.arange(P, device=x.device).expand(len(x), P), context + P], 1)
+    for b in self.blocks:
+        x = (
+            checkpoint(block_in_context, b, x, context, use_reentrant=False)
+            if self.grad_checkpointing
+            else block_in_context(b, x, context)
+        )
     return self.norm(x)[:, P:]
 
 # %% ../../nbs/encoders/01_vit.ipynb #aff81900
-def _vit(size: dict, **kw) -> ViT: return ViT(**{**size, **kw})
+def _vit(size: dict, **kw) -> ViT:
+    return ViT(**{**size, **kw})
+
 
 def vit_nano(
     img_size: int | tuple = 48,  # pixels
-    patch_size: int | tuple = 4, # pixels
-    **kw,                        # in_chans, stem, positions and all of `ViT`; embed_dim, depth, num_heads to override
+    patch_size: int | tuple = 4,  # pixels
+    **kw,  # in_chans, stem, positions and all of `ViT`; embed_dim, depth, num_heads to override
 ) -> ViT:
     "The workbook's own size for small pictures on a laptop: width 96, depth 4, 3 heads."
     return _vit(dict(embed_dim=96, depth=4, num_heads=3), img_size=img_size, patch_size=patch_size, **kw)
 
+
 def vit_tiny(
     img_size: int | tuple = 224,  # pixels
-    patch_size: int | tuple = 16, # pixels
-    **kw,                         # as for `ViT`
+    patch_size: int | tuple = 16,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-Ti: width 192, depth 12, 3 heads, 5.5 M parameters. (vision_transformer, configs/models.py)"
     return _vit(dict(embed_dim=192, depth=12, num_heads=3), img_size=img_size, patch_size=patch_size, **kw)
 
+
 def vit_small(
     img_size: int | tuple = 224,  # pixels
-    patch_size: int | tuple = 16, # pixels
-    **kw,                         # as for `ViT`
+    patch_size: int | tuple = 16,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-S: width 384, depth 12, 6 heads, 22 M parameters. (vision_transformer, configs/models.py)"
     return _vit(dict(embed_dim=384, depth=12, num_heads=6), img_size=img_size, patch_size=patch_size, **kw)
@@ -196,113 +266,173 @@ def vit_small(
 # %% ../../nbs/encoders/01_vit.ipynb #d8141be9
 def vit_base(
     img_size: int | tuple = 224,  # pixels
-    patch_size: int | tuple = 16, # pixels
-    **kw,                         # as for `ViT`
+    patch_size: int | tuple = 16,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-B: width 768, depth 12, 12 heads, 86 M parameters. (ViT, table 1)"
     return _vit(dict(embed_dim=768, depth=12, num_heads=12), img_size=img_size, patch_size=patch_size, **kw)
 
+
 def vit_large(
     img_size: int | tuple = 224,  # pixels
-    patch_size: int | tuple = 16, # pixels
-    **kw,                         # as for `ViT`
+    patch_size: int | tuple = 16,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-L: width 1024, depth 24, 16 heads, 303 M parameters. (ViT, table 1)"
     return _vit(dict(embed_dim=1024, depth=24, num_heads=16), img_size=img_size, patch_size=patch_size, **kw)
 
+
 def vit_huge(
     img_size: int | tuple = 224,  # pixels
-    patch_size: int | tuple = 14, # pixels
-    **kw,                         # as for `ViT`
+    patch_size: int | tuple = 14,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-H: width 1280, depth 32, 16 heads, 631 M parameters. (ViT, table 1)"
     return _vit(dict(embed_dim=1280, depth=32, num_heads=16), img_size=img_size, patch_size=patch_size, **kw)
 
 # %% ../../nbs/encoders/01_vit.ipynb #bf2536a0
-def _early(width: int, heads: int, depth: int, mlp_ratio: float, stem: str, img_size: int | tuple = 224, patch_size: int | tuple = 16, **kw) -> ViT:
-    size = dict(embed_dim=width, depth=depth - (stem == 'conv'), num_heads=heads, mlp_ratio=mlp_ratio, norm_layer=partial(nn.LayerNorm, eps=1e-5))
+def _early(
+    width: int,
+    heads: int,
+    depth: int,
+    mlp_ratio: float,
+    stem: str,
+    img_size: int | tuple = 224,
+    patch_size: int | tuple = 16,
+    **kw,
+) -> ViT:
+    size = dict(
+        embed_dim=width,
+        depth=depth - (stem == 'conv'),
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    )
     return _vit(size, img_size=img_size, patch_size=patch_size, stem=stem, **kw).init_pycls()
 
+
 def vit_1gf(
-    stem: str = 'patchify', # "patchify" (12 blocks) or "conv" (11 blocks: one is paid for the stem)
-    **kw,                   # as for `ViT`
+    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks: one is paid for the stem)
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-1GF, 4.8 M parameters, or 4.6 M with the convolutional stem. (Early Convolutions, table 2)"
     return _early(192, 3, 12, 3, stem, **kw)
 
+
 def vit_4gf(
-    stem: str = 'patchify', # "patchify" (12 blocks) or "conv" (11 blocks)
-    **kw,                   # as for `ViT`
+    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks)
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-4GF, 18.5 M parameters, or 17.8 M. (Early Convolutions, table 2)"
     return _early(384, 6, 12, 3, stem, **kw)
 
+
 def vit_18gf(
-    stem: str = 'patchify', # "patchify" (12 blocks) or "conv" (11 blocks)
-    **kw,                   # as for `ViT`
+    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks)
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-18GF = ViT-B, 86.7 M parameters, or 81.6 M. (Early Convolutions, table 2)"
     return _early(768, 12, 12, 4, stem, **kw)
 
+
 def vit_36gf(
-    stem: str = 'patchify', # "patchify" (14 blocks) or "conv" (13 blocks)
-    **kw,                   # as for `ViT`
+    stem: str = 'patchify',  # "patchify" (14 blocks) or "conv" (13 blocks)
+    **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-36GF, 178.4 M parameters, or 167.8 M. (Early Convolutions, table 2)"
     return _early(1024, 16, 14, 4, stem, **kw)
 
 # %% ../../nbs/encoders/01_vit.ipynb #78db7e29
-ENCODERS = {f.__name__: f for f in (vit_nano, vit_tiny, vit_small, vit_base, vit_large, vit_huge, vit_1gf, vit_4gf, vit_18gf, vit_36gf)}
+ENCODERS = {
+    f.__name__: f
+    for f in (
+        vit_nano,
+        vit_tiny,
+        vit_small,
+        vit_base,
+        vit_large,
+        vit_huge,
+        vit_1gf,
+        vit_4gf,
+        vit_18gf,
+        vit_36gf,
+    )
+}
+
 
 def encoder(
-    name: str, # a key of ENCODERS: "vit_nano", "vit_small", ...
-    **kw,      # img_size, patch_size, in_chans, stem, positions, ...
+    name: str,  # a key of ENCODERS: "vit_nano", "vit_small", ...
+    **kw,  # img_size, patch_size, in_chans, stem, positions, ...
 ) -> ViT:
     "An encoder by name; an unknown name gets the nearest match."
     return ENCODERS[choose(name, ENCODERS, 'encoder')](**kw)
 
 # %% ../../nbs/encoders/01_vit.ipynb #3fce03dc
 @patch
-def init_mae(self: ViT) -> ViT: # itself
+def init_mae(self: ViT) -> ViT:  # itself
     "Xavier-uniform on every linear layer and on the flattened patch kernel, class token normal 0.02. (MAE, appendix A.1)"
     for m in self.modules():
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)
-            if m.bias is not None: nn.init.zeros_(m.bias)
-    if isinstance(self.patch_embed, PatchEmbed): nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
-    if self.cls_token is not None: nn.init.normal_(self.cls_token, std=.02)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+    if isinstance(self.patch_embed, PatchEmbed):
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
+    if self.cls_token is not None:
+        nn.init.normal_(self.cls_token, std=0.02)
     return self
 
+
 @patch
-def init_pycls(self: ViT) -> ViT: # itself
+def init_pycls(self: ViT) -> ViT:  # itself
     "Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel, zero class token and head. (pycls, vit.py)"
     for name, m in self.named_modules():
-        if not isinstance(m, nn.Linear): continue
-        if m.bias is not None: nn.init.zeros_(m.bias)
-        if 'mlp' in name: nn.init.xavier_uniform_(m.weight); nn.init.normal_(m.bias, std=1e-6)
-        elif name.endswith('qkv'): nn.init.xavier_uniform_(m.weight)
-        elif name == 'head': nn.init.zeros_(m.weight)
-        else: nn.init.kaiming_uniform_(m.weight, a=5 ** .5)  # MultiheadAttention leaves its output projection at Linear's default
+        if not isinstance(m, nn.Linear):
+            continue
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
+        if 'mlp' in name:
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.normal_(m.bias, std=1e-6)
+        elif name.endswith('qkv'):
+            nn.init.xavier_uniform_(m.weight)
+        elif name == 'head':
+            nn.init.zeros_(m.weight)
+        else:
+            nn.init.kaiming_uniform_(
+                m.weight, a=5**0.5
+            )  # MultiheadAttention leaves its output projection at Linear's default
     if isinstance(self.patch_embed, PatchEmbed):
         proj = self.patch_embed.proj
-        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -.5); nn.init.zeros_(proj.bias)
-    if self.cls_token is not None: nn.init.zeros_(self.cls_token)
-    if self.pos_embed is not None and self.pos_embed.requires_grad: nn.init.normal_(self.pos_embed, std=.02)
+        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5)
+        nn.init.zeros_(proj.bias)
+    if self.cls_token is not None:
+        nn.init.zeros_(self.cls_token)
+    if self.pos_embed is not None and self.pos_embed.requires_grad:
+        nn.init.normal_(self.pos_embed, std=0.02)
     return self
 
 # %% ../../nbs/encoders/01_vit.ipynb #d192ca94
 @patch(cls_method=True)
 def from_timm(
     cls: ViT,
-    model: VisionTransformer | str, # a timm Vision Transformer, or its name
-    **kw,                           # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
-) -> ViT:                           # with the same weights; a model is copied
+    model: VisionTransformer | str,  # a timm Vision Transformer, or its name
+    **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
+) -> ViT:  # with the same weights; a model is copied
     "Turn a timm Vision Transformer of any variant into a `ViT`."
-    model = timm.create_model(model, **{'num_classes': 0, **kw}) if isinstance(model, str) else copy.deepcopy(model)
+    model = (
+        timm.create_model(model, **{'num_classes': 0, **kw})
+        if isinstance(model, str)
+        else copy.deepcopy(model)
+    )
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_; encoders.resnet.ResNet.from_timm takes a ResNet.")
+        raise ValueError(
+            f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_; encoders.resnet.ResNet.from_timm takes a ResNet."
+        )
     model.__class__ = cls
-    if type(model.patch_embed) is PatchEmbed: model.patch_embed.__class__ = PatchifyStem
+    if type(model.patch_embed) is PatchEmbed:
+        model.patch_embed.__class__ = PatchifyStem
     for b in model.blocks:
-        if type(b) is Block: b.__class__ = LeanBlock
+        if type(b) is Block:
+            b.__class__ = LeanBlock
     return model

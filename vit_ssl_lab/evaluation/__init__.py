@@ -13,65 +13,130 @@ import torch
 from torch import nn
 from .features import Projected, RawPixels, Score, extract, random_encoder_like
 from .finetune import Classifier, accuracy, finetune, supervised, train_classifier
-from .health import alignment, diagnose, dimension_std, effective_rank, gradient_norms, health, participation_ratio, uniformity
+from vit_ssl_lab.evaluation.health import (
+    alignment,
+    diagnose,
+    dimension_std,
+    effective_rank,
+    gradient_norms,
+    health,
+    participation_ratio,
+    uniformity,
+)
 from .knn import knn, knn_votes
 from .linear_probe import linear_probe, standardise
 
-_all_ = ['Projected', 'RawPixels', 'Score', 'extract', 'random_encoder_like', 'Classifier', 'accuracy', 'finetune', 'supervised', 'train_classifier', 'alignment', 'diagnose', 'dimension_std',
-         'effective_rank', 'gradient_norms', 'health', 'participation_ratio', 'uniformity', 'knn', 'knn_votes', 'linear_probe', 'standardise']
+_all_ = [
+    'Projected',
+    'RawPixels',
+    'Score',
+    'extract',
+    'random_encoder_like',
+    'Classifier',
+    'accuracy',
+    'finetune',
+    'supervised',
+    'train_classifier',
+    'alignment',
+    'diagnose',
+    'dimension_std',
+    'effective_rank',
+    'gradient_norms',
+    'health',
+    'participation_ratio',
+    'uniformity',
+    'knn',
+    'knn_votes',
+    'linear_probe',
+    'standardise',
+]
 
 # %% ../../nbs/evaluation/00_evaluation.ipynb #4752ca49
 class ScoreTable:
     "Scores of encoders beside their baselines; shown as a table, followed by what it says."
-    def __init__(self,
-        rows: dict[str, dict[str, Score]], # encoder -> kind of score -> Score
-        subject: str,                      # the row that is judged
-        n_test: int,                       # test pictures, for the margin
+
+    def __init__(
+        self,
+        rows: dict[str, dict[str, Score]],  # encoder -> kind of score -> Score
+        subject: str,  # the row that is judged
+        n_test: int,  # test pictures, for the margin
     ):
         self.rows, self.subject, self.n_test = rows, subject, n_test
 
-    def frame(self): # pandas DataFrame, accuracies in percent
+    def frame(self):  # pandas DataFrame, accuracies in percent
         "The table."
         import pandas as pd
-        return pd.DataFrame({name: {kind: s.value for kind, s in scores.items()} for name, scores in self.rows.items()}).T
 
-    def sentences(self) -> list[str]: # one for each kind of score
+        return pd.DataFrame(
+            {name: {kind: s.value for kind, s in scores.items()} for name, scores in self.rows.items()}
+        ).T
+
+    def sentences(self) -> list[str]:  # one for each kind of score
         "Does the judged encoder beat every other row? By more than two standard errors, within them, or not."
         out = []
         for kind, score in self.rows[self.subject].items():
-            name, best = max(((n, s[kind]) for n, s in self.rows.items() if n != self.subject and kind in s), key=lambda pair: pair[1].value, default=(None, None))
-            if name is None: continue
-            error = 100 * sum(p * (1 - p) / self.n_test for p in (score.value / 100, best.value / 100)) ** .5
+            name, best = max(
+                ((n, s[kind]) for n, s in self.rows.items() if n != self.subject and kind in s),
+                key=lambda pair: pair[1].value,
+                default=(None, None),
+            )
+            if name is None:
+                continue
+            error = 100 * sum(p * (1 - p) / self.n_test for p in (score.value / 100, best.value / 100)) ** 0.5
             gap = score.value - best.value
-            says = 'beats' if gap > 2 * error else 'does not beat' if gap <= 0 else 'is above, but within the noise of the test set,'
+            says = (
+                'beats'
+                if gap > 2 * error
+                else 'does not beat'
+                if gap <= 0
+                else 'is above, but within the noise of the test set,'
+            )
             out.append(f"{kind}: {self.subject} ({score.value:.1f} %) {says} {name} ({best.value:.1f} %).")
         return out
 
-    def __str__(self) -> str: return '\n'.join([self.frame().round(1).to_string(na_rep='')] + self.sentences())
+    def __str__(self) -> str:
+        return '\n'.join([self.frame().round(1).to_string(na_rep='')] + self.sentences())
+
     __repr__ = __str__
-    def _repr_html_(self) -> str: return self.frame().style.format('{:.1f}', na_rep='')._repr_html_() + ''.join(f'<p>{s}</p>' for s in self.sentences())
+
+    def _repr_html_(self) -> str:
+        return self.frame().style.format('{:.1f}', na_rep='')._repr_html_() + ''.join(
+            f'<p>{s}</p>' for s in self.sentences()
+        )
 
 # %% ../../nbs/evaluation/00_evaluation.ipynb #7eabf80e
 def score_table(
-    encoder: nn.Module | dict[str, nn.Module], # to judge; of several the first is judged, the others stand beside it
-    train, test,                               # data sets
-    features: str = 'pooled',                  # "pooled", "mean", "both" or "regions"
-    k: int = 20,                               # neighbours
-    random: nn.Module | None = None,           # the encoder before training, if kept; None: re-initialised with `seed`
-    seed: int = 0,                             # of the random encoder
-    from_scratch: dict | None = None,          # recipe for `supervised` (steps, lr, ...); None: not trained
-    baselines: ScoreTable | None = None,       # an earlier table over the same data, whose baselines are used again
-    **probe,                                   # of `linear_probe`
-) -> ScoreTable:                               # kNN and linear probe of each
+    encoder: nn.Module
+    | dict[str, nn.Module],  # to judge; of several the first is judged, the others stand beside it
+    train,
+    test,  # data sets
+    features: str = 'pooled',  # "pooled", "mean", "both" or "regions"
+    k: int = 20,  # neighbours
+    random: nn.Module | None = None,  # the encoder before training, if kept; None: re-initialised with `seed`
+    seed: int = 0,  # of the random encoder
+    from_scratch: dict | None = None,  # recipe for `supervised` (steps, lr, ...); None: not trained
+    baselines: ScoreTable
+    | None = None,  # an earlier table over the same data, whose baselines are used again
+    **probe,  # of `linear_probe`
+) -> ScoreTable:  # kNN and linear probe of each
     "kNN and linear probe beside raw pixels and a random encoder of the same architecture; supervised from scratch if asked for."
     named = encoder if isinstance(encoder, dict) else {'encoder': encoder}
     first = next(iter(named.values()))
-    both = lambda e, kind: {'kNN': knn(e, train, test, k=k, features=kind), 'linear probe': linear_probe(e, train, test, features=kind, **probe)}
+    both = lambda e, kind: {
+        'kNN': knn(e, train, test, k=k, features=kind),
+        'linear probe': linear_probe(e, train, test, features=kind, **probe),
+    }
     rows = {name: both(e, features) for name, e in named.items()}
-    if baselines is not None: rows |= {n: s for n, s in baselines.rows.items() if n in ('raw pixels', 'random encoder', 'supervised')}
+    if baselines is not None:
+        rows |= {
+            n: s for n, s in baselines.rows.items() if n in ('raw pixels', 'random encoder', 'supervised')
+        }
     else:
         device = next(first.parameters(), torch.zeros(())).device
         rows['raw pixels'] = both(RawPixels(), 'pooled')
-        rows['random encoder'] = both(random if random is not None else random_encoder_like(first, seed).to(device), features)
-        if from_scratch is not None: rows['supervised'] = {'accuracy': supervised(first, train, test, seed=seed, **from_scratch)}
+        rows['random encoder'] = both(
+            random if random is not None else random_encoder_like(first, seed).to(device), features
+        )
+        if from_scratch is not None:
+            rows['supervised'] = {'accuracy': supervised(first, train, test, seed=seed, **from_scratch)}
     return ScoreTable(rows, next(iter(named)), len(test))

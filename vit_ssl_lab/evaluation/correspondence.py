@@ -22,58 +22,77 @@ from .features import Score
 # %% ../../nbs/evaluation/09_correspondence.ipynb #7cd0f3d3
 class Warp(NamedTuple):
     "Two views of the same pictures, and where each pixel of the first lies in the second."
+
     first: Tensor  # (B, 3, S, S) uint8
-    second: Tensor # (B, 3, S, S) uint8
-    flow: Tensor   # (B, S, S, 2) float: x, y in the second view, pixels
+    second: Tensor  # (B, 3, S, S) uint8
+    flow: Tensor  # (B, S, S, 2) float: x, y in the second view, pixels
+
 
 def recolour(
-    images: Tensor,     # (B, C, S, S) uint8
-    seed: int = 0,      # of the dice
-    grey: bool = False, # take the colour out as well, as the official protocol
-) -> Tensor:            # (B, C, S, S) uint8
+    images: Tensor,  # (B, C, S, S) uint8
+    seed: int = 0,  # of the dice
+    grey: bool = False,  # take the colour out as well, as the official protocol
+) -> Tensor:  # (B, C, S, S) uint8
     "Other brightness, contrast, saturation and hue for each picture. (`analyze_models.py: flip_and_color_jitter`)"
-    jitter = (.4, .4, .2, .1) if images.shape[1] == 3 else (.4, .4, 0., 0.)
-    v = Views(tuple(images.shape[-2:]), (0.,) * images.shape[1], (1.,) * images.shape[1], [Policy(crop='center', flip=0., jitter=jitter, jitter_p=.8, grey=float(grey))])
+    jitter = (0.4, 0.4, 0.2, 0.1) if images.shape[1] == 3 else (0.4, 0.4, 0.0, 0.0)
+    v = Views(
+        tuple(images.shape[-2:]),
+        (0.0,) * images.shape[1],
+        (1.0,) * images.shape[1],
+        [Policy(crop='center', flip=0.0, jitter=jitter, jitter_p=0.8, grey=float(grey))],
+    )
     draws = v.draw(len(images), tuple(images.shape[-2:]), Generator().manual_seed(seed))
     return (v.pixels(images, draws)[0] * 255).round().to(torch.uint8)
 
+
 def mirrored(
-    images: Tensor,     # (B, C, S, S) uint8
-    seed: int = 0,      # of the colours
-    grey: bool = False, # as published
+    images: Tensor,  # (B, C, S, S) uint8
+    seed: int = 0,  # of the colours
+    grey: bool = False,  # as published
 ) -> Warp:
     "Each picture and its mirror image in other colours. (EsViT, section 3.3)"
     s, b = images.shape[-1], len(images)
     y, x = torch.meshgrid(torch.arange(images.shape[-2]), torch.arange(s), indexing='ij')
-    return Warp(images, recolour(images, seed, grey).flip(-1), torch.stack([s - 1 - x, y], -1).float().expand(b, -1, -1, -1))
+    return Warp(
+        images,
+        recolour(images, seed, grey).flip(-1),
+        torch.stack([s - 1 - x, y], -1).float().expand(b, -1, -1, -1),
+    )
+
 
 def warped(
-    scenes: Any,           # a maker of scenes, or a data set that was made by one
-    n: int = 500,          # pairs
-    seed: int = 0,         # of the colours
-    zoom: tuple = (.6, .9), # side of a view as a share of the scene
-    turn: float = 15.,     # degrees to either side
+    scenes: Any,  # a maker of scenes, or a data set that was made by one
+    n: int = 500,  # pairs
+    seed: int = 0,  # of the colours
+    zoom: tuple = (0.6, 0.9),  # side of a view as a share of the scene
+    turn: float = 15.0,  # degrees to either side
 ) -> Warp:
     "Two views of each scene, with zoom, turn and place of their own, the second in other colours."
     maker = getattr(scenes, 'source', scenes)
-    if not isinstance(maker, Scenes): raise ValueError(f"Only scenes know the warp between two views, and {getattr(scenes, 'name', type(scenes).__name__)!r} has none: give load('scenes', ...), or use mirrored(images), which any pictures can do.")
+    if not isinstance(maker, Scenes):
+        raise ValueError(
+            f"Only scenes know the warp between two views, and {getattr(scenes, 'name', type(scenes).__name__)!r} has none: give load('scenes', ...), or use mirrored(images), which any pictures can do."
+        )
     p = maker.pair(torch.arange(n), zoom, turn)
     return Warp(p.first, recolour(p.second, seed), p.flow)
 
 # %% ../../nbs/evaluation/09_correspondence.ipynb #5cdd8b09
 def true_points(
-    flow: Tensor, # (B, S, S, 2) x, y in pixels
+    flow: Tensor,  # (B, S, S, 2) x, y in pixels
     grid: tuple,  # (rows, columns) of regions
-) -> Tensor:      # (B, N, 2) row and column in regions: 0.5 is the middle of the first
+) -> Tensor:  # (B, N, 2) row and column in regions: 0.5 is the middle of the first
     "Where the middle of each region lies in the second view."
     size = torch.tensor([flow.shape[2], flow.shape[1]], dtype=flow.dtype, device=flow.device)
-    middle = F.adaptive_avg_pool2d(flow.permute(0, 3, 1, 2), grid).flatten(2).transpose(1, 2)  # (B, N, 2) x, y
-    return ((middle + .5) / size).flip(-1) * torch.tensor(grid, dtype=flow.dtype, device=flow.device)
+    middle = (
+        F.adaptive_avg_pool2d(flow.permute(0, 3, 1, 2), grid).flatten(2).transpose(1, 2)
+    )  # (B, N, 2) x, y
+    return ((middle + 0.5) / size).flip(-1) * torch.tensor(grid, dtype=flow.dtype, device=flow.device)
+
 
 def true_regions(
-    points: Tensor, # (B, N, 2) row and column in regions
-    grid: tuple,    # (rows, columns)
-) -> Tensor:        # (B, N) int64, -1 outside
+    points: Tensor,  # (B, N, 2) row and column in regions
+    grid: tuple,  # (rows, columns)
+) -> Tensor:  # (B, N) int64, -1 outside
     "The region in which each point lies."
     cell = points.floor().long()
     inside = (cell >= 0).all(-1) & (cell < torch.tensor(grid, device=points.device)).all(-1)
@@ -82,64 +101,102 @@ def true_regions(
 # %% ../../nbs/evaluation/09_correspondence.ipynb #82e5b641
 class Matches(NamedTuple):
     "What an encoder takes for what, and what is true."
+
     index: Tensor  # (B, N) int64: the most similar region of the second view
-    cosine: Tensor # (B, N) its similarity
+    cosine: Tensor  # (B, N) its similarity
     truth: Tensor  # (B, N) int64: where the middle of the region really lies; -1 outside the second view
-    off: Tensor    # (B, N) distance from the middle of the match to the true point, in regions
+    off: Tensor  # (B, N) distance from the middle of the match to the true point, in regions
 
     @property
-    def right(self) -> Tensor: return self.index == self.truth # (B, N) bool
+    def right(self) -> Tensor:
+        return self.index == self.truth  # (B, N) bool
+
 
 @torch.no_grad()
 def find_matches(
-    encoder: nn.Module,   # the contract: pictures -> Features
-    warp: Warp,           # two views and their flow
-    mean: tuple, std: tuple, # of the channels, 0..1
-    batch: int = 200,     # pictures at a time
-) -> Matches:             # on the CPU
+    encoder: nn.Module,  # the contract: pictures -> Features
+    warp: Warp,  # two views and their flow
+    mean: tuple,
+    std: tuple,  # of the channels, 0..1
+    batch: int = 200,  # pictures at a time
+) -> Matches:  # on the CPU
     "For each region of the first view the most similar one of the second; in eval mode."
     was, home, parts = encoder.training, next(encoder.parameters(), torch.zeros(())).device, []
     encoder.eval()
     try:
         for first, second, flow in zip(*(x.split(batch) for x in warp)):
             a, b = (encoder(normalise(x.to(home), mean, std)) for x in (first, second))
-            same = F.normalize(a.patches.float(), dim=-1) @ F.normalize(b.patches.float(), dim=-1).transpose(1, 2) # (B, N, N)
+            same = F.normalize(a.patches.float(), dim=-1) @ F.normalize(b.patches.float(), dim=-1).transpose(
+                1, 2
+            )  # (B, N, N)
             cosine, index = same.max(-1)
             points = true_points(flow.to(home), a.grid)
-            middle = torch.stack([index // a.grid[1], index % a.grid[1]], -1) + .5
-            parts.append([x.cpu() for x in (index, cosine, true_regions(points, a.grid), (middle - points).norm(dim=-1))])
-    finally: encoder.train(was)
+            middle = torch.stack([index // a.grid[1], index % a.grid[1]], -1) + 0.5
+            parts.append(
+                [
+                    x.cpu()
+                    for x in (index, cosine, true_regions(points, a.grid), (middle - points).norm(dim=-1))
+                ]
+            )
+    finally:
+        encoder.train(was)
     return Matches(*(torch.cat(x) for x in zip(*parts)))
 
 # %% ../../nbs/evaluation/09_correspondence.ipynb #212b8ea7
 def correspondence(
-    encoder: nn.Module,    # the contract
-    warp: Warp,            # two views and their flow
-    mean: tuple, std: tuple, # of the channels, 0..1
-    top: float = 1.,       # share of each picture's regions that count, the most similar pairs first; 10 / 49 in the paper
-) -> Score:                # percent of regions whose match is the true region; chance is 100 / N
+    encoder: nn.Module,  # the contract
+    warp: Warp,  # two views and their flow
+    mean: tuple,
+    std: tuple,  # of the channels, 0..1
+    top: float = 1.0,  # share of each picture's regions that count, the most similar pairs first; 10 / 49 in the paper
+) -> Score:  # percent of regions whose match is the true region; chance is 100 / N
     "How often the most similar region of the other view is the right one. (EsViT, section 3.3; `analyze_models.py: accuracy_correspondence`)"
-    if not 0 < top <= 1: raise ValueError(f"top is the share of the regions that count, above 0 and up to 1, not {top}: EsViT takes 10 of 49.")
+    if not 0 < top <= 1:
+        raise ValueError(
+            f"top is the share of the regions that count, above 0 and up to 1, not {top}: EsViT takes 10 of 49."
+        )
     start, m = time.perf_counter(), find_matches(encoder, warp, mean, std)
     seen, k = m.truth >= 0, max(1, round(top * m.index.shape[1]))
     best = m.cosine.masked_fill(~seen, -2).topk(k, dim=1).indices if k < m.index.shape[1] else None
     pick = lambda x: x if best is None else x.gather(1, best)
     counts = pick(seen)
-    if not counts.any(): raise ValueError("No region of a first view lies inside its second view: nothing can be matched; give views that overlap.")
+    if not counts.any():
+        raise ValueError(
+            "No region of a first view lies inside its second view: nothing can be matched; give views that overlap."
+        )
     value = lambda x: float(pick(x)[counts].float().mean())
-    return Score(100 * value(m.right), dict(name='correspondence', top=top, regions=m.index.shape[1], off=round(value(m.off), 3), pairs=len(seen)), time.perf_counter() - start)
+    return Score(
+        100 * value(m.right),
+        dict(
+            name='correspondence',
+            top=top,
+            regions=m.index.shape[1],
+            off=round(value(m.off), 3),
+            pairs=len(seen),
+        ),
+        time.perf_counter() - start,
+    )
 
 # %% ../../nbs/evaluation/09_correspondence.ipynb #a37d4ec1
 class RawRegions(nn.Module):
     "The baseline: a region's feature is its own pixels."
-    def __init__(self,
-        patch_size: int, # pixels of a region's side
-    ): super().__init__(); self.patch_size = patch_size
 
-    def forward(self,
-        images: Tensor,             # (B, C, H, W)
-        keep: Tensor | None = None, # None
-    ) -> Features:                  # patches (B, N, p * p * C)
+    def __init__(
+        self,
+        patch_size: int,  # pixels of a region's side
+    ):
+        super().__init__()
+        self.patch_size = patch_size
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+        keep: Tensor | None = None,  # None
+    ) -> Features:  # patches (B, N, p * p * C)
         "Cut into regions."
         patches = patchify(images, self.patch_size)
-        return Features(patches.mean(1), patches, (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size))
+        return Features(
+            patches.mean(1),
+            patches,
+            (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size),
+        )

@@ -18,11 +18,13 @@ from ..data.datasets import normalise
 @dataclass(frozen=True)
 class Score:
     "One measured accuracy, with what a reader needs to judge it."
-    value: float                                 # accuracy in percent, 0..100
-    setting: dict = field(default_factory=dict)  # how it was taken: name, k, features, seed, ...
-    seconds: float = 0.                          # wall time, features included
 
-    def __float__(self) -> float: return float(self.value)
+    value: float  # accuracy in percent, 0..100
+    setting: dict = field(default_factory=dict)  # how it was taken: name, k, features, seed, ...
+    seconds: float = 0.0  # wall time, features included
+
+    def __float__(self) -> float:
+        return float(self.value)
 
     def __str__(self) -> str:
         name = self.setting.get('name', 'score')
@@ -33,31 +35,35 @@ class Score:
 
 # %% ../../nbs/evaluation/01_features.ipynb #46659c4d
 def region_means(
-    f: Features,    # of whole pictures
+    f: Features,  # of whole pictures
     side: int = 3,  # regions a side; fewer where the grid has fewer
-) -> Tensor:        # (B, side * side * D)
+) -> Tensor:  # (B, side * side * D)
     "Mean patch feature of each region: a summary that keeps roughly where things are, as raw pixels do."
-    maps = f.patches.transpose(1, 2).unflatten(2, f.grid)                 # (B, D, rows, columns)
+    maps = f.patches.transpose(1, 2).unflatten(2, f.grid)  # (B, D, rows, columns)
     return F.adaptive_avg_pool2d(maps, tuple(min(side, n) for n in f.grid)).flatten(1)
 
+
 FEATURES = {
-    'pooled': lambda f: f.pooled,                                         # what the encoder calls its summary: CLS, or the mean
-    'mean': lambda f: f.patches.mean(1),                                  # mean of the patch tokens
-    'both': lambda f: torch.cat([f.pooled, f.patches.mean(1)], dim=1),    # side by side
-    'regions': region_means,                                               # mean of the patches in each ninth of the picture
+    'pooled': lambda f: f.pooled,  # what the encoder calls its summary: CLS, or the mean
+    'mean': lambda f: f.patches.mean(1),  # mean of the patch tokens
+    'both': lambda f: torch.cat([f.pooled, f.patches.mean(1)], dim=1),  # side by side
+    'regions': region_means,  # mean of the patches in each ninth of the picture
 }
+
 
 @torch.no_grad()
 def extract(
-    encoder: nn.Module,         # `encoder(images) -> Features`
-    data,                       # a `Dataset`: batches, mean, std, labels
-    features: str = 'pooled',   # "pooled", "mean" (of the patches), "both" (twice as wide) or "regions" (nine times)
-    batch_size: int = 512,      # images at a time
-    device=None,                # None: where the encoder is
-    views: nn.Module | None = None, # pictures uint8 -> (B, C, H, W) normalised, augmented; None: only normalised
-) -> tuple[Tensor, Tensor]:     # X (n, D) float32 and y (n,) int64, both on the CPU, in the order of the data
+    encoder: nn.Module,  # `encoder(images) -> Features`
+    data,  # a `Dataset`: batches, mean, std, labels
+    features: str = 'pooled',  # "pooled", "mean" (of the patches), "both" (twice as wide) or "regions" (nine times)
+    batch_size: int = 512,  # images at a time
+    device=None,  # None: where the encoder is
+    views: nn.Module
+    | None = None,  # pictures uint8 -> (B, C, H, W) normalised, augmented; None: only normalised
+) -> tuple[Tensor, Tensor]:  # X (n, D) float32 and y (n,) int64, both on the CPU, in the order of the data
     "Encode a whole data set without gradient, in eval mode; the encoder is left as it was."
-    if not len(data): raise ValueError(f"The data set {data.name!r} has no images to encode: it needs one or more.")
+    if not len(data):
+        raise ValueError(f"The data set {data.name!r} has no images to encode: it needs one or more.")
     pick = FEATURES[choose(features, FEATURES, 'kind of features')]
     home = next(encoder.parameters(), torch.zeros(())).device
     device, was_training = torch.device(device or home), encoder.training
@@ -67,24 +73,31 @@ def extract(
         for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
             images = images.to(device)
             x = normalise(images, data.mean, data.std) if views is None else views(images)
-            X.append(pick(encoder(x)).float().cpu()); y.append(labels.cpu())
+            X.append(pick(encoder(x)).float().cpu())
+            y.append(labels.cpu())
     finally:
         encoder.to(home).train(was_training)
     X = torch.cat(X)
-    if not X.isfinite().all(): raise ValueError(f"{int((~X.isfinite()).any(1).sum())} of {len(X)} feature vectors are not finite: the encoder's weights may be broken; load its last good checkpoint.")
+    if not X.isfinite().all():
+        raise ValueError(
+            f"{int((~X.isfinite()).any(1).sum())} of {len(X)} feature vectors are not finite: the encoder's weights may be broken; load its last good checkpoint."
+        )
     return X, torch.cat(y)
 
 # %% ../../nbs/evaluation/01_features.ipynb #33b6d17e
 class RawPixels(nn.Module):
     "The baseline encoder: its feature vector is the normalised picture itself."
-    width = None # D = C*H*W, known once a picture was seen
 
-    def forward(self,
-        images: Tensor,             # (B, C, H, W)
-        keep: Tensor | None = None, # None: pixels have no patches to hide
-    ) -> Features:                  # pooled (B, C*H*W), patches (B, 1, C*H*W), grid (1, 1)
+    width = None  # D = C*H*W, known once a picture was seen
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+        keep: Tensor | None = None,  # None: pixels have no patches to hide
+    ) -> Features:  # pooled (B, C*H*W), patches (B, 1, C*H*W), grid (1, 1)
         "Flatten each picture."
-        if keep is not None: raise ValueError("RawPixels has no patches to hide: got `keep`, it takes None.")
+        if keep is not None:
+            raise ValueError("RawPixels has no patches to hide: got `keep`, it takes None.")
         flat = images.flatten(1)
         self.width = flat.shape[1]
         return Features(flat, flat[:, None], (1, 1))
@@ -92,32 +105,41 @@ class RawPixels(nn.Module):
 # %% ../../nbs/evaluation/01_features.ipynb #5defa0e8
 class Projected(nn.Module):
     "A Siamese method's projection in the place of its encoder's pooled vector."
-    def __init__(self,
-        method: nn.Module, # has an encoder and a projector
-    ): super().__init__(); self.encoder, self.projector = method.encoder, method.projector
 
-    def forward(self,
-        images: Tensor,             # (B, C, H, W)
-        keep: Tensor | None = None, # handed on to the encoder
-    ) -> Features:                  # pooled (B, d)
+    def __init__(
+        self,
+        method: nn.Module,  # has an encoder and a projector
+    ):
+        super().__init__()
+        self.encoder, self.projector = method.encoder, method.projector
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+        keep: Tensor | None = None,  # handed on to the encoder
+    ) -> Features:  # pooled (B, d)
         "Encode and project."
         f = self.encoder(images, keep=keep)
         return f._replace(pooled=self.projector(f.pooled))
 
 # %% ../../nbs/evaluation/01_features.ipynb #0793435a
 def random_encoder_like(
-    encoder: nn.Module, # any encoder; it is not changed
-    seed: int = 0,      # of the new weights
-) -> nn.Module:         # the same architecture, re-initialised, in eval mode, on the CPU
+    encoder: nn.Module,  # any encoder; it is not changed
+    seed: int = 0,  # of the new weights
+) -> nn.Module:  # the same architecture, re-initialised, in eval mode, on the CPU
     "A copy of an encoder with fresh random weights; frozen parameters (a sin-cos table) and unlearned buffers stay."
     new = copy.deepcopy(encoder).cpu()
     old = {k: p.detach().clone() for k, p in new.named_parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for module in new.modules():
-            if hasattr(module, 'reset_parameters'): module.reset_parameters()
-        if hasattr(new, 'init_weights'): new.init_weights()
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        if hasattr(new, 'init_weights'):
+            new.init_weights()
         for name, p in new.named_parameters():
-            if not p.requires_grad: p.copy_(old[name])
-            elif p.equal(old[name]) and (p != p.flatten()[0]).any(): nn.init.trunc_normal_(p, std=.02) # nobody re-drew it: a bare token or table
+            if not p.requires_grad:
+                p.copy_(old[name])
+            elif p.equal(old[name]) and (p != p.flatten()[0]).any():
+                nn.init.trunc_normal_(p, std=0.02)  # nobody re-drew it: a bare token or table
     return new.eval()

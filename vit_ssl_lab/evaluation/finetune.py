@@ -19,71 +19,88 @@ from ..training.optim import lr_at, make_optimizer, param_groups, set_lr
 # %% ../../nbs/evaluation/04_finetune.ipynb #ff5f80b6
 class Classifier(nn.Module):
     "An encoder, the mean of its patches, a new LayerNorm, a linear layer near zero (MAE, appendix A.1; models_vit.py)."
-    def __init__(self,
-        encoder: nn.Module, # `encoder(images) -> Features`; it is copied
-        classes: int,       # how many
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # `encoder(images) -> Features`; it is copied
+        classes: int,  # how many
     ):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
-        for name, p in self.encoder.named_parameters(): p.requires_grad_(p.requires_grad or not name.endswith('pos_embed')) # what pre-training had frozen learns now, but a fixed table of positions
-        if isinstance(getattr(self.encoder, 'norm', None), nn.LayerNorm): self.encoder.norm = nn.Identity() # the new norm takes its place, after the mean
+        for name, p in self.encoder.named_parameters():
+            p.requires_grad_(
+                p.requires_grad or not name.endswith('pos_embed')
+            )  # what pre-training had frozen learns now, but a fixed table of positions
+        if isinstance(getattr(self.encoder, 'norm', None), nn.LayerNorm):
+            self.encoder.norm = nn.Identity()  # the new norm takes its place, after the mean
         self.head = LinearHead(encoder.width, classes, norm='layer', std=2e-5)
 
-    def forward(self,
-        images: Tensor, # (B, C, H, W) normalised
-    ) -> Tensor:        # (B, classes) logits
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W) normalised
+    ) -> Tensor:  # (B, classes) logits
         "Classify pictures."
         return self.head(self.encoder(images).patches.mean(1))
 
 # %% ../../nbs/evaluation/04_finetune.ipynb #ab13c2e8
 def free_last(
-    model: Classifier,          # changed in place
-    blocks: int | float | None, # None: everything moves; 0: the head; .5: the MLP of the last block; n: the last n blocks
+    model: Classifier,  # changed in place
+    blocks: int
+    | float
+    | None,  # None: everything moves; 0: the head; .5: the MLP of the last block; n: the last n blocks
 ) -> Classifier:
     "Freeze all but the head and the last `blocks` blocks (MAE, section 4.3, partial fine-tuning)."
-    if blocks is None: return model
+    if blocks is None:
+        return model
     own = getattr(model.encoder, 'blocks', ())
-    if blocks != .5 and blocks not in range(len(own) + 1) or blocks and not len(own):
-        raise ValueError(f"blocks = {blocks} can't be freed in an encoder of {len(own)} blocks: give None, 0, 0.5 or a whole number up to {len(own)}.")
+    if blocks != 0.5 and blocks not in range(len(own) + 1) or blocks and not len(own):
+        raise ValueError(
+            f"blocks = {blocks} can't be freed in an encoder of {len(own)} blocks: give None, 0, 0.5 or a whole number up to {len(own)}."
+        )
     model.encoder.requires_grad_(False)
-    last = [own[-1].norm2, own[-1].mlp] if blocks == .5 else list(own)[len(own) - int(blocks):]
-    for module in last: module.requires_grad_(True)
+    last = [own[-1].norm2, own[-1].mlp] if blocks == 0.5 else list(own)[len(own) - int(blocks) :]
+    for module in last:
+        module.requires_grad_(True)
     return model
 
+
 def train_free(
-    model: nn.Module, # changed in place
+    model: nn.Module,  # changed in place
 ) -> nn.Module:
     "Train mode where something can learn, eval mode elsewhere: a frozen BatchNorm must not drift."
     model.train()
     for module in model.modules():
         own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own): module.eval()
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
     return model
 
 # %% ../../nbs/evaluation/04_finetune.ipynb #9adecf2d
 class NotFinite(FloatingPointError):
     "A loss that is no number any more: the run stops, and says where."
 
+
 def train_classifier(
-    model: nn.Module,              # images -> logits; changed in place; what needs no gradient is left alone
-    train,                         # a data set: batches, mean, std
-    steps: int,                    # updates
-    batch_size: int,               # pictures an update
-    lr: float,                     # peak, not scaled by the batch
-    weight_decay: float = .05,     # on matrices only, never on biases and norms
-    layer_decay: float = 1.,       # factor of the learning rate from one block to the block below; 1: none
-    optimizer: str = 'adamw',      # "adamw" (betas .9, .999), "sgd" (momentum .9) or "lars"
-    warmup: float = .1,            # share of the steps with a rising learning rate
-    label_smoothing: float = .1,   # 0: none
-    clip: float | None = None,     # largest gradient norm; None: no clipping
-    views: nn.Module | None = None,# pictures uint8 -> (B, C, H, W) normalised, augmented; None: only normalised
-    seed: int = 0,                 # of the order of the pictures (and, through torch, of the views)
-    device=None,                   # None: where the model is
-) -> list[float]:                  # the loss at each step
+    model: nn.Module,  # images -> logits; changed in place; what needs no gradient is left alone
+    train,  # a data set: batches, mean, std
+    steps: int,  # updates
+    batch_size: int,  # pictures an update
+    lr: float,  # peak, not scaled by the batch
+    weight_decay: float = 0.05,  # on matrices only, never on biases and norms
+    layer_decay: float = 1.0,  # factor of the learning rate from one block to the block below; 1: none
+    optimizer: str = 'adamw',  # "adamw" (betas .9, .999), "sgd" (momentum .9) or "lars"
+    warmup: float = 0.1,  # share of the steps with a rising learning rate
+    label_smoothing: float = 0.1,  # 0: none
+    clip: float | None = None,  # largest gradient norm; None: no clipping
+    views: nn.Module
+    | None = None,  # pictures uint8 -> (B, C, H, W) normalised, augmented; None: only normalised
+    seed: int = 0,  # of the order of the pictures (and, through torch, of the views)
+    device=None,  # None: where the model is
+) -> list[float]:  # the loss at each step
     "Supervised training with warm-up and cosine. A loss that isn't finite raises `NotFinite`."
     device, losses, step = torch.device(device or next(model.parameters()).device), [], 0
     train_free(model.to(device))
-    opt = make_optimizer(optimizer, param_groups(model, weight_decay, layer_decay), lr, betas=(.9, .999))
+    opt = make_optimizer(optimizer, param_groups(model, weight_decay, layer_decay), lr, betas=(0.9, 0.999))
     free, order = [p for p in model.parameters() if p.requires_grad], torch.Generator().manual_seed(seed)
     while step < steps:
         for images, labels, _ in train.batches(min(batch_size, len(train)), generator=order):
@@ -91,70 +108,97 @@ def train_classifier(
             x = normalise(images, train.mean, train.std) if views is None else views(images)
             loss = F.cross_entropy(model(x), labels, label_smoothing=label_smoothing)
             losses.append(loss.item())
-            if not math.isfinite(losses[-1]): raise NotFinite(f"The loss is {losses[-1]} at step {step} with {optimizer} at learning rate {lr:g}: lower the rate, lengthen the warm-up or clip the gradient.")
-            opt.zero_grad(set_to_none=True); loss.backward()
-            if clip: nn.utils.clip_grad_norm_(free, clip)
-            set_lr(opt, lr_at(step + .5, steps, warmup * steps, lr)) # the middle of the step: the first and the last of few steps would be lost at rate 0
-            opt.step(); step += 1
-            if step == steps: break
+            if not math.isfinite(losses[-1]):
+                raise NotFinite(
+                    f"The loss is {losses[-1]} at step {step} with {optimizer} at learning rate {lr:g}: lower the rate, lengthen the warm-up or clip the gradient."
+                )
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(free, clip)
+            set_lr(
+                opt, lr_at(step + 0.5, steps, warmup * steps, lr)
+            )  # the middle of the step: the first and the last of few steps would be lost at rate 0
+            opt.step()
+            step += 1
+            if step == steps:
+                break
     return losses
+
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module,      # images -> logits
-    data,                  # a data set
-    batch_size: int = 512, # pictures at a time
-    device=None,           # None: where the model is
-) -> float:                # percent
+    model: nn.Module,  # images -> logits
+    data,  # a data set
+    batch_size: int = 512,  # pictures at a time
+    device=None,  # None: where the model is
+) -> float:  # percent
     "Share of the pictures whose largest logit is their class."
     device, right, n = torch.device(device or next(model.parameters()).device), 0, 0
     model.eval()
     for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
         x = normalise(images.to(device), data.mean, data.std)
-        right += (model(x).argmax(1) == labels.to(device)).sum().item(); n += len(labels)
+        right += (model(x).argmax(1) == labels.to(device)).sum().item()
+        n += len(labels)
     return 100 * right / n
 
 # %% ../../nbs/evaluation/04_finetune.ipynb #8c2fb150
 def finetune(
-    encoder: nn.Module,                   # pre-trained; a copy is trained
-    train, test,                          # data sets
+    encoder: nn.Module,  # pre-trained; a copy is trained
+    train,
+    test,  # data sets
     labels_per_class: int | None = None,  # so many labelled pictures a class, drawn with `seed`; None: all
-    blocks: int | float | None = None,    # None: all weights; 0: head; .5: MLP of the last block; n: the last n blocks
-    steps: int | None = None,             # updates; None: `epochs` over the pictures used
-    epochs: float = 10,                   # passes, if `steps` is None
-    batch_size: int = 128,                # pictures an update
-    lr: float = 1e-3,                     # peak, not scaled by the batch
-    layer_decay: float = .75,             # MAE's for ViT-L; 1: none
-    seed: int = 0,                        # of the labels, the order and the head
-    device=None,                          # None: where the encoder is
-    name: str = 'fine-tune',              # in the score's setting
-    **options,                            # of `train_classifier`: weight_decay, optimizer, warmup, label_smoothing, clip, views
-) -> Score:                               # accuracy in percent on `test`
+    blocks: int
+    | float
+    | None = None,  # None: all weights; 0: head; .5: MLP of the last block; n: the last n blocks
+    steps: int | None = None,  # updates; None: `epochs` over the pictures used
+    epochs: float = 10,  # passes, if `steps` is None
+    batch_size: int = 128,  # pictures an update
+    lr: float = 1e-3,  # peak, not scaled by the batch
+    layer_decay: float = 0.75,  # MAE's for ViT-L; 1: none
+    seed: int = 0,  # of the labels, the order and the head
+    device=None,  # None: where the encoder is
+    name: str = 'fine-tune',  # in the score's setting
+    **options,  # of `train_classifier`: weight_decay, optimizer, warmup, label_smoothing, clip, views
+) -> Score:  # accuracy in percent on `test`
     "Accuracy after fine-tuning (MAE, section 4 and appendix A.1)."
     start, classes = time.time(), len(train.classes)
     if labels_per_class is not None:
         fewest = train.labels.bincount(minlength=classes).min().item()
-        if not 0 < labels_per_class <= fewest: raise ValueError(f"labels_per_class = {labels_per_class}, but the rarest class has {fewest} pictures: it must lie in 1..{fewest}.")
+        if not 0 < labels_per_class <= fewest:
+            raise ValueError(
+                f"labels_per_class = {labels_per_class}, but the rarest class has {fewest} pictures: it must lie in 1..{fewest}."
+            )
         train = train.subset(labels_per_class * classes, seed=seed)
     steps = steps or max(1, round(epochs * len(train) / min(batch_size, len(train))))
     device = torch.device(device or next(encoder.parameters()).device)
-    with torch.random.fork_rng(devices=[]): # the head and the views are drawn from `seed`, and nobody else's random numbers move
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the head and the views are drawn from `seed`, and nobody else's random numbers move
         torch.manual_seed(seed)
         model = free_last(Classifier(encoder, classes), blocks).to(device)
-        losses = train_classifier(model, train, steps, batch_size, lr, layer_decay=layer_decay, seed=seed, device=device, **options)
+        losses = train_classifier(
+            model, train, steps, batch_size, lr, layer_decay=layer_decay, seed=seed, device=device, **options
+        )
     setting = dict(name=name, labels=len(train), steps=steps, lr=lr, seed=seed, loss=round(losses[-1], 3))
-    if blocks is not None: setting['blocks'] = blocks
+    if blocks is not None:
+        setting['blocks'] = blocks
     return Score(accuracy(model, test, device=device), setting, time.time() - start)
 
+
 def supervised(
-    encoder: nn.Module | Callable[[], nn.Module], # whose architecture is trained, or a function that makes a fresh one
-    train, test,                                  # data sets
-    seed: int = 0,                                # of the weights, the labels and the order
-    **options,                                    # of `finetune`
-) -> Score:                                       # accuracy in percent on `test`
+    encoder: nn.Module
+    | Callable[[], nn.Module],  # whose architecture is trained, or a function that makes a fresh one
+    train,
+    test,  # data sets
+    seed: int = 0,  # of the weights, the labels and the order
+    **options,  # of `finetune`
+) -> Score:  # accuracy in percent on `test`
     "Accuracy of the same architecture trained from scratch with the same recipe: what labels give without pre-training."
-    if isinstance(encoder, nn.Module): fresh = random_encoder_like(encoder, seed).to(next(encoder.parameters()).device)
+    if isinstance(encoder, nn.Module):
+        fresh = random_encoder_like(encoder, seed).to(next(encoder.parameters()).device)
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed); fresh = encoder()
-    return finetune(fresh, train, test, seed=seed, **{'layer_decay': 1., 'name': 'supervised', **options})
+            torch.manual_seed(seed)
+            fresh = encoder()
+    return finetune(fresh, train, test, seed=seed, **{'layer_decay': 1.0, 'name': 'supervised', **options})

@@ -15,89 +15,114 @@ from ..components.losses import alignment_loss, uniformity_loss
 
 # %% ../../nbs/evaluation/05_health.ipynb #cf296750
 def check_rows(
-    z: Tensor, # (n, D) features
-) -> Tensor:   # the same, detached, in float64
+    z: Tensor,  # (n, D) features
+) -> Tensor:  # the same, detached, in float64
     "Refuse what has no spread to speak of."
-    if z.ndim != 2 or len(z) < 2: raise ValueError(f"Health needs a matrix of two or more feature vectors (n, D), got shape {tuple(z.shape)}.")
-    if not z.isfinite().all(): raise ValueError(f"{int((~z.isfinite()).any(1).sum())} of {len(z)} feature vectors are not finite: look at the loss and the learning rate.")
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(
+            f"Health needs a matrix of two or more feature vectors (n, D), got shape {tuple(z.shape)}."
+        )
+    if not z.isfinite().all():
+        raise ValueError(
+            f"{int((~z.isfinite()).any(1).sum())} of {len(z)} feature vectors are not finite: look at the loss and the learning rate."
+        )
     return z.detach().double()
+
 
 def dimension_std(
     z: Tensor,  # (n, D) features
-) -> Tensor:    # (D,) 1 = spread evenly over the sphere, 0 = collapsed
+) -> Tensor:  # (D,) 1 = spread evenly over the sphere, 0 = collapsed
     "Standard deviation of each coordinate of the L2-normalised features, in units of 1/sqrt(D) (SimSiam, section 4.1)."
     z = F.normalize(check_rows(z), dim=1)
-    return z.std(0, unbiased=False) * z.shape[1] ** .5
+    return z.std(0, unbiased=False) * z.shape[1] ** 0.5
 
 # %% ../../nbs/evaluation/05_health.ipynb #0484b6ef
 def effective_rank(
-    z: Tensor,        # (n, D) features, not centred
-    eps: float = 1e-7,# RankMe's constant inside the logarithm
-) -> float:           # 1..min(n, D)
+    z: Tensor,  # (n, D) features, not centred
+    eps: float = 1e-7,  # RankMe's constant inside the logarithm
+) -> float:  # 1..min(n, D)
     "exp of the entropy of the normalised singular values (RankMe, Garrido et al. 2023, eq. 1-2)."
     s = torch.linalg.svdvals(check_rows(z))
     p = s / s.sum().clamp(min=1e-12) + eps
     return (-(p * p.log()).sum()).exp().item()
 
+
 def participation_ratio(
-    z: Tensor, # (n, D) features
-) -> float:    # 1..min(n - 1, D); 0 if nothing varies
+    z: Tensor,  # (n, D) features
+) -> float:  # 1..min(n - 1, D); 0 if nothing varies
     "(sum of variances)^2 / sum of squared variances along the principal axes."
     z = check_rows(z)
     v = torch.linalg.svdvals(z - z.mean(0)) ** 2
-    return (v.sum() ** 2 / (v ** 2).sum().clamp(min=1e-24)).item()
+    return (v.sum() ** 2 / (v**2).sum().clamp(min=1e-24)).item()
 
 # %% ../../nbs/evaluation/05_health.ipynb #b698f27d
 def alignment(
-    z1: Tensor,        # (n, D) features of one view
-    z2: Tensor,        # (n, D) of the other view of the same pictures
-    alpha: float = 2., # power of the distance
-) -> float:            # 0 (the same) .. 4 (opposite), for alpha 2
+    z1: Tensor,  # (n, D) features of one view
+    z2: Tensor,  # (n, D) of the other view of the same pictures
+    alpha: float = 2.0,  # power of the distance
+) -> float:  # 0 (the same) .. 4 (opposite), for alpha 2
     "Mean distance, to the power alpha, of the two views on the sphere (Wang & Isola 2020, section 4.1)."
     return alignment_loss(check_rows(z1), check_rows(z2), alpha).item()
 
+
 def uniformity(
-    z: Tensor,      # (n, D) features; a few thousand at most: all pairs are compared
-    t: float = 2.,  # of the Gaussian kernel
-) -> float:         # 0 (collapsed) down to about -4 (spread, for t = 2)
+    z: Tensor,  # (n, D) features; a few thousand at most: all pairs are compared
+    t: float = 2.0,  # of the Gaussian kernel
+) -> float:  # 0 (collapsed) down to about -4 (spread, for t = 2)
     "log of the mean of exp(-t * squared distance) over all pairs (Wang & Isola 2020, section 4.1)."
     return uniformity_loss(check_rows(z), t).item()
 
 # %% ../../nbs/evaluation/05_health.ipynb #68a644c5
 def gradient_norms(
-    model: nn.Module, # after `loss.backward()`
-    depth: int = 2,   # how many parts of a parameter's name make a layer: 2 gives "blocks.0"
-) -> dict[str, float]: # layer -> norm; parameters without a gradient are left out
+    model: nn.Module,  # after `loss.backward()`
+    depth: int = 2,  # how many parts of a parameter's name make a layer: 2 gives "blocks.0"
+) -> dict[str, float]:  # layer -> norm; parameters without a gradient are left out
     "L2 norm of the gradient, layer by layer, in the order of the parameters."
     total = defaultdict(float)
     for name, p in model.named_parameters():
-        if p.grad is not None: total['.'.join(name.split('.')[:-1][:depth]) or name] += p.grad.double().pow(2).sum().item()
-    return {name: v ** .5 for name, v in total.items()}
+        if p.grad is not None:
+            total['.'.join(name.split('.')[:-1][:depth]) or name] += p.grad.double().pow(2).sum().item()
+    return {name: v**0.5 for name, v in total.items()}
 
 # %% ../../nbs/evaluation/05_health.ipynb #ed590b01
 def channel_distance(
-    maps: Tensor, # (B, C, H, W) one layer's features
-) -> float:       # 0 (channels are copies of each other) .. 0.5
+    maps: Tensor,  # (B, C, H, W) one layer's features
+) -> float:  # 0 (channels are copies of each other) .. 0.5
     "Mean cosine distance of a map's channels, pairs of each picture, mean over pictures (ConvNeXt V2, section 3.2)."
-    if maps.ndim != 4: raise ValueError(f"Channels are compared on maps (B, C, H, W), got shape {tuple(maps.shape)}.")
-    directions = F.normalize(maps.detach().flatten(2).double(), dim=2)            # (B, C, H*W)
-    return (.5 - directions.mean(1).square().sum(1) / 2).mean().item()
+    if maps.ndim != 4:
+        raise ValueError(f"Channels are compared on maps (B, C, H, W), got shape {tuple(maps.shape)}.")
+    directions = F.normalize(maps.detach().flatten(2).double(), dim=2)  # (B, C, H*W)
+    return (0.5 - directions.mean(1).square().sum(1) / 2).mean().item()
 
 # %% ../../nbs/evaluation/05_health.ipynb #519813b6
 def health(
-    z: Tensor,                 # (n, D) features
+    z: Tensor,  # (n, D) features
     z2: Tensor | None = None,  # (n, D) of a second view, for alignment
-    sample: int = 2000,        # at most so many rows, evenly taken
-) -> dict[str, float]:         # std (mean of `dimension_std`), effective_rank, participation, uniformity (and alignment)
+    sample: int = 2000,  # at most so many rows, evenly taken
+) -> dict[
+    str, float
+]:  # std (mean of `dimension_std`), effective_rank, participation, uniformity (and alignment)
     "All monitors that need no label, as scalars for a log."
     step = -(-len(z) // sample)
-    out = dict(std=dimension_std(z[::step]).mean().item(), effective_rank=effective_rank(z[::step]), participation=participation_ratio(z[::step]), uniformity=uniformity(z[::step]))
+    out = dict(
+        std=dimension_std(z[::step]).mean().item(),
+        effective_rank=effective_rank(z[::step]),
+        participation=participation_ratio(z[::step]),
+        uniformity=uniformity(z[::step]),
+    )
     return out if z2 is None else {**out, 'alignment': alignment(z[::step], z2[::step])}
 
+
 def diagnose(
-    z: Tensor, # (n, D) features
-) -> str:      # "collapsed: ...", "narrow: ..." or "healthy: ..."
+    z: Tensor,  # (n, D) features
+) -> str:  # "collapsed: ...", "narrow: ..." or "healthy: ..."
     "Say in one sentence how a representation is. Collapsed: spread below a tenth of the sphere's; narrow: effective rank below a tenth of what n and D allow."
     h, most = health(z), min(z.shape)
-    word = 'collapsed' if h['std'] < .1 or h['effective_rank'] < 1.1 else 'narrow' if h['effective_rank'] < .1 * most else 'healthy'
+    word = (
+        'collapsed'
+        if h['std'] < 0.1 or h['effective_rank'] < 1.1
+        else 'narrow'
+        if h['effective_rank'] < 0.1 * most
+        else 'healthy'
+    )
     return f"{word}: std {h['std']:.2f} of 1, effective rank {h['effective_rank']:.1f} of {most}"

@@ -14,50 +14,62 @@ from .health import check_rows
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #99eb6bfe
 def linear_cka(
-    a: Tensor, # (n, D) features; many more rows than columns, with few CKA is too high
-    b: Tensor, # (n, E) other features of the same pictures
-) -> float:    # 0 (unrelated) .. 1 (equal up to rotation and scale)
+    a: Tensor,  # (n, D) features; many more rows than columns, with few CKA is too high
+    b: Tensor,  # (n, E) other features of the same pictures
+) -> float:  # 0 (unrelated) .. 1 (equal up to rotation and scale)
     "Linear centred kernel alignment. (Kornblith et al. 2019, section 3)"
     a, b = check_rows(a), check_rows(b)
-    if len(a) != len(b): raise ValueError(f"CKA compares two features of the same pictures, row by row: got {len(a)} and {len(b)} rows.")
+    if len(a) != len(b):
+        raise ValueError(
+            f"CKA compares two features of the same pictures, row by row: got {len(a)} and {len(b)} rows."
+        )
     a, b = a - a.mean(0), b - b.mean(0)
     return ((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()).clamp(min=1e-24)).item()
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #d055afc5
 def retrieval(
-    asked: Tensor, # (n, D) features of the questions: masked pictures, say
-    among: Tensor, # (n, D) features of their answers, row by row
-) -> float:        # percent; 100 / n by chance
+    asked: Tensor,  # (n, D) features of the questions: masked pictures, say
+    among: Tensor,  # (n, D) features of their answers, row by row
+) -> float:  # percent; 100 / n by chance
     "How often the most similar answer, by cosine, is a question's own."
     asked, among = check_rows(asked), check_rows(among)
-    if asked.shape != among.shape: raise ValueError(f"Each question has one answer of the same width: got {tuple(asked.shape)} and {tuple(among.shape)}.")
+    if asked.shape != among.shape:
+        raise ValueError(
+            f"Each question has one answer of the same width: got {tuple(asked.shape)} and {tuple(among.shape)}."
+        )
     best = (F.normalize(asked, dim=1) @ F.normalize(among, dim=1).T).argmax(1)
     return 100 * (best == torch.arange(len(best), device=best.device)).double().mean().item()
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #8afe8cc2
 @torch.no_grad()
 def block_means(
-    encoder: nn.Module,         # a ViT, or any encoder of the contract with `blocks`
-    images: Tensor,             # (B, C, H, W) normalised
-    keep: Tensor | None = None, # (B, K) visible patches; None: all
-) -> list[Tensor]:              # one (B, D) a block
+    encoder: nn.Module,  # a ViT, or any encoder of the contract with `blocks`
+    images: Tensor,  # (B, C, H, W) normalised
+    keep: Tensor | None = None,  # (B, K) visible patches; None: all
+) -> list[Tensor]:  # one (B, D) a block
     "The mean patch behind every block."
-    if not len(getattr(encoder, 'blocks', ())): raise ValueError(f"Blocks are compared one by one, and {type(encoder).__name__} has none: use a ViT.")
+    if not len(getattr(encoder, 'blocks', ())):
+        raise ValueError(f"Blocks are compared one by one, and {type(encoder).__name__} has none: use a ViT.")
     found, prefix = [], getattr(encoder, 'num_prefix_tokens', 0)
-    hooks = [block.register_forward_hook(lambda module, given, out: found.append(out[:, prefix:].mean(1))) for block in encoder.blocks]
-    try: encoder(images, keep)
+    hooks = [
+        block.register_forward_hook(lambda module, given, out: found.append(out[:, prefix:].mean(1)))
+        for block in encoder.blocks
+    ]
+    try:
+        encoder(images, keep)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #d41be5b5
 def occlusion_invariance(
-    encoder: nn.Module,    # a ViT
-    data,                  # a data set; many more pictures than the encoder is wide
-    ratio: float = .75,    # share of hidden patches
-    seed: int = 0,         # of the masks
-    batch_size: int = 512, # pictures at a time
-) -> dict[str, list[float]]: # 'cka' and 'retrieval' (percent), one figure a block
+    encoder: nn.Module,  # a ViT
+    data,  # a data set; many more pictures than the encoder is wide
+    ratio: float = 0.75,  # share of hidden patches
+    seed: int = 0,  # of the masks
+    batch_size: int = 512,  # pictures at a time
+) -> dict[str, list[float]]:  # 'cka' and 'retrieval' (percent), one figure a block
     "How much a block's mean patch depends on what is hidden: CKA of masked and whole pictures, and retrieval of the whole from the masked. (Kong and Zhang 2022, section 3)"
     dice, parts, training = Generator().manual_seed(seed), [], encoder.training
     home = next(encoder.parameters()).device
@@ -67,5 +79,8 @@ def occlusion_invariance(
         images = images.to(home)
         parts.append([torch.stack(block_means(encoder, images, k)).cpu() for k in (keep, None)])
     encoder.train(training)
-    masked, whole = (torch.cat(p, 1) for p in zip(*parts))                        # (blocks, n, D) each
-    return {name: [measure(m, w) for m, w in zip(masked, whole)] for name, measure in (('cka', linear_cka), ('retrieval', retrieval))}
+    masked, whole = (torch.cat(p, 1) for p in zip(*parts))  # (blocks, n, D) each
+    return {
+        name: [measure(m, w) for m, w in zip(masked, whole)]
+        for name, measure in (('cka', linear_cka), ('retrieval', retrieval))
+    }

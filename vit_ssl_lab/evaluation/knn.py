@@ -14,39 +14,56 @@ from .features import Score, extract
 
 # %% ../../nbs/evaluation/02_knn.ipynb #7d76ec40
 def knn_votes(
-    X: Tensor,                          # (n, D) features of the training pictures
-    y: Tensor,                          # (n,) their classes, int64
-    Q: Tensor,                          # (m, D) features of the pictures that ask
-    k: int = 20,                        # neighbours, 1..n
-    temperature: float | None = .07,    # weight of a vote = exp(cosine / temperature); None: each vote counts one
-    classes: int | None = None,         # how many classes; None: the largest label + 1
-    chunk: int = 1024,                  # questions at a time, to bound memory
-) -> Tensor:                            # (m, classes) votes; the class is the argmax, the first one in a tie
+    X: Tensor,  # (n, D) features of the training pictures
+    y: Tensor,  # (n,) their classes, int64
+    Q: Tensor,  # (m, D) features of the pictures that ask
+    k: int = 20,  # neighbours, 1..n
+    temperature: float
+    | None = 0.07,  # weight of a vote = exp(cosine / temperature); None: each vote counts one
+    classes: int | None = None,  # how many classes; None: the largest label + 1
+    chunk: int = 1024,  # questions at a time, to bound memory
+) -> Tensor:  # (m, classes) votes; the class is the argmax, the first one in a tie
     "Votes of the `k` nearest neighbours by cosine similarity (Wu et al. 2018, instance discrimination, eq. 12-13; DINO)."
-    if not 1 <= k <= len(X): raise ValueError(f"k = {k} neighbours of {len(X)} training pictures: k must lie in 1..{len(X)}.")
-    if X.shape[1] != Q.shape[1]: raise ValueError(f"Training features are {X.shape[1]} wide and test features {Q.shape[1]}: both must come from the same encoder.")
-    if temperature is not None and temperature <= 0: raise ValueError(f"temperature = {temperature}: it must be above 0, or None for a plain majority.")
+    if not 1 <= k <= len(X):
+        raise ValueError(f"k = {k} neighbours of {len(X)} training pictures: k must lie in 1..{len(X)}.")
+    if X.shape[1] != Q.shape[1]:
+        raise ValueError(
+            f"Training features are {X.shape[1]} wide and test features {Q.shape[1]}: both must come from the same encoder."
+        )
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"temperature = {temperature}: it must be above 0, or None for a plain majority.")
     classes = classes or int(y.max()) + 1
     X, votes = F.normalize(X, dim=1), []
     for q in Q.split(chunk):
-        similarity, index = (F.normalize(q, dim=1) @ X.T).topk(k, dim=1)                  # (b, k) both
-        weight = torch.ones_like(similarity) if temperature is None else ((similarity - 1) / temperature).exp()
-        votes.append(torch.zeros(len(q), classes, dtype=weight.dtype, device=q.device).scatter_add_(1, y[index], weight))
+        similarity, index = (F.normalize(q, dim=1) @ X.T).topk(k, dim=1)  # (b, k) both
+        weight = (
+            torch.ones_like(similarity) if temperature is None else ((similarity - 1) / temperature).exp()
+        )
+        votes.append(
+            torch.zeros(len(q), classes, dtype=weight.dtype, device=q.device).scatter_add_(
+                1, y[index], weight
+            )
+        )
     return torch.cat(votes)
 
 # %% ../../nbs/evaluation/02_knn.ipynb #9ca2b983
 def knn(
-    encoder: nn.Module,              # `encoder(images) -> Features`
-    train, test,                     # data sets: the neighbours, and those who ask
-    k: int = 20,                     # neighbours
-    temperature: float | None = .07, # of the weighted vote; None: plain majority
-    features: str = 'pooled',        # "pooled", "mean", "both" or "regions", as in `extract`
-    batch_size: int = 512,           # images at a time
-    device=None,                     # None: where the encoder is
-) -> Score:                          # accuracy in percent on `test`
+    encoder: nn.Module,  # `encoder(images) -> Features`
+    train,
+    test,  # data sets: the neighbours, and those who ask
+    k: int = 20,  # neighbours
+    temperature: float | None = 0.07,  # of the weighted vote; None: plain majority
+    features: str = 'pooled',  # "pooled", "mean", "both" or "regions", as in `extract`
+    batch_size: int = 512,  # images at a time
+    device=None,  # None: where the encoder is
+) -> Score:  # accuracy in percent on `test`
     "kNN accuracy of a frozen encoder."
     start = time.time()
     (X, y), (Q, truth) = (extract(encoder, d, features, batch_size, device) for d in (train, test))
     right = knn_votes(X, y, Q, k, temperature, classes=len(train.classes)).argmax(1) == truth
     vote = 'majority' if temperature is None else f'weighted, temperature {temperature}'
-    return Score(100 * right.float().mean().item(), dict(name='kNN', k=k, vote=vote, features=features), time.time() - start)
+    return Score(
+        100 * right.float().mean().item(),
+        dict(name='kNN', k=k, vote=vote, features=features),
+        time.time() - start,
+    )

@@ -18,101 +18,134 @@ from ..training.optim import lr_at, make_optimizer, param_groups, set_lr
 
 # %% ../../nbs/evaluation/03_linear_probe.ipynb #37ad0459
 def standardise(
-    X: Tensor,          # (n, D) training features: mean and variance come from these
-    *others: Tensor,    # (m, D) further features, treated alike
+    X: Tensor,  # (n, D) training features: mean and variance come from these
+    *others: Tensor,  # (m, D) further features, treated alike
     eps: float = 1e-6,  # MAE's BatchNorm epsilon
-) -> list[Tensor]:      # all of them, each dimension with mean 0 and variance 1 over X
+) -> list[Tensor]:  # all of them, each dimension with mean 0 and variance 1 over X
     "What a BatchNorm without affine does, over the whole training set instead of a batch (MAE, appendix A.1)."
     mean, scale = X.mean(0), (X.var(0, unbiased=False) + eps).rsqrt()
     return [(x - mean) * scale for x in (X, *others)]
 
 # %% ../../nbs/evaluation/03_linear_probe.ipynb #f2f275de
-GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1., 10.) # values of C, strong penalty to weak
-WIDE = 40_000_000                   # numbers in the training matrix over which fewer iterations must do
+GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # values of C, strong penalty to weak
+WIDE = 40_000_000  # numbers in the training matrix over which fewer iterations must do
+
 
 def fit_logistic(
-    X: np.ndarray,   # (n, D) float32, standardised
-    y: np.ndarray,   # (n,) classes
-    C: float,        # width of the prior: the inverse of the L2 penalty
-    iterations: int, # of L-BFGS, at most
-):                   # a fitted scikit-learn LogisticRegression
+    X: np.ndarray,  # (n, D) float32, standardised
+    y: np.ndarray,  # (n,) classes
+    C: float,  # width of the prior: the inverse of the L2 penalty
+    iterations: int,  # of L-BFGS, at most
+):  # a fitted scikit-learn LogisticRegression
     "Multinomial logistic regression; stopping at the limit of iterations is meant, not an accident."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)
         return LogisticRegression(C=C, max_iter=iterations, tol=1e-3).fit(X, y)
 
+
 def probe_small(
-    X: Tensor, y: Tensor,          # (n, D), (n,) train
-    Q: Tensor, truth: Tensor,      # (m, D), (m,) test
-    grid: tuple = GRID,            # values of C, ascending; the choice never sees the test set
-    iterations: int | None = None, # of L-BFGS, for every fit; None: 100, or 40 for more than `WIDE` numbers
-    tune: int = 2500,              # training pictures that take part in the choice of C; a fifth of them is held out
-    seed: int = 0,                 # of that part
-) -> tuple[float, dict]:           # accuracy in percent, and how: C, held-out accuracy, iterations used
+    X: Tensor,
+    y: Tensor,  # (n, D), (n,) train
+    Q: Tensor,
+    truth: Tensor,  # (m, D), (m,) test
+    grid: tuple = GRID,  # values of C, ascending; the choice never sees the test set
+    iterations: int | None = None,  # of L-BFGS, for every fit; None: 100, or 40 for more than `WIDE` numbers
+    tune: int = 2500,  # training pictures that take part in the choice of C; a fifth of them is held out
+    seed: int = 0,  # of that part
+) -> tuple[float, dict]:  # accuracy in percent, and how: C, held-out accuracy, iterations used
     "Standardise, choose C on held-out training pictures, fit on all of train, score on test once."
     iterations = iterations or (40 if X.numel() > WIDE else 100)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:tune]
-    held, fit = order[:len(order) // 5], order[len(order) // 5:]
-    if len(y[fit].unique()) < 2: raise ValueError(f"A probe needs two or more classes in its {len(fit)} training pictures, got {len(y[fit].unique())}: use more pictures, or labels that differ.")
+    held, fit = order[: len(order) // 5], order[len(order) // 5 :]
+    if len(y[fit].unique()) < 2:
+        raise ValueError(
+            f"A probe needs two or more classes in its {len(fit)} training pictures, got {len(y[fit].unique())}: use more pictures, or labels that differ."
+        )
     Xf, Xh = (x.numpy() for x in standardise(X[fit], X[held]))
-    best, top, worse = None, -1., 0
+    best, top, worse = None, -1.0, 0
     for C in grid:
         value = 100 * fit_logistic(Xf, y[fit].numpy(), C, iterations).score(Xh, y[held].numpy())
         best, top, worse = (C, value, 0) if value > top else (best, top, worse + 1)
-        if worse == 2: break # the accuracy rises and falls once along C: past the top, weaker penalties only cost time
+        if worse == 2:
+            break  # the accuracy rises and falls once along C: past the top, weaker penalties only cost time
     X, Q = (x.numpy() for x in standardise(X, Q))
     model = fit_logistic(X, y.numpy(), best, iterations)
-    return 100 * model.score(Q, truth.numpy()), dict(C=best, held_out=round(top, 1), iterations=int(model.n_iter_.max()))
+    return 100 * model.score(Q, truth.numpy()), dict(
+        C=best, held_out=round(top, 1), iterations=int(model.n_iter_.max())
+    )
 
 # %% ../../nbs/evaluation/03_linear_probe.ipynb #46c7c3af
 def probe_paper(
-    X: Tensor, y: Tensor,        # (n, D), (n,) train
-    Q: Tensor, truth: Tensor,    # (m, D), (m,) test
-    epochs: int = 90,            # 50 are enough for ViT-L and larger
-    warmup: int = 10,            # epochs
-    base_lr: float = .1,         # times batch/256
-    batch: int = 16384,          # capped at n
-    optimizer: str = 'lars',     # "lars" or "sgd"; SGD works alike at a batch of 4096
-    seed: int = 0,               # of the order and the weights
-    device=None,                 # None: the CPU
-    again=None,                  # None, or a function of the epoch -> (X, y): features of freshly augmented pictures
-) -> tuple[float, dict]:         # accuracy in percent, and how
+    X: Tensor,
+    y: Tensor,  # (n, D), (n,) train
+    Q: Tensor,
+    truth: Tensor,  # (m, D), (m,) test
+    epochs: int = 90,  # 50 are enough for ViT-L and larger
+    warmup: int = 10,  # epochs
+    base_lr: float = 0.1,  # times batch/256
+    batch: int = 16384,  # capped at n
+    optimizer: str = 'lars',  # "lars" or "sgd"; SGD works alike at a batch of 4096
+    seed: int = 0,  # of the order and the weights
+    device=None,  # None: the CPU
+    again=None,  # None, or a function of the epoch -> (X, y): features of freshly augmented pictures
+) -> tuple[float, dict]:  # accuracy in percent, and how
     "BatchNorm without affine and a linear layer by LARS (MAE, appendix A.1, table 10; main_linprobe.py)."
     device, batch, g = torch.device(device or 'cpu'), min(batch, len(X)), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = LinearHead(X.shape[1], int(max(y.max(), truth.max())) + 1, norm='batch-without-affine', std=.01).to(device)
+        head = LinearHead(
+            X.shape[1], int(max(y.max(), truth.max())) + 1, norm='batch-without-affine', std=0.01
+        ).to(device)
     lr, each = base_lr * batch / 256, max(1, len(X) // batch)
     opt = make_optimizer(optimizer, param_groups(head, weight_decay=0), lr)
     for epoch in range(epochs):
-        if again is not None: X, y = again(epoch)
+        if again is not None:
+            X, y = again(epoch)
         for i, index in enumerate(torch.randperm(len(X), generator=g).split(batch)[:each]):
             set_lr(opt, lr_at(epoch + i / each, epochs, warmup, lr))
             loss = F.cross_entropy(head(X[index].to(device)), y[index].to(device))
-            opt.zero_grad(); loss.backward(); opt.step()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
     head.eval()
-    with torch.no_grad(): right = sum((head(q.to(device)).argmax(1).cpu() == t).sum().item() for q, t in zip(Q.split(4096), truth.split(4096)))
-    return 100 * right / len(truth), dict(optimizer=optimizer, epochs=epochs, lr=round(lr, 4), batch=batch, loss=round(loss.item(), 3))
+    with torch.no_grad():
+        right = sum(
+            (head(q.to(device)).argmax(1).cpu() == t).sum().item()
+            for q, t in zip(Q.split(4096), truth.split(4096))
+        )
+    return 100 * right / len(truth), dict(
+        optimizer=optimizer, epochs=epochs, lr=round(lr, 4), batch=batch, loss=round(loss.item(), 3)
+    )
 
 # %% ../../nbs/evaluation/03_linear_probe.ipynb #cbffa54b
 def linear_probe(
-    encoder: nn.Module,              # `encoder(images) -> Features`
-    train, test,                     # data sets
-    features: str = 'pooled',        # "pooled", "mean", "both" or "regions"
-    protocol: str = 'small',         # "small" (scikit-learn, seconds, deterministic) or "paper" (MAE's)
-    batch_size: int = 512,           # images at a time while encoding
-    device=None,                     # None: where the encoder is
-    views: nn.Module | None = None,  # "paper" only: pictures uint8 -> (B, C, H, W) normalised and augmented, anew each epoch
-    **options,                       # of `probe_small` or `probe_paper`
-) -> Score:                          # accuracy in percent on `test`
+    encoder: nn.Module,  # `encoder(images) -> Features`
+    train,
+    test,  # data sets
+    features: str = 'pooled',  # "pooled", "mean", "both" or "regions"
+    protocol: str = 'small',  # "small" (scikit-learn, seconds, deterministic) or "paper" (MAE's)
+    batch_size: int = 512,  # images at a time while encoding
+    device=None,  # None: where the encoder is
+    views: nn.Module
+    | None = None,  # "paper" only: pictures uint8 -> (B, C, H, W) normalised and augmented, anew each epoch
+    **options,  # of `probe_small` or `probe_paper`
+) -> Score:  # accuracy in percent on `test`
     "Linear-probe accuracy of a frozen encoder (MAE, section 4.1)."
     start = time.time()
     run = dict(small=probe_small, paper=probe_paper)[choose(protocol, ('small', 'paper'), 'probe protocol')]
-    if views is not None and protocol == 'small': raise ValueError("views are for protocol='paper', which encodes anew in each epoch: the small protocol reads each picture once, un-augmented.")
+    if views is not None and protocol == 'small':
+        raise ValueError(
+            "views are for protocol='paper', which encodes anew in each epoch: the small protocol reads each picture once, un-augmented."
+        )
     (X, y), (Q, truth) = (extract(encoder, d, features, batch_size, device) for d in (train, test))
-    if protocol == 'paper': options['device'] = device or next(encoder.parameters(), X).device
-    if views is not None: options['again'] = lambda epoch: extract(encoder, train, features, batch_size, device, views)
+    if protocol == 'paper':
+        options['device'] = device or next(encoder.parameters(), X).device
+    if views is not None:
+        options['again'] = lambda epoch: extract(encoder, train, features, batch_size, device, views)
     value, how = run(X, y, Q, truth, **options)
-    return Score(value, dict(name='linear probe', protocol=protocol, features=features, **how), time.time() - start)
+    return Score(
+        value, dict(name='linear probe', protocol=protocol, features=features, **how), time.time() - start
+    )

@@ -29,129 +29,235 @@ from ..training.recipes import Recipe, build, change, method_class, recipe
 # %% ../../nbs/evaluation/06_scores.ipynb #9536f80d
 SCORES = {'kNN': knn, 'linear probe': linear_probe}
 
+
 @cache
-def _parts(name: str, options: tuple): # labelled pictures to learn from, and unseen ones
-    return load(name, 'train', **dict(options)).subset(4000, 0), load(name, 'test', **dict(options)).subset(2000)
+def _parts(name: str, options: tuple):  # labelled pictures to learn from, and unseen ones
+    return load(name, 'train', **dict(options)).subset(4000, 0), load(name, 'test', **dict(options)).subset(
+        2000
+    )
+
 
 @cache
 def _raw_pixels(name: str, options: tuple) -> dict[str, float]:
-    return {f'raw pixels, {score}': float(f(RawPixels(), *_parts(name, options))) for score, f in SCORES.items()}
+    return {
+        f'raw pixels, {score}': float(f(RawPixels(), *_parts(name, options))) for score, f in SCORES.items()
+    }
+
 
 def score_run(
-    plan: Recipe,               # the run
-    device: str | None = 'cpu', # where; None: the best there is
-    out: str | None = None,     # the run's folder, from which it goes on after a stop; None: nothing is written
-) -> dict:        # "encoder, pooled, kNN": accuracy in percent, ...; the same for "random encoder"; raw pixels; seconds, steps, loss and pictures a second of the training; GiB of memory on a GPU
+    plan: Recipe,  # the run
+    device: str | None = 'cpu',  # where; None: the best there is
+    out: str | None = None,  # the run's folder, from which it goes on after a stop; None: nothing is written
+) -> dict:  # "encoder, pooled, kNN": accuracy in percent, ...; the same for "random encoder"; raw pixels; seconds, steps, loss and pictures a second of the training; GiB of memory on a GPU
     "Pre-train by a recipe, and score its encoder, a random one and raw pixels."
     options = tuple(sorted(plan.data_options.items()))
     train = load(plan.data, 'train', **plan.data_options)
-    method = build(plan, train); log = pretrain(method, train, plan, out=out, quiet=True, device=device)
+    method = build(plan, train)
+    log = pretrain(method, train, plan, out=out, quiet=True, device=device)
     encoders = {'encoder': method.encoder, 'random encoder': random_encoder_like(method.encoder, plan.seed)}
-    memory = dict(memory_gib=torch.cuda.max_memory_allocated() / 2**30) if next(method.parameters()).is_cuda else {}
-    figures = {f'{who}, {kind}, {score}': float(f(e, *_parts(plan.data, options), features=kind)) for who, e in encoders.items() for kind in ('pooled', 'regions') for score, f in SCORES.items()}
-    return figures | _raw_pixels(plan.data, options) | dict(seconds=log.seconds, steps=log.rows[-1]['step'], loss=log.rows[-1]['loss'], images_per_second=log.images_per_second) | memory
+    memory = (
+        dict(memory_gib=torch.cuda.max_memory_allocated() / 2**30)
+        if next(method.parameters()).is_cuda
+        else {}
+    )
+    figures = {
+        f'{who}, {kind}, {score}': float(f(e, *_parts(plan.data, options), features=kind))
+        for who, e in encoders.items()
+        for kind in ('pooled', 'regions')
+        for score, f in SCORES.items()
+    }
+    return (
+        figures
+        | _raw_pixels(plan.data, options)
+        | dict(
+            seconds=log.seconds,
+            steps=log.rows[-1]['step'],
+            loss=log.rows[-1]['loss'],
+            images_per_second=log.images_per_second,
+        )
+        | memory
+    )
 
 # %% ../../nbs/evaluation/06_scores.ipynb #1fffc573
 def for_fashion(
-    plan: Recipe, # a laptop recipe for scenes
+    plan: Recipe,  # a laptop recipe for scenes
 ) -> Recipe:
     "The recipe for Fashion-MNIST: 28 pixels; no saturation, hue or greying where the views have them. A ViT of a Siamese method gets patches of 4, which are three times as many, and half the steps; one that masks gets patches of 7 behind a plain stem, since a convolutional one halves (ConvNeXt: cells of 4), and mild crops. A Swin keeps its patches and gets views of 32 pixels, which its stages can halve."
     policies, changes = PRESETS[plan.views or plan.method], {}
     if any(strength for p in policies for strength in p.jitter):
-        bright, contrast = plan.views_options.get('jitter', (.4, .4))[:2]
-        changes = dict(jitter=(bright, contrast, 0., 0.), grey=0.)
+        bright, contrast = plan.views_options.get('jitter', (0.4, 0.4))[:2]
+        changes = dict(jitter=(bright, contrast, 0.0, 0.0), grey=0.0)
     masks, kind = asks_for(method_class(plan.method), 'noise'), ENCODERS[plan.encoder]
-    if masks: changes = dict(changes, scale=(.8, 1.))
-    if kind == 'swin' or plan.patch_size is None: patches = {}
-    elif kind == 'convnextv2': patches = dict(patch_size=4)
-    elif masks: patches = dict(patch_size=7, encoder_options=dict(stem='patchify'), method_options=dict(target_options=dict(cell=7)) if 'target_options' in plan.method_options else {}) # HOG cells have to divide a patch
-    else: patches = dict(patch_size=4, steps=plan.steps // 2)
-    return change(plan, data='fashion-mnist', img_size=32 if kind == 'swin' else 28, views_options=changes, **patches)
+    if masks:
+        changes = dict(changes, scale=(0.8, 1.0))
+    if kind == 'swin' or plan.patch_size is None:
+        patches = {}
+    elif kind == 'convnextv2':
+        patches = dict(patch_size=4)
+    elif masks:
+        patches = dict(
+            patch_size=7,
+            encoder_options=dict(stem='patchify'),
+            method_options=dict(target_options=dict(cell=7))
+            if 'target_options' in plan.method_options
+            else {},
+        )  # HOG cells have to divide a patch
+    else:
+        patches = dict(patch_size=4, steps=plan.steps // 2)
+    return change(
+        plan, data='fashion-mnist', img_size=32 if kind == 'swin' else 28, views_options=changes, **patches
+    )
 
 # %% ../../nbs/evaluation/06_scores.ipynb #8d96a978
 def taught(
-    method: str, # a name of `METHODS`
+    method: str,  # a name of `METHODS`
 ) -> nn.Module:  # in eval mode, on the CPU
     "The method after its laptop recipe, seed 0: from results/<method>_laptop.safetensors, or trained now and stored there. While notebooks are tested eight steps do, and nothing is stored."
     plan, path = recipe(method, 'laptop'), results_dir() / f'{method}_laptop.safetensors'
     train = load(plan.data, 'train', **plan.data_options)
     made = build(plan, train)
-    if path.exists(): made.load_state_dict({k: v.to(made.state_dict()[k].dtype) for k, v in load_file(path).items()})
+    if path.exists():
+        made.load_state_dict({k: v.to(made.state_dict()[k].dtype) for k, v in load_file(path).items()})
     else:
         pretrain(made, train, change(plan, steps=8) if IN_TEST else plan, quiet=True, device='cpu')
-        if IN_TEST: return made.eval()
+        if IN_TEST:
+            return made.eval()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({k: v.half().contiguous() if v.is_floating_point() else v for k, v in made.state_dict().items()}))
+        write_whole(
+            path,
+            save(
+                {
+                    k: v.half().contiguous() if v.is_floating_point() else v
+                    for k, v in made.state_dict().items()
+                }
+            ),
+        )
     return made.eval()
 
 # %% ../../nbs/evaluation/06_scores.ipynb #c4188315
 def measure_laptop(
-    method: str,                      # a name of `METHODS`
-    seeds: Sequence[int] = (0, 1, 2), # runs on each data set
-) -> dict:                            # data set -> seed -> figures of `score_run`
+    method: str,  # a name of `METHODS`
+    seeds: Sequence[int] = (0, 1, 2),  # runs on each data set
+) -> dict:  # data set -> seed -> figures of `score_run`
     "Run what is missing of a laptop recipe's scores on scenes and Fashion-MNIST; about a minute each on two cores."
     base = recipe(method, 'laptop')
-    arms = {data: lambda s, plan=plan: score_run(change(plan, seed=s)) for data, plan in (('scenes', base), ('fashion-mnist', for_fashion(base)))}
+    arms = {
+        data: lambda s, plan=plan: score_run(change(plan, seed=s))
+        for data, plan in (('scenes', base), ('fashion-mnist', for_fashion(base)))
+    }
     return run_arms(f'{method}_laptop', arms, seeds, recipe=base.to_json())
 
+
 def measure_slow(
-    method: str, # a name of `METHODS`
-) -> dict:       # "scenes" -> "0" -> figures
+    method: str,  # a name of `METHODS`
+) -> dict:  # "scenes" -> "0" -> figures
     "The same for the slow recipe on scenes, one seed."
     base = recipe(method, 'slow')
-    return run_arms(f'{method}_slow', {'scenes': lambda s: score_run(change(base, seed=s))}, (0,), recipe=base.to_json())
+    return run_arms(
+        f'{method}_slow', {'scenes': lambda s: score_run(change(base, seed=s))}, (0,), recipe=base.to_json()
+    )
+
 
 def show_laptop(
-    method: str,             # a name of `METHODS`
-    name: str | None = None, # how the pictures call it; None: the name itself
+    method: str,  # a name of `METHODS`
+    name: str | None = None,  # how the pictures call it; None: the name itself
 ) -> None:
     "Pictures and sentences of the stored scores: against the random encoder and raw pixels, on both data sets; then the slow run, where there is one."
     name = name or method
-    stored = lambda scale: load_result(f'{method}_{scale}')['figures'] if (results_dir() / f'{method}_{scale}.json').exists() else {}
+    stored = lambda scale: (
+        load_result(f'{method}_{scale}')['figures']
+        if (results_dir() / f'{method}_{scale}.json').exists()
+        else {}
+    )
     laptop, slow = ({k: v for k, v in stored(scale).items() if v} for scale in ('laptop', 'slow'))
-    if not laptop: print("No scores are stored yet: the cell flagged slow makes them.")
+    if not laptop:
+        print("No scores are stored yet: the cell flagged slow makes them.")
     for data, arm in laptop.items():
         pick = lambda who, score: over_seeds(arm, f'{who}, {score}')
-        bars = {f'{name}, pooled': 'encoder, pooled', f'{name}, regions': 'encoder, regions', 'random, pooled': 'random encoder, pooled', 'random, regions': 'random encoder, regions', 'raw pixels': 'raw pixels'}
+        bars = {
+            f'{name}, pooled': 'encoder, pooled',
+            f'{name}, regions': 'encoder, regions',
+            'random, pooled': 'random encoder, pooled',
+            'random, regions': 'random encoder, regions',
+            'raw pixels': 'raw pixels',
+        }
         fig, axes = plt.subplots(1, 2, figsize=(8, 2.2), sharey=True, layout='constrained')
         for ax, score in zip(axes, SCORES):
             for i, who in enumerate(bars.values()):
-                v = np.array(pick(who, score)); ax.barh(i, v.mean(), height=.65, alpha=.75, color='C0' if i < 2 else '0.6'); ax.plot(v, [i] * len(v), 'k.', markersize=4); ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8)
-            ax.set(xlabel=f'{score} (%)', yticks=range(len(bars)), yticklabels=list(bars)); ax.grid(axis='y', visible=False); ax.margins(x=.12)
-        axes[0].invert_yaxis(); fig.suptitle(f"{data}: laptop recipe, {len(arm)} seed{'s' * (len(arm) > 1)}, {np.mean(over_seeds(arm, 'seconds')):.0f} s each", fontsize=10)
-        show(fig, f"kNN and linear-probe accuracy on {data} of {name}, of a random encoder and of raw pixels, every seed a dot; the sentences below give the differences.")
+                v = np.array(pick(who, score))
+                ax.barh(i, v.mean(), height=0.65, alpha=0.75, color='C0' if i < 2 else '0.6')
+                ax.plot(v, [i] * len(v), 'k.', markersize=4)
+                ax.text(v.max(), i, f'  {v.mean():.1f}', va='center', fontsize=8)
+            ax.set(xlabel=f'{score} (%)', yticks=range(len(bars)), yticklabels=list(bars))
+            ax.grid(axis='y', visible=False)
+            ax.margins(x=0.12)
+        axes[0].invert_yaxis()
+        fig.suptitle(
+            f"{data}: laptop recipe, {len(arm)} seed{'s' * (len(arm) > 1)}, {np.mean(over_seeds(arm, 'seconds')):.0f} s each",
+            fontsize=10,
+        )
+        show(
+            fig,
+            f"kNN and linear-probe accuracy on {data} of {name}, of a random encoder and of raw pixels, every seed a dot; the sentences below give the differences.",
+        )
         for score in SCORES:
             for kind in ('pooled', 'regions'):
                 for rival in (f'random encoder, {kind}', 'raw pixels'):
                     a, b = pick(f'encoder, {kind}', score), pick(rival, score)
-                    if len(a) > 1: print(verdict(f"{data}, {score}, {kind}: {name} beats {rival}", compare(a, b)))
-                    else: print(f"{data}, {score}, {kind}: {name} {a[0]:.1f} %, {rival} {b[0]:.1f} %; one seed, no verdict")
+                    if len(a) > 1:
+                        print(verdict(f"{data}, {score}, {kind}: {name} beats {rival}", compare(a, b)))
+                    else:
+                        print(
+                            f"{data}, {score}, {kind}: {name} {a[0]:.1f} %, {rival} {b[0]:.1f} %; one seed, no verdict"
+                        )
     for data, arm in slow.items():
         run = arm['0']
         for kind in ('pooled', 'regions'):
             for score in SCORES:
-                short, long, raw = np.mean(over_seeds(laptop[data], f'encoder, {kind}, {score}')), run[f'encoder, {kind}, {score}'], run[f'raw pixels, {score}']
-                print(f"{data}, {score}, {kind}: {short:.1f} % after the laptop recipe, {long:.1f} % after {run['steps']} steps ({run['seconds'] / 60:.0f} min); raw pixels {raw:.1f} %: {'beaten' if long > raw else 'not beaten'} by the longer run")
+                short, long, raw = (
+                    np.mean(over_seeds(laptop[data], f'encoder, {kind}, {score}')),
+                    run[f'encoder, {kind}, {score}'],
+                    run[f'raw pixels, {score}'],
+                )
+                print(
+                    f"{data}, {score}, {kind}: {short:.1f} % after the laptop recipe, {long:.1f} % after {run['steps']} steps ({run['seconds'] / 60:.0f} min); raw pixels {raw:.1f} %: {'beaten' if long > raw else 'not beaten'} by the longer run"
+                )
 
 # %% ../../nbs/evaluation/06_scores.ipynb #af68e8d3
 def measure_gpu(
-    method: str,     # a name of `METHODS`
+    method: str,  # a name of `METHODS`
     **changes: Any,  # fields of the recipe, `steps=1000` for a shorter run
-) -> dict:           # data set -> "0" -> figures of `score_run`
+) -> dict:  # data set -> "0" -> figures of `score_run`
     "The run of the gpu recipe, on the best device there is, one seed, and its scores; stopped and called again it goes on."
     plan = recipe(method, 'gpu', **changes)
-    return run_arms(f'{method}_gpu', {plan.data: lambda s: score_run(change(plan, seed=s), device=None, out=f'runs/{method}_gpu')}, (0,), recipe=plan.to_json())
+    return run_arms(
+        f'{method}_gpu',
+        {plan.data: lambda s: score_run(change(plan, seed=s), device=None, out=f'runs/{method}_gpu')},
+        (0,),
+        recipe=plan.to_json(),
+    )
+
 
 def show_gpu(
-    method: str, # a name of `METHODS`
+    method: str,  # a name of `METHODS`
 ) -> None:
     "What the stored GPU run took, and its accuracy in percent beside the baselines."
-    if not (results_dir() / f'{method}_gpu.json').exists(): print("No GPU run is stored yet: the cell flagged gpu makes one."); return
+    if not (results_dir() / f'{method}_gpu.json').exists():
+        print("No GPU run is stored yet: the cell flagged gpu makes one.")
+        return
     stored = load_result(f'{method}_gpu')
     plan = Recipe.from_json(stored['setting']['recipe'])
-    (data, arm), = stored['figures'].items(); run = arm['0']
-    print(f"{stored['machine']['device']}: {plan.encoder} at {plan.img_size} pixels on {data} {plan.data_options}, {run['steps']} steps of {plan.batch_size} pictures in {run['seconds'] / 60:.1f} min, "
-          f"{run['images_per_second']:,.0f} pictures a second, {run['memory_gib']:.1f} GiB, last loss {run['loss']:.3f}")
+    ((data, arm),) = stored['figures'].items()
+    run = arm['0']
+    print(
+        f"{stored['machine']['device']}: {plan.encoder} at {plan.img_size} pixels on {data} {plan.data_options}, {run['steps']} steps of {plan.batch_size} pictures in {run['seconds'] / 60:.1f} min, "
+        f"{run['images_per_second']:,.0f} pictures a second, {run['memory_gib']:.1f} GiB, last loss {run['loss']:.3f}"
+    )
     who = {method: 'encoder', 'random encoder': 'random encoder'}
-    rows = {f'{name}, {kind}': {s: run[f'{key}, {kind}, {s}'] for s in SCORES} for name, key in who.items() for kind in ('pooled', 'regions')} | {'raw pixels': {s: run[f'raw pixels, {s}'] for s in SCORES}}
-    for name, scores in rows.items(): print(f"  {name:26s}" + ''.join(f"  {s} {v:5.1f} %" for s, v in scores.items()))
+    rows = {
+        f'{name}, {kind}': {s: run[f'{key}, {kind}, {s}'] for s in SCORES}
+        for name, key in who.items()
+        for kind in ('pooled', 'regions')
+    } | {'raw pixels': {s: run[f'raw pixels, {s}'] for s in SCORES}}
+    for name, scores in rows.items():
+        print(f"  {name:26s}" + ''.join(f"  {s} {v:5.1f} %" for s, v in scores.items()))

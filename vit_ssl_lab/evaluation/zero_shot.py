@@ -22,12 +22,13 @@ from .features import Score
 # %% ../../nbs/evaluation/07_zero_shot.ipynb #0a00ab0f
 @torch.no_grad()
 def embed_pictures(
-    method: nn.Module,       # `embed_images`
-    data: Any,               # a `Dataset` or `FolderDataset`
-    batch_size: int = 512,   # pictures at a time
-    device=None,             # None: where the method is
-    keep: Callable[[int], Tensor] | None = None, # batch size -> (B, K) patches to show; None: intact pictures
-) -> Tensor:                 # (n, d) float32, rows of length 1, on the CPU, in the order of the data
+    method: nn.Module,  # `embed_images`
+    data: Any,  # a `Dataset` or `FolderDataset`
+    batch_size: int = 512,  # pictures at a time
+    device=None,  # None: where the method is
+    keep: Callable[[int], Tensor]
+    | None = None,  # batch size -> (B, K) patches to show; None: intact pictures
+) -> Tensor:  # (n, d) float32, rows of length 1, on the CPU, in the order of the data
     "Every picture in the shared space."
     device, was_training = torch.device(device or next(method.parameters()).device), method.training
     method.to(device).eval()
@@ -35,41 +36,69 @@ def embed_pictures(
         rows = []
         for images, _, _ in data.batches(batch_size, shuffle=False, drop_last=False):
             x = normalise(images.to(device), data.mean, data.std)
-            rows.append(F.normalize(method.embed_images(x, None if keep is None else keep(len(x)).to(device)).float(), dim=1).cpu())
-    finally: method.train(was_training)
+            rows.append(
+                F.normalize(
+                    method.embed_images(x, None if keep is None else keep(len(x)).to(device)).float(), dim=1
+                ).cpu()
+            )
+    finally:
+        method.train(was_training)
     return torch.cat(rows)
+
 
 @torch.no_grad()
 def embed_captions(
-    method: nn.Module,       # `embed_texts`
-    texts: Sequence[str],    # n
-    batch_size: int = 512,   # texts at a time
-) -> Tensor:                 # (n, d) float32, rows of length 1, on the CPU
+    method: nn.Module,  # `embed_texts`
+    texts: Sequence[str],  # n
+    batch_size: int = 512,  # texts at a time
+) -> Tensor:  # (n, d) float32, rows of length 1, on the CPU
     "Every text in the shared space."
-    was_training = method.training; method.eval()
-    try: return torch.cat([F.normalize(method.embed_texts(texts[i:i + batch_size]).float(), dim=1).cpu() for i in range(0, len(texts), batch_size)])
-    finally: method.train(was_training)
+    was_training = method.training
+    method.eval()
+    try:
+        return torch.cat(
+            [
+                F.normalize(method.embed_texts(texts[i : i + batch_size]).float(), dim=1).cpu()
+                for i in range(0, len(texts), batch_size)
+            ]
+        )
+    finally:
+        method.train(was_training)
 
 # %% ../../nbs/evaluation/07_zero_shot.ipynb #7e8c5724
-TEMPLATES = {'name': ('{}',), '7': SIMPLE_IMAGENET_TEMPLATES, '80': OPENAI_IMAGENET_TEMPLATES} # name -> sentences with a gap, or functions of the name
+TEMPLATES = {
+    'name': ('{}',),
+    '7': SIMPLE_IMAGENET_TEMPLATES,
+    '80': OPENAI_IMAGENET_TEMPLATES,
+}  # name -> sentences with a gap, or functions of the name
+
 
 def say(
-    template: str | Callable[[str], str], # with {} where the name goes, or a function
-    name: str,                            # of a class
+    template: str | Callable[[str], str],  # with {} where the name goes, or a function
+    name: str,  # of a class
 ) -> str:
     "A class as a sentence."
-    if callable(template): return template(name)
-    if '{}' not in template: raise ValueError(f"The prompt {template!r} has no {{}} for the name of the class: write it like 'a photo of a {{}}.'.")
+    if callable(template):
+        return template(name)
+    if '{}' not in template:
+        raise ValueError(
+            f"The prompt {template!r} has no {{}} for the name of the class: write it like 'a photo of a {{}}.'."
+        )
     return template.replace('{}', name)
 
+
 def prompt_vectors(
-    method: nn.Module,               # `embed_texts`
-    classes: Sequence[str],          # C names
-    templates: str | Sequence = 'name', # a key of TEMPLATES, or a list
-) -> Tensor:                         # (C, d), rows of length 1
+    method: nn.Module,  # `embed_texts`
+    classes: Sequence[str],  # C names
+    templates: str | Sequence = 'name',  # a key of TEMPLATES, or a list
+) -> Tensor:  # (C, d), rows of length 1
     "One vector a class: normalise, mean over the prompts, normalise. (CLIP, section 3.1.4; open_clip, zero_shot_classifier.py)"
-    if isinstance(templates, str): templates = TEMPLATES[choose(templates, TEMPLATES, 'list of prompts')]
-    if not len(classes) or not len(templates): raise ValueError(f"Zero-shot needs a class and a prompt or more: got {len(classes)} classes and {len(templates)} prompts.")
+    if isinstance(templates, str):
+        templates = TEMPLATES[choose(templates, TEMPLATES, 'list of prompts')]
+    if not len(classes) or not len(templates):
+        raise ValueError(
+            f"Zero-shot needs a class and a prompt or more: got {len(classes)} classes and {len(templates)} prompts."
+        )
     texts = [say(t, c) for c in classes for t in templates]
     vectors = embed_captions(method, list(dict.fromkeys(texts)))
     at = {t: i for i, t in enumerate(dict.fromkeys(texts))}
@@ -77,53 +106,89 @@ def prompt_vectors(
 
 # %% ../../nbs/evaluation/07_zero_shot.ipynb #56b8711d
 def zero_shot(
-    method: nn.Module,               # `embed_images`, `embed_texts`
-    data: Any,                       # the pictures; `labels` and `classes`, unless both are given
-    templates: str | Sequence = 'name', # a key of TEMPLATES, or a list
-    classes: Sequence[str] | None = None, # C names; None: the data's
-    labels: Tensor | None = None,    # (n,) which of them; None: the data's
-    k: int = 1,                      # right if among the k best
+    method: nn.Module,  # `embed_images`, `embed_texts`
+    data: Any,  # the pictures; `labels` and `classes`, unless both are given
+    templates: str | Sequence = 'name',  # a key of TEMPLATES, or a list
+    classes: Sequence[str] | None = None,  # C names; None: the data's
+    labels: Tensor | None = None,  # (n,) which of them; None: the data's
+    k: int = 1,  # right if among the k best
     pictures: Tensor | None = None,  # (n, d) from `embed_pictures`; None: embedded now
-    batch_size: int = 512,           # pictures at a time
-    device=None,                     # None: where the method is
-) -> Score:                          # accuracy in percent
+    batch_size: int = 512,  # pictures at a time
+    device=None,  # None: where the method is
+) -> Score:  # accuracy in percent
     "Each picture takes the class whose sentence is nearest. (CLIP, section 3.1)"
     start = time.time()
     classes, labels = data.classes if classes is None else classes, data.labels if labels is None else labels
-    if len(labels) != len(data) or int(labels.min()) < 0 or int(labels.max()) >= len(classes): raise ValueError(f"{len(data)} pictures need a label each, 0 to {len(classes) - 1} for {len(classes)} classes: got {len(labels)} labels from {int(labels.min())} to {int(labels.max())}.")
-    if not 1 <= k <= len(classes): raise ValueError(f"k = {k} of {len(classes)} classes: k must lie in 1..{len(classes)}.")
+    if len(labels) != len(data) or int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        raise ValueError(
+            f"{len(data)} pictures need a label each, 0 to {len(classes) - 1} for {len(classes)} classes: got {len(labels)} labels from {int(labels.min())} to {int(labels.max())}."
+        )
+    if not 1 <= k <= len(classes):
+        raise ValueError(f"k = {k} of {len(classes)} classes: k must lie in 1..{len(classes)}.")
     u = embed_pictures(method, data, batch_size, device) if pictures is None else pictures
     best = (u @ prompt_vectors(method, classes, templates).T).topk(k, dim=1).indices
     right = (best == labels.cpu()[:, None]).any(1)
-    return Score(100 * right.float().mean().item(), dict(name='zero-shot', classes=len(classes), prompts=templates if isinstance(templates, str) else f'{len(templates)} own', k=k), time.time() - start)
+    return Score(
+        100 * right.float().mean().item(),
+        dict(
+            name='zero-shot',
+            classes=len(classes),
+            prompts=templates if isinstance(templates, str) else f'{len(templates)} own',
+            k=k,
+        ),
+        time.time() - start,
+    )
 
 # %% ../../nbs/evaluation/07_zero_shot.ipynb #83900025
 ASPECTS = ('class', 'tint', 'background')
 
+
 def scene_questions(
-    data: Any,     # scenes
-    aspect: str,   # "class", "tint" or "background"
-    ensemble: bool = True, # say it in all ways that captions do; False: in one
-) -> tuple[list[str], Tensor, list[Callable[[str], str]]]: # names, labels (n,), prompts
+    data: Any,  # scenes
+    aspect: str,  # "class", "tint" or "background"
+    ensemble: bool = True,  # say it in all ways that captions do; False: in one
+) -> tuple[list[str], Tensor, list[Callable[[str], str]]]:  # names, labels (n,), prompts
     "What is asked of scenes: `zero_shot(method, data, prompts, names, labels)`."
     garments, tints, grounds = data.classes, list(TINTS), data.source.backgrounds
-    names = {'class': garments, 'tint': tints, 'background': grounds}[choose(aspect, ASPECTS, 'aspect of scenes')]
-    label = {'class': data.truths['label'], 'tint': data.truths['tint'], 'background': data.truths['background'][:, None]}[aspect][:, 0]
+    names = {'class': garments, 'tint': tints, 'background': grounds}[
+        choose(aspect, ASPECTS, 'aspect of scenes')
+    ]
+    label = {
+        'class': data.truths['label'],
+        'tint': data.truths['tint'],
+        'background': data.truths['background'][:, None],
+    }[aspect][:, 0]
+
     def sentence(garment, tint, ground):
         words = f'{tint} {garment}'
         return f"{words + 's' if garment == 'trouser' else ('an ' if words[0] in 'aeiou' else 'a ') + words} on {ground}"
-    if not ensemble: return names, label, [{'class': lambda n: f'a {n}', 'tint': lambda n: f'a {n} thing', 'background': lambda n: f'a thing on {n}'}[aspect]]
-    prompts = {'class': [lambda n, t=t, g=g: sentence(n, t, g) for t in tints for g in grounds],
-               'tint': [lambda n, c=c, g=g: sentence(c, n, g) for c in garments for g in grounds],
-               'background': [lambda n, c=c, t=t: sentence(c, t, n) for c in garments for t in tints]}[aspect]
+
+    if not ensemble:
+        return (
+            names,
+            label,
+            [
+                {
+                    'class': lambda n: f'a {n}',
+                    'tint': lambda n: f'a {n} thing',
+                    'background': lambda n: f'a thing on {n}',
+                }[aspect]
+            ],
+        )
+    prompts = {
+        'class': [lambda n, t=t, g=g: sentence(n, t, g) for t in tints for g in grounds],
+        'tint': [lambda n, c=c, g=g: sentence(c, n, g) for c in garments for g in grounds],
+        'background': [lambda n, c=c, t=t: sentence(c, t, n) for c in garments for t in tints],
+    }[aspect]
     return names, label, prompts
 
+
 def zero_shot_scenes(
-    method: nn.Module,     # `embed_images`, `embed_texts`
-    data: Any,             # scenes
-    ensemble: bool = True, # False: one prompt a class
-    pictures: Tensor | None = None, # (n, d) from `embed_pictures`; None: embedded now
-) -> dict[str, float]:     # aspect -> accuracy in percent
+    method: nn.Module,  # `embed_images`, `embed_texts`
+    data: Any,  # scenes
+    ensemble: bool = True,  # False: one prompt a class
+    pictures: Tensor | None = None,  # (n, d) from `embed_pictures`; None: embedded now
+) -> dict[str, float]:  # aspect -> accuracy in percent
     "The three questions at once."
     u = embed_pictures(method, data) if pictures is None else pictures
     out = {}
@@ -134,28 +199,46 @@ def zero_shot_scenes(
 
 # %% ../../nbs/evaluation/07_zero_shot.ipynb #0c56db44
 def recalls(
-    u: Tensor,            # (n, d) pictures, rows of length 1
-    v: Tensor,            # (n, d) captions, row by row
-    captions: Sequence[str], # n texts: equal ones are right for each other's pictures
-    ks: Sequence[int] = (1, 5, 10), # how many answers are looked at
-    chunk: int = 2048,    # questions at a time
-) -> dict[str, float]:    # "text to image, R@1": percent, ...
+    u: Tensor,  # (n, d) pictures, rows of length 1
+    v: Tensor,  # (n, d) captions, row by row
+    captions: Sequence[str],  # n texts: equal ones are right for each other's pictures
+    ks: Sequence[int] = (1, 5, 10),  # how many answers are looked at
+    chunk: int = 2048,  # questions at a time
+) -> dict[str, float]:  # "text to image, R@1": percent, ...
     "Recall both ways."
-    if len(u) != len(v) or len(captions) != len(u): raise ValueError(f"Retrieval compares pictures with their captions one by one: got {len(u)} pictures, {len(v)} caption vectors and {len(captions)} captions.")
-    if not 1 <= min(ks) <= max(ks) <= len(u): raise ValueError(f"Recall at {max(ks) if max(ks) > len(u) else min(ks)} of {len(u)} answers: k must lie in 1..{len(u)}.")
+    if len(u) != len(v) or len(captions) != len(u):
+        raise ValueError(
+            f"Retrieval compares pictures with their captions one by one: got {len(u)} pictures, {len(v)} caption vectors and {len(captions)} captions."
+        )
+    if not 1 <= min(ks) <= max(ks) <= len(u):
+        raise ValueError(
+            f"Recall at {max(ks) if max(ks) > len(u) else min(ks)} of {len(u)} answers: k must lie in 1..{len(u)}."
+        )
     at = {c: i for i, c in enumerate(dict.fromkeys(captions))}
     name, out = torch.tensor([at[c] for c in captions]), {}
     for way, ask, answers in (('text to image', v, u), ('image to text', u, v)):
-        first = torch.cat([(name[(q @ answers.T).topk(max(ks), dim=1).indices] == own[:, None]).float() for q, own in zip(ask.split(chunk), name.split(chunk))])
-        for k in ks: out[f'{way}, R@{k}'] = 100 * first[:, :k].any(1).float().mean().item()
+        first = torch.cat(
+            [
+                (name[(q @ answers.T).topk(max(ks), dim=1).indices] == own[:, None]).float()
+                for q, own in zip(ask.split(chunk), name.split(chunk))
+            ]
+        )
+        for k in ks:
+            out[f'{way}, R@{k}'] = 100 * first[:, :k].any(1).float().mean().item()
     return out
 
+
 def retrieval(
-    method: nn.Module,    # `embed_images`, `embed_texts`
-    data: Any,            # with captions
-    ks: Sequence[int] = (1, 5, 10), # how many answers are looked at
-    pictures: Tensor | None = None, # (n, d) from `embed_pictures`; None: embedded now
-) -> dict[str, float]:    # "text to image, R@1": percent, ...
+    method: nn.Module,  # `embed_images`, `embed_texts`
+    data: Any,  # with captions
+    ks: Sequence[int] = (1, 5, 10),  # how many answers are looked at
+    pictures: Tensor | None = None,  # (n, d) from `embed_pictures`; None: embedded now
+) -> dict[str, float]:  # "text to image, R@1": percent, ...
     "Recall both ways over a data set, without prompts. (CLIP, section 3.1; FLIP, table 8)"
     captions = captions_of(data)
-    return recalls(embed_pictures(method, data) if pictures is None else pictures, embed_captions(method, captions), captions, ks)
+    return recalls(
+        embed_pictures(method, data) if pictures is None else pictures,
+        embed_captions(method, captions),
+        captions,
+        ks,
+    )

@@ -20,4 +20,18 @@ from .targets import HogExplorer, TargetExplorer
 from .views import ViewsExplorer
 from .zero_shot import ZeroShotExplorer
 
-_all_ = ['MaskExplorer', 'ReconstructionExplorer', 'AttentionExplorer', 'PositionExplorer', 'ViewsExplorer', 'FeatureExplorer', 'SiameseExplorer', 'CollapseExplorer', 'CorrespondenceExplorer', 'PositionPuzzle', 'HogExplorer', 'TargetExplorer', 'ZeroShotExplorer']
+_all_ = [
+    'MaskExplorer',
+    'ReconstructionExplorer',
+    'AttentionExplorer',
+    'PositionExplorer',
+    'ViewsExplorer',
+    'FeatureExplorer',
+    'SiameseExplorer',
+    'CollapseExplorer',
+    'CorrespondenceExplorer',
+    'PositionPuzzle',
+    'HogExplorer',
+    'TargetExplorer',
+    'ZeroShotExplorer',
+]

@@ -20,25 +20,31 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/03_attention.ipynb #0279544e
 def attention_bytes(
-    maps: Tensor,        # (H, T, T) attention, each row sums to 1
-) -> tuple[bytes, bytes]: # (H, T, T) uint8, and (H, T) float32: the largest value of each row
+    maps: Tensor,  # (H, T, T) attention, each row sums to 1
+) -> tuple[bytes, bytes]:  # (H, T, T) uint8, and (H, T) float32: the largest value of each row
     "Attention as the browser wants it; the error is at most 1/510 of the largest value of its row."
     peaks = maps.float().amax(-1)
     scaled = (maps.float() / peaks.clamp(min=1e-12)[..., None] * 255).round().to(torch.uint8)
     return scaled.cpu().numpy().tobytes(), peaks.cpu().numpy().tobytes()
 
+
 def attention_from(
-    data: bytes,   # (H, T, T) uint8
+    data: bytes,  # (H, T, T) uint8
     peaks: bytes,  # (H, T) float32
-    tokens: int,   # T
-) -> Tensor:       # (H, T, T)
+    tokens: int,  # T
+) -> Tensor:  # (H, T, T)
     "The other way, as the browser does it."
     top = torch.from_numpy(np.frombuffer(peaks, np.float32).reshape(-1, tokens).copy())
-    return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(-1, tokens, tokens).copy()).float() * top[..., None] / 255
+    return (
+        torch.from_numpy(np.frombuffer(data, np.uint8).reshape(-1, tokens, tokens).copy()).float()
+        * top[..., None]
+        / 255
+    )
 
 # %% ../../nbs/explorers/03_attention.ipynb #7c4eff10
 class AttentionExplorer(Explorer):
     "Where a patch looks, and who looks at it."
+
     _esm = script('attention.js')
     _asks = ['picture', 'layer', 'rollout']
     _offline = ['query', 'head', 'direction', 'stretch']
@@ -60,43 +66,69 @@ class AttentionExplorer(Explorer):
     entropy = T.List(T.Float(), help="bit, one a head").tag(sync=True)
     distance = T.List(T.Float(), help="pixels, one a head").tag(sync=True)
 
-    def __init__(self,
-        encoder: nn.Module,         # an encoder with attention
-        images: Any,                # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
-        layer: int | None = None,   # from 0; None: the last
-        head: int = -1,             # -1: the mean
-        query: int | None = None,   # the chosen patch; -1: CLS; None: the middle
-        direction: str = 'from',    # or "to"
-        rollout: bool = False,      # all layers instead of one
+    def __init__(
+        self,
+        encoder: nn.Module,  # an encoder with attention
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
+        layer: int | None = None,  # from 0; None: the last
+        head: int = -1,  # -1: the mean
+        query: int | None = None,  # the chosen patch; -1: CLS; None: the middle
+        direction: str = 'from',  # or "to"
+        rollout: bool = False,  # all layers instead of one
         mean: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
-        std: tuple | None = None,   # of 0..1 pixels; None: the data set's, or 0.5
+        std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
     ):
-        if not hasattr(encoder, 'tokens'): raise ValueError(f"{type(encoder).__name__} has no tokens that attend to each other: this explorer takes a Vision Transformer.")
-        self.encoder, self.pixels_in, self.normalise = encoder, pictures_of(images), normaliser(images, mean, std)
+        if not hasattr(encoder, 'tokens'):
+            raise ValueError(
+                f"{type(encoder).__name__} has no tokens that attend to each other: this explorer takes a Vision Transformer."
+            )
+        self.encoder, self.pixels_in, self.normalise = (
+            encoder,
+            pictures_of(images),
+            normaliser(images, mean, std),
+        )
         n, _, *size = self.pixels_in.shape
-        with looking(encoder) as device: grid = tuple(encoder(self.normalise(self.pixels_in[:1].to(device))).grid)
+        with looking(encoder) as device:
+            grid = tuple(encoder(self.normalise(self.pixels_in[:1].to(device))).grid)
         self._maps = {}
         layers, tokens = len(self.maps(0)), self.maps(0).shape[-1]
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], names=names_of(images, n), grid=list(grid), prefix=tokens - grid[0] * grid[1], layers=layers,
-            layer=layers - 1 if layer is None else layer, head=head, direction=direction, rollout=rollout, query=grid[0] // 2 * grid[1] + grid[1] // 2 if query is None else query)
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *size],
+            names=names_of(images, n),
+            grid=list(grid),
+            prefix=tokens - grid[0] * grid[1],
+            layers=layers,
+            layer=layers - 1 if layer is None else layer,
+            head=head,
+            direction=direction,
+            rollout=rollout,
+            query=grid[0] // 2 * grid[1] + grid[1] // 2 if query is None else query,
+        )
         self._begin()
 
-    def maps(self,
-        picture: int, # which
-    ) -> Tensor:      # (L, H, T, T)
+    def maps(
+        self,
+        picture: int,  # which
+    ) -> Tensor:  # (L, H, T, T)
         "Every layer's attention for one picture; that of the last picture is kept."
         if picture not in self._maps:
-            with looking(self.encoder) as device: maps = attention_maps(self.encoder, self.normalise(self.pixels_in[picture:picture + 1].to(device)))
+            with looking(self.encoder) as device:
+                maps = attention_maps(
+                    self.encoder, self.normalise(self.pixels_in[picture : picture + 1].to(device))
+                )
             self._maps = {picture: torch.stack([m[0] for m in maps]).float().cpu()}
         return self._maps[picture]
 
-    def current(self) -> Tensor: # (H, T, T)
+    def current(self) -> Tensor:  # (H, T, T)
         "The attention of the present layer, or of all layers rolled out (one map)."
         return self._current(self.picture, self.layer, self.rollout)
 
     def _current(self, picture: int, layer: int, rolled: bool) -> Tensor:
-        if not picture < self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
-        if not layer < self.layers: raise ValueError(f"There is no layer {layer}; there are 0 to {self.layers - 1}.")
+        if not picture < self.shape[0]:
+            raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+        if not layer < self.layers:
+            raise ValueError(f"There is no layer {layer}; there are 0 to {self.layers - 1}.")
         maps = self.maps(picture)
         return rollout(maps[:, None]) if rolled else maps[layer]
 
@@ -105,30 +137,42 @@ class AttentionExplorer(Explorer):
         maps = self._current(picture, layer, rolled)
         patch = (self.shape[1] // self.grid[0], self.shape[2] // self.grid[1])
         data, peaks = attention_bytes(maps)
-        one = maps[None, None] # (L, B, H, T, T)
-        return dict(attention=data, peaks=peaks, entropy=(attention_entropy(one).flatten() / np.log(2)).tolist(), distance=attention_distance(one, tuple(self.grid), patch, self.prefix).flatten().tolist())
+        one = maps[None, None]  # (L, B, H, T, T)
+        return dict(
+            attention=data,
+            peaks=peaks,
+            entropy=(attention_entropy(one).flatten() / np.log(2)).tolist(),
+            distance=attention_distance(one, tuple(self.grid), patch, self.prefix).flatten().tolist(),
+        )
 
     def _work(self) -> None:
-        for name, value in self._traits_of(self.picture, self.layer, self.rollout).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture, self.layer, self.rollout).items():
+            self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the layer, and the picture too where all of them fit into 4 MB."
         every = self.layers * len(self.attention) * self.shape[0] < 4e6
         pictures = range(self.shape[0]) if every else [self.picture]
-        answers = [([l, r] + [p] * every, self._traits_of(p, l, r)) for p in pictures for l in range(self.layers) for r in (False, True)]
+        answers = [
+            ([l, r] + [p] * every, self._traits_of(p, l, r))
+            for p in pictures
+            for l in range(self.layers)
+            for r in (False, True)
+        ]
         return ['layer', 'rollout'] + ['picture'] * every, answers
 
 # %% ../../nbs/explorers/03_attention.ipynb #185ea250
 def query_map(
     self: AttentionExplorer,
-    maps: Tensor, # (H, T, T)
-    head: int,    # -1: the mean
+    maps: Tensor,  # (H, T, T)
+    head: int,  # -1: the mean
 ) -> np.ndarray:  # (rows, columns), shares of 1
     "One head's map of the chosen patch, CLS and its like left out."
     one = maps.mean(0) if head < 0 else maps[min(head, len(maps) - 1)]
     token = 0 if self.query < 0 else self.prefix + self.query
     line = one[:, token] if self.direction == 'to' else one[token]
-    return line[self.prefix:].view(*self.grid).numpy()
+    return line[self.prefix :].view(*self.grid).numpy()
+
 
 def attention_figure(self: AttentionExplorer) -> Figure:
     "The picture with the chosen patch, the mean of the heads, and each head; each map with its own scale, which its title says."
@@ -137,15 +181,41 @@ def attention_figure(self: AttentionExplorer) -> Figure:
     fig, axes = plt.subplots(1, len(heads) + 1, figsize=(1.9 * (len(heads) + 1), 2.5), layout='constrained')
     axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
     ph, pw = self.shape[1] / rows, self.shape[2] / cols
-    if self.query >= 0: axes[0].plot((self.query % cols + .5) * pw - .5, (self.query // cols + .5) * ph - .5, 's', mfc='none', mec='#e69f00', mew=2, ms=9)
-    axes[0].set_title('CLS' if self.query < 0 else f'row {self.query // cols + 1}, column {self.query % cols + 1}', fontsize=9)
+    if self.query >= 0:
+        axes[0].plot(
+            (self.query % cols + 0.5) * pw - 0.5,
+            (self.query // cols + 0.5) * ph - 0.5,
+            's',
+            mfc='none',
+            mec='#e69f00',
+            mew=2,
+            ms=9,
+        )
+    axes[0].set_title(
+        'CLS' if self.query < 0 else f'row {self.query // cols + 1}, column {self.query % cols + 1}',
+        fontsize=9,
+    )
     for ax, head in zip(axes[1:], heads):
         shown = query_map(self, maps, head)
-        ax.imshow(shown, vmin=None if self.stretch else 0); name = 'rollout' if self.rollout else 'mean' if head < 0 else f'head {head + 1}'
-        facts = '' if head < 0 or self.rollout else f'\n{self.entropy[head]:.1f} bit, {self.distance[head]:.0f} px'
-        ax.set_title(f'{name}: {shown.min() if self.stretch else 0:.2g} to {shown.max():.2g}{facts}', fontsize=9)
-    for ax in axes: ax.set(xticks=[], yticks=[]); ax.grid(False)
-    fig.suptitle('all layers, rolled out' if self.rollout else f'attention {self.direction} the chosen token, layer {self.layer + 1} of {self.layers}')
+        ax.imshow(shown, vmin=None if self.stretch else 0)
+        name = 'rollout' if self.rollout else 'mean' if head < 0 else f'head {head + 1}'
+        facts = (
+            ''
+            if head < 0 or self.rollout
+            else f'\n{self.entropy[head]:.1f} bit, {self.distance[head]:.0f} px'
+        )
+        ax.set_title(
+            f'{name}: {shown.min() if self.stretch else 0:.2g} to {shown.max():.2g}{facts}', fontsize=9
+        )
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    fig.suptitle(
+        'all layers, rolled out'
+        if self.rollout
+        else f'attention {self.direction} the chosen token, layer {self.layer + 1} of {self.layers}'
+    )
     return fig
+
 
 AttentionExplorer.figure = attention_figure

@@ -19,81 +19,101 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/01_base.ipynb #44b924cc
 def static(
-    name: str, # a file of vit_ssl_lab/explorers/static: 'base.js'
-) -> str:      # its text
+    name: str,  # a file of vit_ssl_lab/explorers/static: 'base.js'
+) -> str:  # its text
     "Read a file that is packaged with the explorers."
     return (files('vit_ssl_lab') / 'explorers' / 'static' / name).read_text('utf-8')
 
+
 def script(
-    name: str, # the explorer's own file: 'mask.js'
-) -> str:      # one JavaScript module without imports
+    name: str,  # the explorer's own file: 'mask.js'
+) -> str:  # one JavaScript module without imports
     "The browser's half of an explorer: the shared helpers, then its own file."
     return static('base.js') + static(name)
 
 # %% ../../nbs/explorers/01_base.ipynb #e2d78d77
 def pictures_of(
-    images: Any,     # a Dataset, or pictures (n, C, H, W) or one (C, H, W): uint8, or float in 0..1; C is 1 or 3
-    limit: int = 12, # how many are kept, from the first
-) -> Tensor:         # (n, C, H, W) uint8
+    images: Any,  # a Dataset, or pictures (n, C, H, W) or one (C, H, W): uint8, or float in 0..1; C is 1 or 3
+    limit: int = 12,  # how many are kept, from the first
+) -> Tensor:  # (n, C, H, W) uint8
     "The pictures that an explorer shows."
     images = torch.as_tensor(getattr(images, 'images', images)).detach().cpu()
-    if images.ndim == 3: images = images[None]
+    if images.ndim == 3:
+        images = images[None]
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"An explorer got pictures of shape {tuple(images.shape)}; it takes (n, C, H, W) with C = 1 or 3 and n at least 1.")
+        raise ValueError(
+            f"An explorer got pictures of shape {tuple(images.shape)}; it takes (n, C, H, W) with C = 1 or 3 and n at least 1."
+        )
     images = images[:limit]
-    if images.dtype == torch.uint8: return images
+    if images.dtype == torch.uint8:
+        return images
     low, high = float(images.min()), float(images.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"An explorer got float pictures between {low:.2f} and {high:.2f}; it takes uint8, or floats in 0..1: undo the normalisation first.")
+        raise ValueError(
+            f"An explorer got float pictures between {low:.2f} and {high:.2f}; it takes uint8, or floats in 0..1: undo the normalisation first."
+        )
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
+
 def rgb_bytes(
-    images: Tensor, # (n, C, H, W) uint8, or float in 0..1 (values outside are clipped); C is 1 or 3
-) -> bytes:         # n * H * W * 3 bytes, rows of pixels
+    images: Tensor,  # (n, C, H, W) uint8, or float in 0..1 (values outside are clipped); C is 1 or 3
+) -> bytes:  # n * H * W * 3 bytes, rows of pixels
     "Pictures as the browser wants them."
-    if images.dtype != torch.uint8: images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if images.dtype != torch.uint8:
+        images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
 
 # %% ../../nbs/explorers/01_base.ipynb #d6c2e947
 def normaliser(
-    images: Any,                # a Dataset (it has mean and std) or plain pictures
+    images: Any,  # a Dataset (it has mean and std) or plain pictures
     mean: tuple | None = None,  # of 0..1 pixels, one a channel; None: the data set's, or 0.5
-    std: tuple | None = None,   # of 0..1 pixels, one a channel; None: the data set's, or 0.5
-) -> Callable[[Tensor], Tensor]: # (B, C, H, W) uint8 -> normalised float
+    std: tuple | None = None,  # of 0..1 pixels, one a channel; None: the data set's, or 0.5
+) -> Callable[[Tensor], Tensor]:  # (B, C, H, W) uint8 -> normalised float
     "How pictures become an encoder's input."
-    own = hasattr(images, 'images') # a tensor has `mean` and `std` too, as methods
-    mean, std = (given if given is not None else getattr(images, name) if own else (.5,) for name, given in (('mean', mean), ('std', std)))
+    own = hasattr(images, 'images')  # a tensor has `mean` and `std` too, as methods
+    mean, std = (
+        given if given is not None else getattr(images, name) if own else (0.5,)
+        for name, given in (('mean', mean), ('std', std))
+    )
     mean, std = (torch.as_tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1) for v in (mean, std))
     return lambda pictures: (pictures.float() / 255 - mean.to(pictures.device)) / std.to(pictures.device)
 
 # %% ../../nbs/explorers/01_base.ipynb #05b45813
 @contextmanager
 def looking(
-    model: nn.Module, # an encoder or a method
-):                    # yields the device of its weights
+    model: nn.Module,  # an encoder or a method
+):  # yields the device of its weights
     "Eval mode and no gradients inside; afterwards every part is in the mode it was in."
     modes = {m: m.training for m in model.modules()}
     weights = next(model.parameters(), None)
     try:
         model.eval()
-        with torch.no_grad(): yield torch.device('cpu') if weights is None else weights.device
+        with torch.no_grad():
+            yield torch.device('cpu') if weights is None else weights.device
     finally:
-        for m, mode in modes.items(): m.training = mode
+        for m, mode in modes.items():
+            m.training = mode
 
 # %% ../../nbs/explorers/01_base.ipynb #5b641e6f
 class Explorer(anywidget.AnyWidget):
     "What every explorer shares. A subclass has `_esm = script('its.js')`, traits with `sync=True`, and `figure()`."
+
     _css = static('explorers.css')
     error = T.Unicode('', help="One sentence, shown in the widget; empty when all is well").tag(sync=True)
     live = T.Bool(True, help="False in a page without a kernel").tag(sync=True)
-    note = T.Unicode("This page has no Python behind it; all of it works.", help="Said in an exported page").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it; all of it works.", help="Said in an exported page"
+    ).tag(sync=True)
     answered = T.Int(0, help="Counts the kernel's answers").tag(sync=True)
-    milliseconds = T.Float(0., help="Time of the last answer").tag(sync=True)
+    milliseconds = T.Float(0.0, help="Time of the last answer").tag(sync=True)
 
-    _asks = [] # traits whose change is a question to the kernel
+    _asks = []  # traits whose change is a question to the kernel
 
-    def _key(self) -> tuple: return tuple(getattr(self, name) for name in self._asks)
-    def _work(self) -> None: "What the kernel does for the present state."
+    def _key(self) -> tuple:
+        return tuple(getattr(self, name) for name in self._asks)
+
+    def _work(self) -> None:
+        "What the kernel does for the present state."
 
     def _begin(self) -> None:
         "The first answer, whose errors are raised; from then on changes are answered, and their errors shown."
@@ -103,12 +123,17 @@ class Explorer(anywidget.AnyWidget):
 
     def _answer(self, change: dict) -> None:
         "Do the work; its time and its error become part of the state. One message may change several traits, and the work may change some itself: that is still one answer."
-        if self._key() == self._seen: return
+        if self._key() == self._seen:
+            return
         self._seen, start = self._key(), time.perf_counter()
         with self.hold_sync():
-            try: self._work(); self.error = ''
-            except ValueError as e: self.error = str(e)
-            except Exception as e: self.error = f'{type(e).__name__}: {e}'
+            try:
+                self._work()
+                self.error = ''
+            except ValueError as e:
+                self.error = str(e)
+            except Exception as e:
+                self.error = f'{type(e).__name__}: {e}'
             self.milliseconds = (time.perf_counter() - start) * 1000
             self.answered += 1
 
@@ -118,49 +143,74 @@ class Explorer(anywidget.AnyWidget):
 
     def state(self) -> dict[str, Any]:
         "Every trait that the browser sees, without those of ipywidgets itself."
-        return {k: getattr(self, k) for k in self.keys if not k.startswith('_') and k not in anywidget.AnyWidget.class_trait_names()}
+        return {
+            k: getattr(self, k)
+            for k in self.keys
+            if not k.startswith('_') and k not in anywidget.AnyWidget.class_trait_names()
+        }
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "Traits that a page without a kernel answers, and for each combination of their values the traits that follow."
         return [], []
 
-    def __repr__(self) -> str: return type(self).__name__ # no address: stored outputs stay the same from run to run
+    def __repr__(self) -> str:
+        return type(self).__name__  # no address: stored outputs stay the same from run to run
 
 # %% ../../nbs/explorers/01_base.ipynb #099308ae
 def pack(
-    value: Any, # a trait's value
-) -> Any:       # what `json.dumps` takes
+    value: Any,  # a trait's value
+) -> Any:  # what `json.dumps` takes
     "JSON for one trait: bytes become base64."
     return {'base64': base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
+
 def page(
-    title: str,      # the page's title
-    code: str,       # one module that ends with `export default { render };`
-    css: str,        # its styles
-    traits: dict,    # the state
-    keys: list[str], # traits that the page answers by itself
-    answers: list[tuple[list, dict]], # (values of the keys, traits that follow)
-) -> str:            # an HTML document
+    title: str,  # the page's title
+    code: str,  # one module that ends with `export default { render };`
+    css: str,  # its styles
+    traits: dict,  # the state
+    keys: list[str],  # traits that the page answers by itself
+    answers: list[tuple[list, dict]],  # (values of the keys, traits that follow)
+) -> str:  # an HTML document
     "One self-contained file: no network, no kernel."
-    state = dict(traits={k: pack(v) for k, v in traits.items()}, keys=keys,
-                 answers={json.dumps(v, separators=(',', ':')): {k: pack(a) for k, a in t.items()} for v, t in answers})
-    parts = dict(title=html.escape(title), css=css, script=code.replace('export default { render };', 'const widget = { render };'),
-                 state=json.dumps(state).replace('</', '<\\/')) # `</script>` in a class name must not end the script
+    state = dict(
+        traits={k: pack(v) for k, v in traits.items()},
+        keys=keys,
+        answers={
+            json.dumps(v, separators=(',', ':')): {k: pack(a) for k, a in t.items()} for v, t in answers
+        },
+    )
+    parts = dict(
+        title=html.escape(title),
+        css=css,
+        script=code.replace('export default { render };', 'const widget = { render };'),
+        state=json.dumps(state).replace('</', '<\\/'),
+    )  # `</script>` in a class name must not end the script
     text = static('page.html')
-    for name, part in parts.items(): text = text.replace('{{%s}}' % name, part)
+    for name, part in parts.items():
+        text = text.replace('{{%s}}' % name, part)
     return text
 
 # %% ../../nbs/explorers/01_base.ipynb #5d78fe92
 def to_html(
     self: Explorer,
-    path: str | Path | None = None, # where to write it too
-) -> str:                           # the page
+    path: str | Path | None = None,  # where to write it too
+) -> str:  # the page
     "One self-contained HTML file of the present state. It keeps working without a kernel where no model is needed."
     keys, answers = self._stored()
     title = f"{type(self).__name__} (vit_ssl_lab)"
-    text = page(title, str(self._esm), str(self._css), {**self.state(), 'live': False, 'offline': self._offline + keys}, keys, answers)
-    if path is not None: Path(path).write_text(text, 'utf-8')
+    text = page(
+        title,
+        str(self._esm),
+        str(self._css),
+        {**self.state(), 'live': False, 'offline': self._offline + keys},
+        keys,
+        answers,
+    )
+    if path is not None:
+        Path(path).write_text(text, 'utf-8')
     return text
 
+
 Explorer.to_html = to_html
-Explorer._offline = [] # traits whose change the browser handles alone
+Explorer._offline = []  # traits whose change the browser handles alone

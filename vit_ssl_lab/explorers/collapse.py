@@ -27,77 +27,114 @@ from .base import Explorer, pictures_of, script
 # %% ../../nbs/explorers/08_collapse.ipynb #7b610c7b
 SWITCHES = dict(stop_gradient='stop-gradient', predictor='predictor', centre='centring', momentum='momentum')
 
+
 class CollapseRun:
     "A Siamese network without negatives, small enough to train while one looks; its switches may be thrown between any two steps."
-    def __init__(self,
-        images: Any = None,           # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; None: the digits
-        seed: int = 0,                # of weights, batches and views
-        stop_gradient: bool = True,   # no gradient reaches the target
-        predictor: bool = True,       # a small network between z and the target
-        centre: bool = False,         # the mean of the batch is taken from the targets
-        momentum: bool = False,       # the target comes from a slow copy of the network
-        size: int = 12,               # pixels of a view
-        width: int = 128,             # of the hidden layers
-        dim: int = 32,                # D of z
-        batch: int = 64,              # pictures of a step
-        lr: float = .1,               # of SGD with momentum 0.9
-        every: int = 5,               # steps between two records
+
+    def __init__(
+        self,
+        images: Any = None,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; None: the digits
+        seed: int = 0,  # of weights, batches and views
+        stop_gradient: bool = True,  # no gradient reaches the target
+        predictor: bool = True,  # a small network between z and the target
+        centre: bool = False,  # the mean of the batch is taken from the targets
+        momentum: bool = False,  # the target comes from a slow copy of the network
+        size: int = 12,  # pixels of a view
+        width: int = 128,  # of the hidden layers
+        dim: int = 32,  # D of z
+        batch: int = 64,  # pictures of a step
+        lr: float = 0.1,  # of SGD with momentum 0.9
+        every: int = 5,  # steps between two records
     ):
         images = load('digits') if images is None else images
         self.images, own = pictures_of(images, 4096), hasattr(images, 'images')
-        if len(self.images) < 16: raise ValueError(f"A run takes 16 pictures or more, to see whether they are told apart: got {len(self.images)}.")
+        if len(self.images) < 16:
+            raise ValueError(
+                f"A run takes 16 pictures or more, to see whether they are told apart: got {len(self.images)}."
+            )
         self.seed, self.batch, self.every = seed, batch, every
-        self.stop_gradient, self.predictor, self.centre, self.momentum = stop_gradient, predictor, centre, momentum
+        self.stop_gradient, self.predictor, self.centre, self.momentum = (
+            stop_gradient,
+            predictor,
+            centre,
+            momentum,
+        )
         channels = self.images.shape[1]
-        mean, std = (images.mean, images.std) if own else ((.5,) * channels, (.25,) * channels)
-        self.views = Views(size, mean, std, [Policy(scale=(.3, 1.), flip=0., jitter=(.4, .4, 0., 0.))] * 2)
+        mean, std = (images.mean, images.std) if own else ((0.5,) * channels, (0.25,) * channels)
+        self.views = Views(
+            size, mean, std, [Policy(scale=(0.3, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0))] * 2
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Flatten(), mlp_head((channels * size * size, width, width), last_norm='batch'), nn.ReLU(), mlp_head((width, width, dim)))
+            self.net = nn.Sequential(
+                nn.Flatten(),
+                mlp_head((channels * size * size, width, width), last_norm='batch'),
+                nn.ReLU(),
+                mlp_head((width, width, dim)),
+            )
             self.head = mlp_head((dim, dim // 2, dim))
         self.slow, self.dice = None, Generator().manual_seed(seed)
-        self.optimizer = torch.optim.SGD([*self.net.parameters(), *self.head.parameters()], lr=lr, momentum=.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            [*self.net.parameters(), *self.head.parameters()], lr=lr, momentum=0.9, weight_decay=1e-4
+        )
         self.sample = self.views.prepare(self.images[:256])
-        self.labels = images.labels[:len(self.sample)].tolist() if hasattr(images, 'labels') else []
+        self.labels = images.labels[: len(self.sample)].tolist() if hasattr(images, 'labels') else []
         self.count, self.records, self.losses, self._before = 0, [], [], None
         self.record()
 
 # %% ../../nbs/explorers/08_collapse.ipynb #0c325bce
 def loss_of(
     self: CollapseRun,
-    x1: Tensor, # (B, C, size, size) one view
-    x2: Tensor, # the other
-) -> Tensor:    # scalar, -1 (agreement) to 1
+    x1: Tensor,  # (B, C, size, size) one view
+    x2: Tensor,  # the other
+) -> Tensor:  # scalar, -1 (agreement) to 1
     "The symmetric loss under the present switches. (SimSiam, algorithm 1)"
     z1, z2 = self.net(x1), self.net(x2)
     p1, p2 = (self.head(z1), self.head(z2)) if self.predictor else (z1, z2)
     if self.momentum:
-        with torch.no_grad(): t1, t2 = self.slow(x1), self.slow(x2)
-    else: t1, t2 = z1, z2
-    if self.centre: mean = torch.cat([t1, t2]).mean(0); t1, t2 = t1 - mean, t2 - mean
-    if self.stop_gradient: t1, t2 = t1.detach(), t2.detach()
+        with torch.no_grad():
+            t1, t2 = self.slow(x1), self.slow(x2)
+    else:
+        t1, t2 = z1, z2
+    if self.centre:
+        mean = torch.cat([t1, t2]).mean(0)
+        t1, t2 = t1 - mean, t2 - mean
+    if self.stop_gradient:
+        t1, t2 = t1.detach(), t2.detach()
     return (negative_cosine(p1, t2) + negative_cosine(p2, t1)) / 2
 
-def step(self: CollapseRun) -> float: # the loss
+
+def step(self: CollapseRun) -> float:  # the loss
     "One step of SGD."
-    if self.momentum and self.slow is None: self.slow = momentum_copy(self.net)
-    if not self.momentum: self.slow = None
+    if self.momentum and self.slow is None:
+        self.slow = momentum_copy(self.net)
+    if not self.momentum:
+        self.slow = None
     batch = self.images[torch.randint(len(self.images), (self.batch,), generator=self.dice)]
     x1, x2 = self.views(batch, self.views.draw(self.batch, batch.shape[-2:], generator=self.dice))
     loss = loss_of(self, x1, x2)
-    if not loss.isfinite(): raise ValueError(f"The loss is {loss.item()} after {self.count} steps: reset, and take a lower lr.")
-    self.optimizer.zero_grad(); loss.backward(); self.optimizer.step()
-    if self.momentum: momentum_update(self.slow, self.net, .98, buffers=False)
-    self.count += 1; self.losses.append(loss.item())
-    if self.count % self.every == 0: self.record()
+    if not loss.isfinite():
+        raise ValueError(f"The loss is {loss.item()} after {self.count} steps: reset, and take a lower lr.")
+    self.optimizer.zero_grad()
+    loss.backward()
+    self.optimizer.step()
+    if self.momentum:
+        momentum_update(self.slow, self.net, 0.98, buffers=False)
+    self.count += 1
+    self.losses.append(loss.item())
+    if self.count % self.every == 0:
+        self.record()
     return loss.item()
+
 
 def advance(
     self: CollapseRun,
-    steps: int, # how many
+    steps: int,  # how many
 ) -> None:
     "Several steps."
-    for _ in range(steps): step(self)
+    for _ in range(steps):
+        step(self)
+
 
 CollapseRun.step, CollapseRun.advance = step, advance
 
@@ -106,15 +143,29 @@ CollapseRun.step, CollapseRun.advance = step, advance
 def record(self: CollapseRun) -> None:
     "Judge the vectors of 256 fixed pictures, and keep what was found."
     z = self.net(self.sample)
-    u = F.normalize(z, dim=1); u = u - u.mean(0)
-    points = u @ torch.linalg.svd(u, full_matrices=False)[2][:2].T             # (n, 2) main axes
-    if self._before is not None: # turned so that it follows the last picture
-        left, _, right = torch.linalg.svd(points.T @ self._before); points = points @ left @ right
+    u = F.normalize(z, dim=1)
+    u = u - u.mean(0)
+    points = u @ torch.linalg.svd(u, full_matrices=False)[2][:2].T  # (n, 2) main axes
+    if self._before is not None:  # turned so that it follows the last picture
+        left, _, right = torch.linalg.svd(points.T @ self._before)
+        points = points @ left @ right
     self._before, values, stds = points, torch.linalg.svdvals(z.double()), dimension_std(z)
-    recent = self.losses[-self.every:]
-    self.records.append(dict(step=self.count, loss=sum(recent) / len(recent) if recent else float('nan'), std=stds.mean().item(), rank=effective_rank(z), stds=stds.float(),
-                             values=(values / values[0].clamp(min=1e-12)).float(), points=points, sentence=diagnose(z)))
-    if len(self.records) > 200: self.records, self.every = self.records[::2], 2 * self.every
+    recent = self.losses[-self.every :]
+    self.records.append(
+        dict(
+            step=self.count,
+            loss=sum(recent) / len(recent) if recent else float('nan'),
+            std=stds.mean().item(),
+            rank=effective_rank(z),
+            stds=stds.float(),
+            values=(values / values[0].clamp(min=1e-12)).float(),
+            points=points,
+            sentence=diagnose(z),
+        )
+    )
+    if len(self.records) > 200:
+        self.records, self.every = self.records[::2], 2 * self.every
+
 
 CollapseRun.record = record
 CollapseRun.state = property(lambda self: self.records[-1])
@@ -122,17 +173,22 @@ CollapseRun.state = property(lambda self: self.records[-1])
 # %% ../../nbs/explorers/08_collapse.ipynb #e65896d4
 class CollapseExplorer(Explorer):
     "A tiny run, live, with switches for what keeps it from collapsing."
+
     _esm = script('collapse.js')
     _asks, _offline = ['seed', 'resets', 'moment'], ['moment']
-    note = T.Unicode("This page has no Python behind it: the stored run can be looked at; training needs a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: the stored run can be looked at; training needs a kernel."
+    ).tag(sync=True)
     running = T.Bool(False).tag(sync=True)
     seed = T.Int(0, min=0).tag(sync=True)
     resets = T.Int(0, help="counts the resets").tag(sync=True)
     moment = T.Int(-1, help="which record is shown; -1: the last").tag(sync=True)
-    stop_gradient, predictor, centre, momentum = (T.Bool(help="acts at once").tag(sync=True) for _ in range(4))
+    stop_gradient, predictor, centre, momentum = (
+        T.Bool(help="acts at once").tag(sync=True) for _ in range(4)
+    )
     step = T.Int(0, help="steps done").tag(sync=True)
     limit = T.Int(2000, help="it stops by itself after so many steps").tag(sync=True)
-    speed = T.Float(0., help="steps a second").tag(sync=True)
+    speed = T.Float(0.0, help="steps a second").tag(sync=True)
     history = T.Bytes(help="(records, 4) float32: step, loss, std, effective rank").tag(sync=True)
     marks = T.List(help="[step, what was switched]").tag(sync=True)
     stds = T.Bytes(help="(D,) float32, of each dimension; 1 = spread out").tag(sync=True)
@@ -141,74 +197,130 @@ class CollapseExplorer(Explorer):
     labels = T.List(T.Int()).tag(sync=True)
     sentence = T.Unicode(help="of evaluation.diagnose").tag(sync=True)
 
-    def __init__(self,
-        images: Any = None,           # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; None: the digits
-        seed: int = 0,                # of weights, batches and views
-        stop_gradient: bool = True,   # no gradient reaches the target
-        predictor: bool = True,       # a small network between z and the target
-        centre: bool = False,         # the mean of the batch is taken from the targets
-        momentum: bool = False,       # the target comes from a slow copy
-        limit: int = 2000,            # steps after which it stops by itself
-        **run,                        # size, width, dim, batch, lr of `CollapseRun`
+    def __init__(
+        self,
+        images: Any = None,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; None: the digits
+        seed: int = 0,  # of weights, batches and views
+        stop_gradient: bool = True,  # no gradient reaches the target
+        predictor: bool = True,  # a small network between z and the target
+        centre: bool = False,  # the mean of the batch is taken from the targets
+        momentum: bool = False,  # the target comes from a slow copy
+        limit: int = 2000,  # steps after which it stops by itself
+        **run,  # size, width, dim, batch, lr of `CollapseRun`
     ):
-        self.images_in, self.options, self._turn, self._lock = load('digits') if images is None else images, run, 0, threading.RLock()
-        super().__init__(seed=seed, stop_gradient=stop_gradient, predictor=predictor, centre=centre, momentum=momentum, limit=limit)
+        self.images_in, self.options, self._turn, self._lock = (
+            load('digits') if images is None else images,
+            run,
+            0,
+            threading.RLock(),
+        )
+        super().__init__(
+            seed=seed,
+            stop_gradient=stop_gradient,
+            predictor=predictor,
+            centre=centre,
+            momentum=momentum,
+            limit=limit,
+        )
         self._begin()
-        self.observe(self._switch, list(SWITCHES)); self.observe(self._run, 'running')
+        self.observe(self._switch, list(SWITCHES))
+        self.observe(self._run, 'running')
 
     def _work(self) -> None:
         if getattr(self, '_made', None) != (self.seed, self.resets):
-            self.run = CollapseRun(self.images_in, self.seed, **{s: getattr(self, s) for s in SWITCHES}, **self.options)
-            self._made, self.running, self.marks, self.speed, self.moment = (self.seed, self.resets), False, [], 0., -1
-            self._seen = self._key() # the moment was put back: that is no question
-        if not -1 <= self.moment < len(self.run.records): raise ValueError(f"There is no record {self.moment}; there are 0 to {len(self.run.records) - 1}, and -1 for the last.")
+            self.run = CollapseRun(
+                self.images_in, self.seed, **{s: getattr(self, s) for s in SWITCHES}, **self.options
+            )
+            self._made, self.running, self.marks, self.speed, self.moment = (
+                (self.seed, self.resets),
+                False,
+                [],
+                0.0,
+                -1,
+            )
+            self._seen = self._key()  # the moment was put back: that is no question
+        if not -1 <= self.moment < len(self.run.records):
+            raise ValueError(
+                f"There is no record {self.moment}; there are 0 to {len(self.run.records) - 1}, and -1 for the last."
+            )
         self._publish()
 
     def _switch(self, change: dict) -> None:
         "A switch was thrown: it acts from the next step on."
         setattr(self.run, change['name'], change['new'])
-        self.marks = [*self.marks, [self.run.count, f"{SWITCHES[change['name']]} {'on' if change['new'] else 'off'}"]]
+        self.marks = [
+            *self.marks,
+            [self.run.count, f"{SWITCHES[change['name']]} {'on' if change['new'] else 'off'}"],
+        ]
 
-    def set_state(self, sync_data): # what the browser sends may arrive while a piece is trained
-        with self._lock: super().set_state(sync_data)
+    def set_state(self, sync_data):  # what the browser sends may arrive while a piece is trained
+        with self._lock:
+            super().set_state(sync_data)
 
-    def close(self): self.running = False; super().close()
+    def close(self):
+        self.running = False
+        super().close()
 
 # %% ../../nbs/explorers/08_collapse.ipynb #49659907
 def moment_traits(
     self: CollapseExplorer,
-    moment: int, # which record; -1: the last
+    moment: int,  # which record; -1: the last
 ) -> dict:
     "What is shown of one moment."
     r = self.run.records[moment]
-    return dict(stds=r['stds'].numpy().tobytes(), values=r['values'].numpy().tobytes(), points=r['points'].contiguous().numpy().tobytes(), sentence=r['sentence'])
+    return dict(
+        stds=r['stds'].numpy().tobytes(),
+        values=r['values'].numpy().tobytes(),
+        points=r['points'].contiguous().numpy().tobytes(),
+        sentence=r['sentence'],
+    )
+
 
 def publish(self: CollapseExplorer) -> None:
     "The run's state becomes the widget's."
     records = self.run.records
-    if self.moment >= len(records): self.moment = -1 # every second record went
+    if self.moment >= len(records):
+        self.moment = -1  # every second record went
     history = np.array([[r['step'], r['loss'], r['std'], r['rank']] for r in records], np.float32)
-    for name, value in dict(step=self.run.count, history=history.tobytes(), labels=self.run.labels, **moment_traits(self, self.moment)).items(): self.set_trait(name, value)
+    for name, value in dict(
+        step=self.run.count,
+        history=history.tobytes(),
+        labels=self.run.labels,
+        **moment_traits(self, self.moment),
+    ).items():
+        self.set_trait(name, value)
+
 
 def stored(self: CollapseExplorer) -> tuple[list[str], list[tuple[list, dict]]]:
     "A page without a kernel can look back."
     return ['moment'], [([i], moment_traits(self, i)) for i in range(-1, len(self.run.records))]
+
 
 CollapseExplorer._publish, CollapseExplorer._stored = publish, stored
 
 # %% ../../nbs/explorers/08_collapse.ipynb #180a28e6
 def piece(
     self: CollapseExplorer,
-    seconds: float = .05, # how long; at least one record is made
+    seconds: float = 0.05,  # how long; at least one record is made
 ) -> None:
     "Train a little and show it."
     began, run = time.perf_counter(), self.run
     before = run.count
-    while self.running and run.count < self.limit and (run.count == before or time.perf_counter() - began < seconds): run.advance(run.every)
+    while (
+        self.running
+        and run.count < self.limit
+        and (run.count == before or time.perf_counter() - began < seconds)
+    ):
+        run.advance(run.every)
     with self._lock, self.hold_sync():
-        if run is not self.run: return # it was reset meanwhile
-        if run.count > before: self._publish(); self.speed = (run.count - before) / (time.perf_counter() - began)
-        if run.count >= self.limit: self.running = False
+        if run is not self.run:
+            return  # it was reset meanwhile
+        if run.count > before:
+            self._publish()
+            self.speed = (run.count - before) / (time.perf_counter() - began)
+        if run.count >= self.limit:
+            self.running = False
+
 
 async def train(self: CollapseExplorer) -> None:
     "Piece after piece while `running`."
@@ -217,49 +329,99 @@ async def train(self: CollapseExplorer) -> None:
     try:
         while self.running and (turn, run) == (self._turn, self.run):
             piece(self)
-            await asyncio.sleep(.02)
-    except Exception as e: self.error = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'; self.running = False
+            await asyncio.sleep(0.02)
+    except Exception as e:
+        self.error = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
+        self.running = False
+
 
 def run_or_stop(
     self: CollapseExplorer,
-    change: dict, # of the trait `running`
+    change: dict,  # of the trait `running`
 ) -> None:
     "The trait has changed."
-    if not change['new']: return
+    if not change['new']:
+        return
     self.error, self.moment = '', -1
-    if self.run.count >= self.limit: self.limit = self.run.count + 2000
-    try: self._task = asyncio.get_running_loop().create_task(train(self))
-    except RuntimeError: self.running = False; self.error = "Training by itself needs the event loop of Jupyter; elsewhere call advance(steps)."
+    if self.run.count >= self.limit:
+        self.limit = self.run.count + 2000
+    try:
+        self._task = asyncio.get_running_loop().create_task(train(self))
+    except RuntimeError:
+        self.running = False
+        self.error = "Training by itself needs the event loop of Jupyter; elsewhere call advance(steps)."
 
 # %% ../../nbs/explorers/08_collapse.ipynb #cacf87e0
-def start(self: CollapseExplorer) -> None: "Train until stopped."; self.running = True
-def stop(self: CollapseExplorer) -> None: "Stop after the present piece."; self.running = False
-def reset(self: CollapseExplorer) -> None: "Stop, and begin anew with the present switches."; self.resets += 1
+def start(self: CollapseExplorer) -> None:
+    "Train until stopped."
+    self.running = True
+
+
+def stop(self: CollapseExplorer) -> None:
+    "Stop after the present piece."
+    self.running = False
+
+
+def reset(self: CollapseExplorer) -> None:
+    "Stop, and begin anew with the present switches."
+    self.resets += 1
+
+
 def advance_explorer(
     self: CollapseExplorer,
-    steps: int, # how many
+    steps: int,  # how many
 ) -> None:
     "Train here and now, without a loop."
     self.run.advance(steps)
-    with self._lock, self.hold_sync(): self._publish()
+    with self._lock, self.hold_sync():
+        self._publish()
 
-CollapseExplorer._run, CollapseExplorer.start, CollapseExplorer.stop, CollapseExplorer.reset, CollapseExplorer.advance = run_or_stop, start, stop, reset, advance_explorer
+
+(
+    CollapseExplorer._run,
+    CollapseExplorer.start,
+    CollapseExplorer.stop,
+    CollapseExplorer.reset,
+    CollapseExplorer.advance,
+) = run_or_stop, start, stop, reset, advance_explorer
 
 # %% ../../nbs/explorers/08_collapse.ipynb #761768c8
 def collapse_figure(self: CollapseExplorer) -> Figure:
     "Loss, std and effective rank over the steps; and the dimensions, the spectrum and the cloud of the shown moment."
     h, r = np.frombuffer(self.history, np.float32).reshape(-1, 4), self.run.records[self.moment]
     fig, axes = plt.subplots(2, 3, figsize=(9, 4.4), layout='constrained')
-    for ax, column, title, limits in zip(axes[0], (1, 2, 3), ('loss', 'std (1 = spread out)', 'effective rank'), ((-1.05, None), (0, 1.1), (0, None))):
-        ax.plot(h[:, 0], h[:, column]); ax.set(title=title, xlabel='step', ylim=limits)
+    for ax, column, title, limits in zip(
+        axes[0],
+        (1, 2, 3),
+        ('loss', 'std (1 = spread out)', 'effective rank'),
+        ((-1.05, None), (0, 1.1), (0, None)),
+    ):
+        ax.plot(h[:, 0], h[:, column])
+        ax.set(title=title, xlabel='step', ylim=limits)
         for at, text in self.marks:
             ax.axvline(at, color='#d55e00', lw=1, ls='--')
-            if column == 1: ax.annotate(text, (at, 1), (2, -2), xycoords=('data', 'axes fraction'), textcoords='offset points', fontsize=7, rotation=90, va='top', color='#d55e00')
-    axes[1, 0].bar(range(1, len(r['stds']) + 1), r['stds'].numpy()); axes[1, 0].axhline(1, color='k', lw=.8, ls=':'); axes[1, 0].set(title='std of each dimension', xlabel='dimension', ylim=(0, 1.6))
-    axes[1, 1].bar(range(1, len(r['values']) + 1), r['values'].numpy()); axes[1, 1].set(title='singular values', xlabel='number', ylim=(0, 1.05))
-    axes[1, 2].scatter(*r['points'].T, s=6, c=[f'C{label % 7}' for label in self.labels] or None); axes[1, 2].set(title='unit vectors on two main axes', xlim=(-1, 1), ylim=(-1, 1), aspect='equal')
+            if column == 1:
+                ax.annotate(
+                    text,
+                    (at, 1),
+                    (2, -2),
+                    xycoords=('data', 'axes fraction'),
+                    textcoords='offset points',
+                    fontsize=7,
+                    rotation=90,
+                    va='top',
+                    color='#d55e00',
+                )
+    axes[1, 0].bar(range(1, len(r['stds']) + 1), r['stds'].numpy())
+    axes[1, 0].axhline(1, color='k', lw=0.8, ls=':')
+    axes[1, 0].set(title='std of each dimension', xlabel='dimension', ylim=(0, 1.6))
+    axes[1, 1].bar(range(1, len(r['values']) + 1), r['values'].numpy())
+    axes[1, 1].set(title='singular values', xlabel='number', ylim=(0, 1.05))
+    axes[1, 2].scatter(*r['points'].T, s=6, c=[f'C{label % 7}' for label in self.labels] or None)
+    axes[1, 2].set(title='unit vectors on two main axes', xlim=(-1, 1), ylim=(-1, 1), aspect='equal')
     switches = ', '.join(f"{name} {'on' if getattr(self, s) else 'off'}" for s, name in SWITCHES.items())
     fig.suptitle(f"step {r['step']}: {r['sentence']}\n{switches}; seed {self.seed}", fontsize=10)
     return fig
+
 
 CollapseExplorer.figure = collapse_figure

@@ -23,24 +23,27 @@ from .positions import cosine_bytes
 
 # %% ../../nbs/explorers/11_correspondence.ipynb #c0c6ac80
 def points_back(
-    flow: Tensor, # (B, S, S, 2) x, y in the second view, pixels
+    flow: Tensor,  # (B, S, S, 2) x, y in the second view, pixels
     grid: tuple,  # (rows, columns) of regions
-) -> Tensor:      # (B, N, 2) row and column in regions of the first view; -1 where nothing of the first view lands there
+) -> (
+    Tensor
+):  # (B, N, 2) row and column in regions of the first view; -1 where nothing of the first view lands there
     "Where the middle of each region of the second view lies in the first."
     rows, cols = flow.shape[1:3]
     step = torch.tensor([cols / grid[1], rows / grid[0]])
-    y, x = torch.meshgrid(torch.arange(grid[0]) + .5, torch.arange(grid[1]) + .5, indexing='ij')
-    middle = torch.stack([x, y], -1).flatten(0, 1) * step - .5                                   # (N, 2) x, y in pixels
+    y, x = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing='ij')
+    middle = torch.stack([x, y], -1).flatten(0, 1) * step - 0.5  # (N, 2) x, y in pixels
     found = []
-    for one in flow.flatten(1, 2):                                                               # (S S, 2)
+    for one in flow.flatten(1, 2):  # (S S, 2)
         near = torch.cdist(middle, one).min(1)
-        at = (torch.stack([near.indices % cols, near.indices // cols], -1) + .5) / step          # x, y in regions
-        found.append(torch.where(near.values[:, None] < 1.5, at, -1.))
+        at = (torch.stack([near.indices % cols, near.indices // cols], -1) + 0.5) / step  # x, y in regions
+        found.append(torch.where(near.values[:, None] < 1.5, at, -1.0))
     return torch.stack(found).flip(-1)
 
 # %% ../../nbs/explorers/11_correspondence.ipynb #d4c459df
 class CorrespondenceExplorer(Explorer):
     "Two views of a picture; for each region of one what an encoder finds most alike in the other, beside the truth."
+
     _esm = script('correspondence.js')
     _offline, _asks = ['picture', 'which', 'side', 'region'], ['picture', 'which']
     images = T.Bytes(help="(n, H, W, 3) uint8: first views").tag(sync=True)
@@ -49,81 +52,165 @@ class CorrespondenceExplorer(Explorer):
     grid = T.List(T.Int(), help="rows, columns of the regions").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
     encoders = T.List(T.Unicode(), help="names of the encoders that are compared").tag(sync=True)
-    gram = T.Bytes(help="(encoders, n, N, N) uint8 cosines of first with second regions, 0 is -1, 255 is 1").tag(sync=True)
-    points = T.Bytes(help="(2, n, N, 2) float32 row and column in regions of the other view; outside the grid: not visible there").tag(sync=True)
-    truth = T.Bytes(help="(2, n, N) int32: the true region of the other view, -1: not visible there").tag(sync=True)
+    gram = T.Bytes(
+        help="(encoders, n, N, N) uint8 cosines of first with second regions, 0 is -1, 255 is 1"
+    ).tag(sync=True)
+    points = T.Bytes(
+        help="(2, n, N, 2) float32 row and column in regions of the other view; outside the grid: not visible there"
+    ).tag(sync=True)
+    truth = T.Bytes(help="(2, n, N) int32: the true region of the other view, -1: not visible there").tag(
+        sync=True
+    )
     picture = T.Int(0, min=0).tag(sync=True)
     which = T.Int(0, min=0, help="the encoder that answers").tag(sync=True)
     side = T.Int(0, min=0, max=1, help="the view that is asked about: 0 first, 1 second").tag(sync=True)
     region = T.Int(0, min=0, help="its region").tag(sync=True)
 
-    def __init__(self,
-        encoder: nn.Module | dict[str, nn.Module], # the contract; several by name, with regions of one grid
-        data: Any,                   # scenes, for warped views; any Dataset of square pictures for mirrored ones
-        warp: str | Warp = 'warped', # "warped", "mirrored", or views and flow of your own
-        limit: int = 8,              # how many pictures, from the first
-        seed: int = 0,               # of the second view's colours
-        picture: int = 0,            # chosen at first
-        mean: tuple | None = None,   # of 0..1 pixels; None: the data set's, or 0.5
-        std: tuple | None = None,    # of 0..1 pixels; None: the data set's, or 0.5
+    def __init__(
+        self,
+        encoder: nn.Module | dict[str, nn.Module],  # the contract; several by name, with regions of one grid
+        data: Any,  # scenes, for warped views; any Dataset of square pictures for mirrored ones
+        warp: str | Warp = 'warped',  # "warped", "mirrored", or views and flow of your own
+        limit: int = 8,  # how many pictures, from the first
+        seed: int = 0,  # of the second view's colours
+        picture: int = 0,  # chosen at first
+        mean: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
+        std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
     ):
-        if isinstance(warp, str): warp = warped(data, limit, seed) if choose(warp, ('warped', 'mirrored'), 'kind of warp') == 'warped' else mirrored(data.images[:limit], seed)
-        self.warp, named = Warp(*(x[:limit] for x in warp)), encoder if isinstance(encoder, dict) else {'encoder': encoder}
+        if isinstance(warp, str):
+            warp = (
+                warped(data, limit, seed)
+                if choose(warp, ('warped', 'mirrored'), 'kind of warp') == 'warped'
+                else mirrored(data.images[:limit], seed)
+            )
+        self.warp, named = (
+            Warp(*(x[:limit] for x in warp)),
+            encoder if isinstance(encoder, dict) else {'encoder': encoder},
+        )
         self.cosines, grid = all_cosines(named, self.warp, normaliser(data, mean, std))
         places = torch.stack([true_points(self.warp.flow, grid), points_back(self.warp.flow, grid)])
         self.true = torch.stack([true_regions(p, grid) for p in places])
         n, _, *size = self.warp.first.shape
-        super().__init__(images=rgb_bytes(self.warp.first), second=rgb_bytes(self.warp.second), shape=[n, *size], grid=list(grid), names=names_of(data, n) or [f'picture {i + 1}' for i in range(n)], encoders=list(named),
-            gram=cosine_bytes(self.cosines), points=places.float().numpy().tobytes(), truth=self.true.to(torch.int32).numpy().tobytes(), picture=picture, region=grid[0] // 2 * grid[1] + grid[1] // 2)
+        super().__init__(
+            images=rgb_bytes(self.warp.first),
+            second=rgb_bytes(self.warp.second),
+            shape=[n, *size],
+            grid=list(grid),
+            names=names_of(data, n) or [f'picture {i + 1}' for i in range(n)],
+            encoders=list(named),
+            gram=cosine_bytes(self.cosines),
+            points=places.float().numpy().tobytes(),
+            truth=self.true.to(torch.int32).numpy().tobytes(),
+            picture=picture,
+            region=grid[0] // 2 * grid[1] + grid[1] // 2,
+        )
         self._begin()
 
     def _work(self) -> None:
-        for name, value, there in (('picture', self.picture, self.shape[0]), ('encoder', self.which, len(self.encoders))):
-            if value >= there: raise ValueError(f"There is no {name} {value}; there are 0 to {there - 1}.")
+        for name, value, there in (
+            ('picture', self.picture, self.shape[0]),
+            ('encoder', self.which, len(self.encoders)),
+        ):
+            if value >= there:
+                raise ValueError(f"There is no {name} {value}; there are 0 to {there - 1}.")
 
-    def matches(self,
-        which: int | None = None, # an encoder; None: the one that answers
+    def matches(
+        self,
+        which: int | None = None,  # an encoder; None: the one that answers
         side: int | None = None,  # 0: regions of the first view are asked; None: as chosen
-    ) -> tuple[Tensor, Tensor]:   # (n, N) the most similar region of the other view, (n, N) the true one, -1: not visible
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # (n, N) the most similar region of the other view, (n, N) the true one, -1: not visible
         "All answers, and the truth."
         which, side = self.which if which is None else which, self.side if side is None else side
         c = self.cosines[which]
         return (c if side == 0 else c.transpose(1, 2)).argmax(-1), self.true[side]
 
+
 def all_cosines(
-    encoders: dict[str, nn.Module], # by name
-    warp: Warp,                     # the views
-    normalise,                      # uint8 -> what the encoders take
-) -> tuple[Tensor, tuple]:          # (encoders, n, N, N) cosines, grid
+    encoders: dict[str, nn.Module],  # by name
+    warp: Warp,  # the views
+    normalise,  # uint8 -> what the encoders take
+) -> tuple[Tensor, tuple]:  # (encoders, n, N, N) cosines, grid
     "Every region of the first views with every region of the second."
     grids, out = {}, []
     for name, encoder in encoders.items():
-        with looking(encoder) as device: features = [encoder(normalise(x.to(device))) for x in (warp.first, warp.second)]
+        with looking(encoder) as device:
+            features = [encoder(normalise(x.to(device))) for x in (warp.first, warp.second)]
         a, b = (F.normalize(f.patches.float().cpu(), dim=-1) for f in features)
-        grids[name] = tuple(features[0].grid); out.append(a @ b.transpose(1, 2))
-    if len(set(grids.values())) > 1: raise ValueError("Encoders are compared region by region and need one grid: got " + ', '.join(f'{n} {g[0]} x {g[1]}' for n, g in grids.items()) + '.')
+        grids[name] = tuple(features[0].grid)
+        out.append(a @ b.transpose(1, 2))
+    if len(set(grids.values())) > 1:
+        raise ValueError(
+            "Encoders are compared region by region and need one grid: got "
+            + ', '.join(f'{n} {g[0]} x {g[1]}' for n, g in grids.items())
+            + '.'
+        )
     return torch.stack(out), next(iter(grids.values()))
 
 # %% ../../nbs/explorers/11_correspondence.ipynb #2dbe8a06
 def correspondence_figure(self: CorrespondenceExplorer) -> Figure:
     "The asked region, the similarity map with match and truth, and which regions are matched rightly; one row an encoder."
-    rows, cols = self.grid; n, h, w = self.shape; i, q = self.picture, self.region
-    fig, axes = plt.subplots(len(self.encoders), 3, figsize=(7.5, .3 + 2.4 * len(self.encoders)), layout='constrained', squeeze=False)
-    asked, other = [np.frombuffer(b, np.uint8).reshape(n, h, w, 3)[i] for b in ((self.images, self.second) if self.side == 0 else (self.second, self.images))]
-    box = lambda cell, **kw: Rectangle((cell % cols * w / cols - .5, cell // cols * h / rows - .5), w / cols, h / rows, fill=False, lw=2.5, **kw)
-    point = np.frombuffer(self.points, np.float32).reshape(2, n, -1, 2)[self.side, i, q] * (h / rows, w / cols) - .5
+    rows, cols = self.grid
+    n, h, w = self.shape
+    i, q = self.picture, self.region
+    fig, axes = plt.subplots(
+        len(self.encoders),
+        3,
+        figsize=(7.5, 0.3 + 2.4 * len(self.encoders)),
+        layout='constrained',
+        squeeze=False,
+    )
+    asked, other = [
+        np.frombuffer(b, np.uint8).reshape(n, h, w, 3)[i]
+        for b in ((self.images, self.second) if self.side == 0 else (self.second, self.images))
+    ]
+    box = lambda cell, **kw: Rectangle(
+        (cell % cols * w / cols - 0.5, cell // cols * h / rows - 0.5),
+        w / cols,
+        h / rows,
+        fill=False,
+        lw=2.5,
+        **kw,
+    )
+    point = (
+        np.frombuffer(self.points, np.float32).reshape(2, n, -1, 2)[self.side, i, q] * (h / rows, w / cols)
+        - 0.5
+    )
     for e, (name, line) in enumerate(zip(self.encoders, axes)):
         (match, truth), c = self.matches(e), self.cosines[e, i] if self.side == 0 else self.cosines[e, i].T
-        line[0].imshow(asked); line[0].add_patch(box(q, ec='#e69f00')); line[0].set_title(f'view {self.side + 1}: the asked region', fontsize=9)
-        line[1].imshow(other); line[1].imshow(c[q].view(rows, cols).numpy(), extent=(-.5, w - .5, h - .5, -.5), alpha=.6, cmap='viridis')
+        line[0].imshow(asked)
+        line[0].add_patch(box(q, ec='#e69f00'))
+        line[0].set_title(f'view {self.side + 1}: the asked region', fontsize=9)
+        line[1].imshow(other)
+        line[1].imshow(
+            c[q].view(rows, cols).numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5), alpha=0.6, cmap='viridis'
+        )
         line[1].add_patch(box(int(match[i, q]), ec='#e69f00'))
-        if truth[i, q] >= 0: line[1].plot(point[1], point[0], 'o', mfc='none', mec='w', mew=2.5, ms=11)
+        if truth[i, q] >= 0:
+            line[1].plot(point[1], point[0], 'o', mfc='none', mec='w', mew=2.5, ms=11)
         line[1].set_title(f'{name}: cosine {c[q].min():.2f} to {c[q].max():.2f}', fontsize=9)
-        seen = truth[i] >= 0; right = torch.where(seen, (match[i] == truth[i]).float(), torch.nan).view(rows, cols).numpy()
-        line[2].imshow(asked); line[2].imshow(right, extent=(-.5, w - .5, h - .5, -.5), alpha=.6, cmap='RdYlGn', vmin=0, vmax=1)
-        for k in range(rows * cols): line[2].text((k % cols + .5) * w / cols - .5, (k // cols + .5) * h / rows - .5, '' if not seen[k] else '✓' if match[i, k] == truth[i, k] else '×', ha='center', va='center', fontsize=9)
-        line[2].set_title(f'right: {int((match[i] == truth[i])[seen].sum())} of {int(seen.sum())} that are visible', fontsize=9)
-        for ax in line: ax.set(xticks=[], yticks=[]); ax.grid(False)
+        seen = truth[i] >= 0
+        right = torch.where(seen, (match[i] == truth[i]).float(), torch.nan).view(rows, cols).numpy()
+        line[2].imshow(asked)
+        line[2].imshow(right, extent=(-0.5, w - 0.5, h - 0.5, -0.5), alpha=0.6, cmap='RdYlGn', vmin=0, vmax=1)
+        for k in range(rows * cols):
+            line[2].text(
+                (k % cols + 0.5) * w / cols - 0.5,
+                (k // cols + 0.5) * h / rows - 0.5,
+                '' if not seen[k] else '✓' if match[i, k] == truth[i, k] else '×',
+                ha='center',
+                va='center',
+                fontsize=9,
+            )
+        line[2].set_title(
+            f'right: {int((match[i] == truth[i])[seen].sum())} of {int(seen.sum())} that are visible',
+            fontsize=9,
+        )
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
     return fig
+
 
 CorrespondenceExplorer.figure = correspondence_figure

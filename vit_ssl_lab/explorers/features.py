@@ -22,9 +22,9 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/06_features.ipynb #6a62e672
 def main_axes(
-    X: Tensor,      # (n, D) features
-    count: int = 2, # how many axes
-) -> tuple[Tensor, Tensor]: # coordinates (n, count), share of the variance of each axis (count,)
+    X: Tensor,  # (n, D) features
+    count: int = 2,  # how many axes
+) -> tuple[Tensor, Tensor]:  # coordinates (n, count), share of the variance of each axis (count,)
     "The principal components of features, the largest first; the sign is such that the largest coordinate is positive."
     X = X.float() - X.float().mean(0)
     u, s, _ = torch.linalg.svd(X, full_matrices=False)
@@ -35,19 +35,22 @@ def main_axes(
 
 # %% ../../nbs/explorers/06_features.ipynb #9c97eede
 def pca_rgb(
-    patches: Tensor, # (n, N, D) features of patches
-) -> Tensor:         # (n, N, 3) uint8
+    patches: Tensor,  # (n, N, D) features of patches
+) -> Tensor:  # (n, N, 3) uint8
     "Three principal components of all patches together as red, green and blue."
     Y, _ = main_axes(patches.flatten(0, 1), 3)
     Y = F.pad(Y, (0, 3 - Y.shape[1]))
-    low, high = torch.quantile(Y[::-(-len(Y) // 100_000)], torch.tensor([.01, .99]), dim=0) # quantile takes no more than 16 million
+    low, high = torch.quantile(
+        Y[:: -(-len(Y) // 100_000)], torch.tensor([0.01, 0.99]), dim=0
+    )  # quantile takes no more than 16 million
     Y = ((Y - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
     return (Y * 255).round().to(torch.uint8).view(*patches.shape[:2], 3)
 
+
 def neighbours(
     X: Tensor,  # (n, D)
-    k: int = 6, # how many
-) -> tuple[Tensor, Tensor]: # indices (n, k) int64, cosines (n, k)
+    k: int = 6,  # how many
+) -> tuple[Tensor, Tensor]:  # indices (n, k) int64, cosines (n, k)
     "The nearest others by cosine, the nearest first."
     X = F.normalize(X.float(), dim=-1)
     near = (X @ X.T).fill_diagonal_(-2).topk(min(k, len(X) - 1), dim=-1)
@@ -56,9 +59,12 @@ def neighbours(
 # %% ../../nbs/explorers/06_features.ipynb #93fefafc
 class FeatureExplorer(Explorer):
     "What an encoder finds alike, picture by picture and patch by patch."
+
     _esm = script('features.js')
     _offline, _asks = ['picture', 'patch'], ['picture']
-    note = T.Unicode("This page has no Python behind it: patches are compared within the stored four pictures.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: patches are compared within the stored four pictures."
+    ).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     grid = T.List(T.Int(), help="rows, columns of the patches").tag(sync=True)
@@ -75,52 +81,74 @@ class FeatureExplorer(Explorer):
     gram = T.Bytes(help="(m N, m N) uint8 cosines, 0 is -1, 255 is 1").tag(sync=True)
     patch = T.Int(0, min=0, help="0..m N - 1: the patch that is compared").tag(sync=True)
 
-    def __init__(self,
-        encoder: nn.Module,        # the contract: encoder(images) -> Features
-        data: Any,                 # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1
-        limit: int = 150,          # how many pictures, from the first
-        k: int = 6,                # neighbours
-        mean: tuple | None = None, # of 0..1 pixels; None: the data set's, or 0.5
+    def __init__(
+        self,
+        encoder: nn.Module,  # the contract: encoder(images) -> Features
+        data: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1
+        limit: int = 150,  # how many pictures, from the first
+        k: int = 6,  # neighbours
+        mean: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
         std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
-        picture: int = 0,          # chosen at first
+        picture: int = 0,  # chosen at first
     ):
         self.pixels_in = pictures_of(data, limit)
         n, _, *size = self.pixels_in.shape
-        if n < 3: raise ValueError(f"A map needs three pictures or more; this has {n}.")
+        if n < 3:
+            raise ValueError(f"A map needs three pictures or more; this has {n}.")
         self.features = encode(encoder, self.pixels_in, normaliser(data, mean, std))
         Y, share = main_axes(self.features.pooled)
         self.near, closeness = neighbours(self.features.pooled, k)
-        Y = F.pad((Y - Y.min(0).values) / (Y.max(0).values - Y.min(0).values).clamp(min=1e-9), (0, 2 - Y.shape[1]))
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], grid=list(self.features.grid), names=names_of(data, n),
-            labels=[int(i) for i in getattr(data, 'labels', [])[:n]], classes=list(getattr(data, 'classes', [])), points=Y.numpy().tobytes(),
-            explained=[*share.tolist(), 0.][:2], neighbours=self.near.to(torch.int32).numpy().tobytes(), closeness=closeness.numpy().tobytes(),
-            rgb=pca_rgb(self.features.patches).numpy().tobytes(), picture=picture)
+        Y = F.pad(
+            (Y - Y.min(0).values) / (Y.max(0).values - Y.min(0).values).clamp(min=1e-9), (0, 2 - Y.shape[1])
+        )
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *size],
+            grid=list(self.features.grid),
+            names=names_of(data, n),
+            labels=[int(i) for i in getattr(data, 'labels', [])[:n]],
+            classes=list(getattr(data, 'classes', [])),
+            points=Y.numpy().tobytes(),
+            explained=[*share.tolist(), 0.0][:2],
+            neighbours=self.near.to(torch.int32).numpy().tobytes(),
+            closeness=closeness.numpy().tobytes(),
+            rgb=pca_rgb(self.features.patches).numpy().tobytes(),
+            picture=picture,
+        )
         self._begin()
         self.patch = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
 
     def _work(self) -> None:
         "All pairs of patches of the chosen picture and its three nearest."
-        if self.picture >= self.shape[0]: raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
+        if self.picture >= self.shape[0]:
+            raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
         shown = [self.picture, *self.near[self.picture, :3].tolist()]
         self.gram, self.shown = cosine_bytes(self.patch_cosines(shown)), shown
 
-    def patch_cosines(self,
-        pictures: list[int], # m of them
-    ) -> Tensor:             # (m N, m N) cosines
+    def patch_cosines(
+        self,
+        pictures: list[int],  # m of them
+    ) -> Tensor:  # (m N, m N) cosines
         "Every patch of these pictures against every other."
         P = F.normalize(self.features.patches[pictures].flatten(0, 1).float(), dim=-1)
         return P @ P.T
 
 # %% ../../nbs/explorers/06_features.ipynb #92f39a0e
 def encode(
-    encoder: nn.Module, # the contract
-    pictures: Tensor,   # (n, C, H, W) uint8
-    normalise,          # uint8 -> what the encoder takes
-    batch: int = 64,    # pictures at a time
-) -> Features:          # of all of them, on the CPU
+    encoder: nn.Module,  # the contract
+    pictures: Tensor,  # (n, C, H, W) uint8
+    normalise,  # uint8 -> what the encoder takes
+    batch: int = 64,  # pictures at a time
+) -> Features:  # of all of them, on the CPU
     "Features of many pictures, in eval mode and without gradients."
-    with looking(encoder) as device: parts = [encoder(normalise(part.to(device))) for part in pictures.split(batch)]
-    return Features(torch.cat([p.pooled.cpu() for p in parts]), torch.cat([p.patches.cpu() for p in parts]), tuple(parts[0].grid))
+    with looking(encoder) as device:
+        parts = [encoder(normalise(part.to(device))) for part in pictures.split(batch)]
+    return Features(
+        torch.cat([p.pooled.cpu() for p in parts]),
+        torch.cat([p.patches.cpu() for p in parts]),
+        tuple(parts[0].grid),
+    )
+
 
 def feature_figure(self: FeatureExplorer) -> Figure:
     "The map, the chosen picture with its patches in colours, its neighbours, and the patch similarity."
@@ -128,21 +156,39 @@ def feature_figure(self: FeatureExplorer) -> Figure:
     left, right = fig.subfigures(1, 2, width_ratios=[1, 1.5])
     ax, (n, h, w), (rows, cols) = left.subplots(), self.shape, self.grid
     points, labels = np.frombuffer(self.points, np.float32).reshape(n, 2), np.array(self.labels or [0] * n)
-    for c in np.unique(labels): ax.scatter(*points[labels == c].T, s=14, label=self.classes[c] if self.classes else None, color=plt.cm.tab10(c % 10))
+    for c in np.unique(labels):
+        ax.scatter(
+            *points[labels == c].T,
+            s=14,
+            label=self.classes[c] if self.classes else None,
+            color=plt.cm.tab10(c % 10),
+        )
     ax.scatter(*points[[self.picture]].T, s=120, facecolors='none', edgecolors='k', linewidths=2)
     ax.set(xticks=[], yticks=[], title=f'two main axes, {sum(self.explained):.0%} of the variance')
-    if self.classes: ax.legend(fontsize=6, ncol=3, loc='upper center', bbox_to_anchor=(.5, -.01), handletextpad=.1)
+    if self.classes:
+        ax.legend(fontsize=6, ncol=3, loc='upper center', bbox_to_anchor=(0.5, -0.01), handletextpad=0.1)
     axes, mates = right.subplots(3, 4), self.near[self.picture].tolist()
     rgb = np.frombuffer(self.rgb, np.uint8).reshape(n, rows, cols, 3)
     values = self.patch_cosines(self.shown)[self.patch].view(len(self.shown), rows, cols)
     top = [(to_picture(self.pixels_in[i]), self.names[i] or f'picture {i}') for i in self.shown]
     middle = [(rgb[i], 'PCA as RGB') for i in self.shown]
     for line, row in zip(axes, [top, middle, [(v.numpy(), 'cosine') for v in values]]):
-        for cell, (picture, title) in zip(line, row): cell.imshow(picture, cmap='RdBu_r' if title == 'cosine' else 'gray', vmin=-1 if title == 'cosine' else 0, vmax=1); cell.set_title(title, fontsize=8)
-        for cell in line: cell.axis('off')
+        for cell, (picture, title) in zip(line, row):
+            cell.imshow(
+                picture,
+                cmap='RdBu_r' if title == 'cosine' else 'gray',
+                vmin=-1 if title == 'cosine' else 0,
+                vmax=1,
+            )
+            cell.set_title(title, fontsize=8)
+        for cell in line:
+            cell.axis('off')
     q = self.patch % (rows * cols)
-    axes[2, self.patch // (rows * cols)].plot(q % cols, q // cols, 's', mfc='none', mec='#e69f00', mew=2, ms=9)
+    axes[2, self.patch // (rows * cols)].plot(
+        q % cols, q // cols, 's', mfc='none', mec='#e69f00', mew=2, ms=9
+    )
     right.suptitle('chosen, and its three nearest; cosine with the outlined patch', fontsize=9)
     return fig
+
 
 FeatureExplorer.figure = feature_figure

@@ -23,11 +23,15 @@ from ..show import to_picture
 # %% ../../nbs/explorers/02_mask.ipynb #4cc1a47c
 BY_HAND = 'by hand'
 
+
 class MaskExplorer(Explorer):
     "Which patches a masking hides; or paint your own."
+
     _esm = script('mask.js')
     _offline, _asks = ['picture', 'hidden'], ['picture', 'kind', 'ratio', 'seed', 'hidden']
-    note = T.Unicode("This page has no Python behind it: painting works; ratio, kind and seed need a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: painting works; ratio, kind and seed need a kernel."
+    ).tag(sync=True)
     predicts = T.Bool(False).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -35,130 +39,189 @@ class MaskExplorer(Explorer):
     names = T.List(T.Unicode(), help="what is on each picture").tag(sync=True)
     picture = T.Int(0, min=0).tag(sync=True)
     kind = T.Unicode('random', help="random, block, grid or by hand").tag(sync=True)
-    ratio = T.Float(.75, help="share of hidden patches, 0 <= ratio < 1").tag(sync=True)
+    ratio = T.Float(0.75, help="share of hidden patches, 0 <= ratio < 1").tag(sync=True)
     seed = T.Int(0, min=0).tag(sync=True)
-    hidden = T.CBytes(help="(rows * columns,) uint8, 1 = hidden; the browser sends a memoryview").tag(sync=True)
+    hidden = T.CBytes(help="(rows * columns,) uint8, 1 = hidden; the browser sends a memoryview").tag(
+        sync=True
+    )
 
-    def __init__(self,
-        images: Any,                # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
-        patch_size: int | tuple = 4, # pixels, or (height, width)
-        kind: str = 'random',       # "random", "block" or "grid"
-        ratio: float = .75,         # share of hidden patches, 0 <= ratio < 1
-        seed: int = 0,              # of the mask
-        **traits,                   # any other trait
+    def __init__(
+        self,
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
+        patch_size: int | tuple = 4,  # pixels, or (height, width)
+        kind: str = 'random',  # "random", "block" or "grid"
+        ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
+        seed: int = 0,  # of the mask
+        **traits,  # any other trait
     ):
         self.pixels_in = pictures_of(images)
         n, _, *size = self.pixels_in.shape
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], grid=list(grid_of(tuple(size), patch_size)), names=names_of(images, n),
-                         kind=kind, ratio=ratio, seed=seed, **traits)
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *size],
+            grid=list(grid_of(tuple(size), patch_size)),
+            names=names_of(images, n),
+            kind=kind,
+            ratio=ratio,
+            seed=seed,
+            **traits,
+        )
         self._begin()
 
-    def _key(self) -> tuple: return self.picture, self.kind, self.hidden if self.kind == BY_HAND else (self.ratio, self.seed)
+    def _key(self) -> tuple:
+        return self.picture, self.kind, self.hidden if self.kind == BY_HAND else (self.ratio, self.seed)
 
     def _work(self) -> None:
         "Make the mask of this state."
         choose(self.kind, [*KINDS, BY_HAND], "kind of mask")
-        if not 0 <= self.picture < self.shape[0]: raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
-        if self.kind != BY_HAND: self.hidden = mask_of(self.kind, 1, tuple(self.grid), self.ratio, generator=Generator().manual_seed(self.seed)).mask[0].to(torch.uint8).numpy().tobytes()
+        if not 0 <= self.picture < self.shape[0]:
+            raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
+        if self.kind != BY_HAND:
+            self.hidden = (
+                mask_of(
+                    self.kind, 1, tuple(self.grid), self.ratio, generator=Generator().manual_seed(self.seed)
+                )
+                .mask[0]
+                .to(torch.uint8)
+                .numpy()
+                .tobytes()
+            )
         self._follow()
-        if self.kind == BY_HAND: self.ratio = round(sum(self.hidden) / len(self.hidden), 4)
+        if self.kind == BY_HAND:
+            self.ratio = round(sum(self.hidden) / len(self.hidden), 4)
 
-    def _follow(self) -> None: current_mask(self) # a mask that breaks the contract says so here
+    def _follow(self) -> None:
+        current_mask(self)  # a mask that breaks the contract says so here
 
 # %% ../../nbs/explorers/02_mask.ipynb #ce50f363
 def names_of(
-    images: Any, # a Dataset (it has labels and classes) or plain pictures
-    n: int,      # how many
+    images: Any,  # a Dataset (it has labels and classes) or plain pictures
+    n: int,  # how many
 ) -> list[str]:  # one a picture; empty strings without a data set
     "What is on each picture, where the data set knows."
-    if not hasattr(images, 'labels'): return [''] * n
+    if not hasattr(images, 'labels'):
+        return [''] * n
     return [images.classes[int(i)] for i in images.labels[:n]]
 
 # %% ../../nbs/explorers/02_mask.ipynb #c27fbb39
 def current_mask(
     self: MaskExplorer,
-) -> Mask:              # of one picture
+) -> Mask:  # of one picture
     "The mask of the present state, to the contract: use it with any method."
     return mask_from(torch.tensor(list(self.hidden)))
 
+
 def paint(
     self: MaskExplorer,
-    hidden: Tensor,     # (rows, columns) or (N,), 1 = hidden
+    hidden: Tensor,  # (rows, columns) or (N,), 1 = hidden
 ) -> None:
     "Paint a mask from Python: the kind becomes `by hand`."
     hidden = torch.as_tensor(hidden).flatten()
-    if len(hidden) != len(self.hidden): raise ValueError(f"A mask for {self.grid[0]} x {self.grid[1]} patches has {len(self.hidden)} entries, this has {len(hidden)}.")
-    with self.hold_trait_notifications(): self.hidden, self.kind = (hidden > 0).to(torch.uint8).numpy().tobytes(), BY_HAND
+    if len(hidden) != len(self.hidden):
+        raise ValueError(
+            f"A mask for {self.grid[0]} x {self.grid[1]} patches has {len(self.hidden)} entries, this has {len(hidden)}."
+        )
+    with self.hold_trait_notifications():
+        self.hidden, self.kind = (hidden > 0).to(torch.uint8).numpy().tobytes(), BY_HAND
+
 
 def mask_figure(self: MaskExplorer) -> Figure:
     "The picture and what the mask leaves of it."
-    return panes_figure({'input': self.pixels_in[self.picture], 'masked': masked_picture(self)}, mask_title(self))
+    return panes_figure(
+        {'input': self.pixels_in[self.picture], 'masked': masked_picture(self)}, mask_title(self)
+    )
+
 
 def mask_title(self: MaskExplorer) -> str:
     "Kind, ratio and seed in words."
-    return f"{self.kind} mask, {sum(self.hidden)} of {len(self.hidden)} patches hidden" + ('' if self.kind == BY_HAND else f', seed {self.seed}')
+    return f"{self.kind} mask, {sum(self.hidden)} of {len(self.hidden)} patches hidden" + (
+        '' if self.kind == BY_HAND else f', seed {self.seed}'
+    )
+
 
 def masked_picture(
     self: MaskExplorer,
-) -> Tensor:            # (C, H, W) float in 0..1
+) -> Tensor:  # (C, H, W) float in 0..1
     "The present picture with grey where a patch is hidden."
     image = self.pixels_in[self.picture].float() / 255
     patch = (self.shape[1] // self.grid[0], self.shape[2] // self.grid[1])
     hidden = mask_to_pixels(current_mask(self).mask, patch, tuple(self.grid))[0]
-    return image * (1 - hidden) + .54 * hidden
+    return image * (1 - hidden) + 0.54 * hidden
+
 
 def panes_figure(
-    panes: dict[str, Tensor], # caption -> picture (C, H, W), or (H, W) for an error
-    title: str,               # above all
+    panes: dict[str, Tensor],  # caption -> picture (C, H, W), or (H, W) for an error
+    title: str,  # above all
 ) -> Figure:
     "Panes side by side; an error gets viridis and its scale."
     fig, axes = plt.subplots(1, len(panes), figsize=(2 * len(panes), 2.3), layout='constrained')
     for (name, pane), ax in zip(panes.items(), axes):
-        if pane.ndim == 2: fig.colorbar(ax.imshow(pane.cpu().numpy(), vmin=0), ax=ax, fraction=.046)
-        else: ax.imshow(to_picture(pane), cmap='gray', vmin=0, vmax=1)
-        ax.set_title(name, fontsize=9); ax.axis('off')
+        if pane.ndim == 2:
+            fig.colorbar(ax.imshow(pane.cpu().numpy(), vmin=0), ax=ax, fraction=0.046)
+        else:
+            ax.imshow(to_picture(pane), cmap='gray', vmin=0, vmax=1)
+        ax.set_title(name, fontsize=9)
+        ax.axis('off')
     fig.suptitle(title)
     return fig
+
 
 MaskExplorer.mask, MaskExplorer.paint, MaskExplorer.figure = property(current_mask), paint, mask_figure
 
 # %% ../../nbs/explorers/02_mask.ipynb #e8f1d10d
 class ReconstructionExplorer(MaskExplorer):
     "What a method that reconstructs makes of a masked picture."
+
     _offline, _asks = [], [*MaskExplorer._asks, 'pixels']
-    note = T.Unicode("This page has no Python behind it: the mask is the stored one, pictures and pixels can be changed.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: the mask is the stored one, pictures and pixels can be changed."
+    ).tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('honest', help="honest or leaky").tag(sync=True)
     results = T.Bytes(help="prediction (H, W, 3), pasted (H, W, 3), error (H, W), all uint8").tag(sync=True)
-    error_top = T.Float(0., help="the error that is shown brightest").tag(sync=True)
-    mse = T.Float(0., help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
+    error_top = T.Float(0.0, help="the error that is shown brightest").tag(sync=True)
+    mse = T.Float(0.0, help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
 
-    def __init__(self,
-        method: nn.Module,        # has `reconstruct`
-        images: Any,              # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
-        kind: str = 'random',     # "random", "block" or "grid"
-        ratio: float = .75,       # share of hidden patches
-        seed: int = 0,            # of the mask
-        pixels: str = 'honest',   # or "leaky"
+    def __init__(
+        self,
+        method: nn.Module,  # has `reconstruct`
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
+        kind: str = 'random',  # "random", "block" or "grid"
+        ratio: float = 0.75,  # share of hidden patches
+        seed: int = 0,  # of the mask
+        pixels: str = 'honest',  # or "leaky"
     ):
-        if not hasattr(method, 'reconstruct'): raise ValueError(f"{type(method).__name__} has no reconstruct(images, mask): this explorer shows methods that reconstruct pictures, MAE for one.")
+        if not hasattr(method, 'reconstruct'):
+            raise ValueError(
+                f"{type(method).__name__} has no reconstruct(images, mask): this explorer shows methods that reconstruct pictures, MAE for one."
+            )
         self.method = method
         pictures = pictures_of(images)
         super().__init__(images, patch_of(method, pictures), kind, ratio, seed, pixels=pixels)
 
-    def _key(self) -> tuple: return *super()._key(), self.pixels
+    def _key(self) -> tuple:
+        return *super()._key(), self.pixels
 
     def reconstruction(self, picture: int, pixels: str) -> NamedTuple:
         "One picture with the present mask: input, masked, prediction, pasted, error, mask."
         choose(pixels, ['honest', 'leaky'], "way to undo the normalisation")
         with looking(self.method) as device:
-            image = self.pixels_in[picture:picture + 1].to(device)
-            r = self.method.reconstruct(image, mask=current_mask(self).to(device), generator=Generator(device).manual_seed(self.seed), pixels=pixels)
-        if r.input.shape[-2:] != image.shape[-2:]: raise ValueError(f"This method works on pictures of {r.input.shape[-2]} x {r.input.shape[-1]} pixels, these have {image.shape[-2]} x {image.shape[-1]}: resize them.")
+            image = self.pixels_in[picture : picture + 1].to(device)
+            r = self.method.reconstruct(
+                image,
+                mask=current_mask(self).to(device),
+                generator=Generator(device).manual_seed(self.seed),
+                pixels=pixels,
+            )
+        if r.input.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"This method works on pictures of {r.input.shape[-2]} x {r.input.shape[-1]} pixels, these have {image.shape[-2]} x {image.shape[-1]}: resize them."
+            )
         return r
 
     def _follow(self) -> None:
-        for name, value in self._traits_of(self.picture, self.pixels).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture, self.pixels).items():
+            self.set_trait(name, value)
 
     def _traits_of(self, picture: int, pixels: str) -> dict:
         "Everything that follows from the method's answer."
@@ -168,7 +231,11 @@ class ReconstructionExplorer(MaskExplorer):
         hidden = mask_to_pixels(r.mask.float().cpu(), patch, tuple(self.grid))
         squares = (r.prediction.float().cpu() - r.input.float().cpu()).square().mean(1, keepdim=True)
         flat = (error / max(top, 1e-12) * 255).round().to(torch.uint8).numpy().tobytes()
-        return dict(results=rgb_bytes(r.prediction) + rgb_bytes(r.pasted) + flat, error_top=top, mse=float((squares * hidden).sum() / hidden.sum().clamp(min=1)))
+        return dict(
+            results=rgb_bytes(r.prediction) + rgb_bytes(r.pasted) + flat,
+            error_top=top,
+            mse=float((squares * hidden).sum() / hidden.sum().clamp(min=1)),
+        )
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture and the pixels; the mask stays."
@@ -178,18 +245,30 @@ class ReconstructionExplorer(MaskExplorer):
     def figure(self) -> Figure:
         "Input, masked, prediction, pasted and error of the present state."
         r = self.reconstruction(self.picture, self.pixels)
-        panes = {'input': r.input[0], 'masked': masked_picture(self), 'prediction': r.prediction[0], 'visible pasted': r.pasted[0], 'error': r.error[0]}
-        return panes_figure(panes, f'{mask_title(self)}; {self.pixels} pixels; squared error of hidden pixels {self.mse:.4f}')
+        panes = {
+            'input': r.input[0],
+            'masked': masked_picture(self),
+            'prediction': r.prediction[0],
+            'visible pasted': r.pasted[0],
+            'error': r.error[0],
+        }
+        return panes_figure(
+            panes, f'{mask_title(self)}; {self.pixels} pixels; squared error of hidden pixels {self.mse:.4f}'
+        )
 
 # %% ../../nbs/explorers/02_mask.ipynb #38c44422
 def patch_of(
-    method: nn.Module, # its encoder says its grid, or shows it in its Features
+    method: nn.Module,  # its encoder says its grid, or shows it in its Features
     pictures: Tensor,  # (n, C, H, W)
 ) -> tuple[int, int]:  # pixels, (height, width)
     "The patch size that divides these pictures as the method does."
     grid = getattr(method.encoder, 'grid', None)
     if grid is None:
-        with looking(method.encoder) as device: grid = method.encoder(pictures[:1].to(device).float() / 255).grid
+        with looking(method.encoder) as device:
+            grid = method.encoder(pictures[:1].to(device).float() / 255).grid
     (rows, cols), (h, w) = grid, pictures.shape[-2:]
-    if h % rows or w % cols: raise ValueError(f"Pictures of {h} x {w} pixels don't divide into this method's {rows} x {cols} patches: resize them.")
+    if h % rows or w % cols:
+        raise ValueError(
+            f"Pictures of {h} x {w} pixels don't divide into this method's {rows} x {cols} patches: resize them."
+        )
     return h // rows, w // cols

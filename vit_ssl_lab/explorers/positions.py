@@ -18,28 +18,35 @@ from .base import Explorer, script
 
 # %% ../../nbs/explorers/04_positions.ipynb #1d7baf7a
 def cosine_bytes(
-    cosines: Tensor, # any shape, -1..1
-) -> bytes:          # one byte each, raster order: 0 is -1, 255 is 1
+    cosines: Tensor,  # any shape, -1..1
+) -> bytes:  # one byte each, raster order: 0 is -1, 255 is 1
     "Cosines as the browser wants them, within 0.004 of their value."
     return ((cosines.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy().tobytes()
 
 # %% ../../nbs/explorers/04_positions.ipynb #0dbfe7ec
 def table_of(
-    source: Any,                          # a table (1, P+N, D) or (N, D), or an encoder with `pos_embed` and `grid`
+    source: Any,  # a table (1, P+N, D) or (N, D), or an encoder with `pos_embed` and `grid`
     grid: tuple[int, int] | None = None,  # (rows, columns); None: the encoder's
-    prefix: int | None = None,            # rows before the patches; None: what the grid leaves over
-) -> tuple[Tensor, tuple[int, int], int]: # table, grid, prefix
+    prefix: int | None = None,  # rows before the patches; None: what the grid leaves over
+) -> tuple[Tensor, tuple[int, int], int]:  # table, grid, prefix
     "Find the position table and how it is laid out."
     table = source if isinstance(source, Tensor) else getattr(source, 'pos_embed', None)
-    if table is None: raise ValueError(f"{type(source).__name__} has no table of positions (`pos_embed`): give a table (1, N, D) and its grid.")
+    if table is None:
+        raise ValueError(
+            f"{type(source).__name__} has no table of positions (`pos_embed`): give a table (1, N, D) and its grid."
+        )
     grid = grid or getattr(source, 'grid', None)
-    if grid is None: raise ValueError(f"A table of shape {tuple(table.shape)} does not say its rows and columns: give grid=(rows, columns).")
+    if grid is None:
+        raise ValueError(
+            f"A table of shape {tuple(table.shape)} does not say its rows and columns: give grid=(rows, columns)."
+        )
     rest = table.shape[-2] - grid[0] * grid[1]
     return table, tuple(grid), rest if prefix is None and rest >= 0 else prefix or 0
 
 # %% ../../nbs/explorers/04_positions.ipynb #328cb7f5
 class PositionExplorer(Explorer):
     "The cosine similarity of one position embedding with all others."
+
     _esm = script('positions.js')
     _offline = ['query', 'table']
     tables = T.List(T.Unicode(), help="their names").tag(sync=True)
@@ -48,29 +55,58 @@ class PositionExplorer(Explorer):
     query = T.Int(0, min=0, help="the position that is compared").tag(sync=True)
     similarity = T.Bytes(help="(tables, N, N) uint8, 0 is a cosine of -1, 255 is 1").tag(sync=True)
 
-    def __init__(self,
-        source: Any,                          # an encoder, a table (1, P+N, D), or {name: encoder or table}, all of one grid
+    def __init__(
+        self,
+        source: Any,  # an encoder, a table (1, P+N, D), or {name: encoder or table}, all of one grid
         grid: tuple[int, int] | None = None,  # (rows, columns); None: the encoder's
-        prefix: int | None = None,            # rows before the patches; None: what the grid leaves over
-        query: int | None = None,             # the position that is compared at first; None: the middle
+        prefix: int | None = None,  # rows before the patches; None: what the grid leaves over
+        query: int | None = None,  # the position that is compared at first; None: the middle
     ):
         sources = source if isinstance(source, dict) else {'position embedding': source}
         found = [table_of(s, grid, prefix) for s in sources.values()]
         grids = {g for _, g, _ in found}
-        if len(grids) != 1: raise ValueError(f"Tables beside each other have one grid; these have {', '.join(map(str, grids))}: resample them, or show them one by one.")
-        self.cosines, (rows, cols) = torch.stack([position_similarity(t, g, p).float().cpu() for t, g, p in found]), grids.pop()
+        if len(grids) != 1:
+            raise ValueError(
+                f"Tables beside each other have one grid; these have {', '.join(map(str, grids))}: resample them, or show them one by one."
+            )
+        self.cosines, (rows, cols) = (
+            torch.stack([position_similarity(t, g, p).float().cpu() for t, g, p in found]),
+            grids.pop(),
+        )
         middle = rows // 2 * cols + cols // 2
-        super().__init__(tables=list(sources), grid=[rows, cols], query=middle if query is None else query, similarity=cosine_bytes(self.cosines))
+        super().__init__(
+            tables=list(sources),
+            grid=[rows, cols],
+            query=middle if query is None else query,
+            similarity=cosine_bytes(self.cosines),
+        )
 
     def figure(self) -> Figure:
         "The chosen position's similarities, and every position's."
         (rows, cols), maps = self.grid, self.cosines[self.table].numpy()
         fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.2), layout='constrained')
-        image = left.imshow(maps[self.query].reshape(rows, cols), vmin=-1, vmax=1, cmap='RdBu_r', extent=(.5, cols + .5, rows + .5, .5)) # counted from 1
+        image = left.imshow(
+            maps[self.query].reshape(rows, cols),
+            vmin=-1,
+            vmax=1,
+            cmap='RdBu_r',
+            extent=(0.5, cols + 0.5, rows + 0.5, 0.5),
+        )  # counted from 1
         left.plot(self.query % cols + 1, self.query // cols + 1, 's', mfc='none', mec='#e69f00', mew=2, ms=12)
-        left.set(xlabel='column', ylabel='row', title=f'similarity with row {self.query // cols + 1}, column {self.query % cols + 1}'); left.grid(False); left.locator_params(integer=True)
-        tiles = np.full((rows * (rows + 1), cols * (cols + 1)), np.nan) # one cell of gap between tiles
-        for q in range(rows * cols): tiles[q // cols * (rows + 1):, q % cols * (cols + 1):][:rows, :cols] = maps[q].reshape(rows, cols)
-        right.imshow(tiles, vmin=-1, vmax=1, cmap='RdBu_r'); right.axis('off'); right.set_title(f'{self.tables[self.table]}: all positions')
+        left.set(
+            xlabel='column',
+            ylabel='row',
+            title=f'similarity with row {self.query // cols + 1}, column {self.query % cols + 1}',
+        )
+        left.grid(False)
+        left.locator_params(integer=True)
+        tiles = np.full((rows * (rows + 1), cols * (cols + 1)), np.nan)  # one cell of gap between tiles
+        for q in range(rows * cols):
+            tiles[q // cols * (rows + 1) :, q % cols * (cols + 1) :][:rows, :cols] = maps[q].reshape(
+                rows, cols
+            )
+        right.imshow(tiles, vmin=-1, vmax=1, cmap='RdBu_r')
+        right.axis('off')
+        right.set_title(f'{self.tables[self.table]}: all positions')
         fig.colorbar(image, ax=[left, right], label='cosine')
         return fig

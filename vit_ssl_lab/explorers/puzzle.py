@@ -25,38 +25,48 @@ from ..show import to_picture
 # %% ../../nbs/explorers/10_puzzle.ipynb #ae558c47
 ASSIGN = ('each once', 'most likely')
 
+
 def put_back(
-    probabilities: Tensor,    # (N, N): row = patch, column = place
-    assign: str = 'each once', # "each once": a permutation; "most likely": the largest of each row
-) -> list[int]:               # N places, one a patch
+    probabilities: Tensor,  # (N, N): row = patch, column = place
+    assign: str = 'each once',  # "each once": a permutation; "most likely": the largest of each row
+) -> list[int]:  # N places, one a patch
     "Where each patch goes."
     choose(assign, ASSIGN, "way to put patches back")
-    if assign == 'most likely': return probabilities.argmax(-1).tolist()
+    if assign == 'most likely':
+        return probabilities.argmax(-1).tolist()
     return linear_sum_assignment(-probabilities.double().clamp(min=1e-30).log().numpy())[1].tolist()
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #ae7c5798
 def shuffle_patches(
-    images: Tensor,        # (B, C, H, W)
-    order: Tensor,         # (B, N) int64: which patch comes to each slot
-    grid: tuple[int, int], # (rows, columns); divides H and W
-) -> Tensor:               # (B, C, H, W)
+    images: Tensor,  # (B, C, H, W)
+    order: Tensor,  # (B, N) int64: which patch comes to each slot
+    grid: tuple[int, int],  # (rows, columns); divides H and W
+) -> Tensor:  # (B, C, H, W)
     "Pictures whose patches have changed places."
     (H, W), (rows, cols) = images.shape[-2:], grid
-    if H % rows or W % cols: raise ValueError(f"Pictures of {H} x {W} pixels don't divide into a grid of {rows} x {cols} patches: resize them first.")
-    return unpatchify(take(patchify(images, (H // rows, W // cols)), order), (H // rows, W // cols), grid, images.shape[1])
+    if H % rows or W % cols:
+        raise ValueError(
+            f"Pictures of {H} x {W} pixels don't divide into a grid of {rows} x {cols} patches: resize them first."
+        )
+    return unpatchify(
+        take(patchify(images, (H // rows, W // cols)), order), (H // rows, W // cols), grid, images.shape[1]
+    )
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #43768ac3
 class PositionPuzzle(Explorer):
     "A shuffled picture, put back by a method that tells where patches belong."
+
     _esm = script('puzzle.js')
     _offline, _asks = ['patch', 'assign', 'show'], ['picture', 'ratio', 'seed']
-    note = T.Unicode("This page has no Python behind it: pictures can be changed and patches pointed at; another context or shuffle needs a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: pictures can be changed and patches pointed at; another context or shuffle needs a kernel."
+    ).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
     picture = T.Int(0, min=0).tag(sync=True)
     grid = T.List(T.Int(), help="rows, columns").tag(sync=True)
-    ratio = T.Float(.75, help="share of the patches that nobody looks at").tag(sync=True)
+    ratio = T.Float(0.75, help="share of the patches that nobody looks at").tag(sync=True)
     seed = T.Int(0, min=0, help="of the shuffle and of the context").tag(sync=True)
     patch = T.Int(0, min=0, help="the slot of the shuffled picture that is looked at").tag(sync=True)
     assign = T.Unicode('each once', help="or most likely").tag(sync=True)
@@ -68,67 +78,102 @@ class PositionPuzzle(Explorer):
     probabilities = T.Bytes(help="(N, N) float32: slot, place").tag(sync=True)
     confusion = T.Bytes(help="(N, N) float32: true place, mean answer").tag(sync=True)
 
-    def __init__(self,
-        method: nn.Module,                  # has `grid` and `locate(images, mask=)`, as MP3
-        images: Any,                        # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 can be chosen
-        ratio: float | None = None,         # share of the patches that nobody looks at; None: the method's
-        seed: int = 0,                      # of the shuffle and of the context
-        batch: int = 64,                    # pictures of the confusion map, from the first
+    def __init__(
+        self,
+        method: nn.Module,  # has `grid` and `locate(images, mask=)`, as MP3
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 can be chosen
+        ratio: float | None = None,  # share of the patches that nobody looks at; None: the method's
+        seed: int = 0,  # of the shuffle and of the context
+        batch: int = 64,  # pictures of the confusion map, from the first
     ):
-        if not hasattr(method, 'locate'): raise ValueError(f"{type(method).__name__} has no locate: this explorer takes a method that tells where patches belong, MP3 for one.")
+        if not hasattr(method, 'locate'):
+            raise ValueError(
+                f"{type(method).__name__} has no locate: this explorer takes a method that tells where patches belong, MP3 for one."
+            )
         grid = tuple(method.grid)
-        if len(grid) != 2: raise ValueError(f"A puzzle of pictures has rows and columns; this method's grid is {grid}.")
+        if len(grid) != 2:
+            raise ValueError(f"A puzzle of pictures has rows and columns; this method's grid is {grid}.")
         self.method, self.batch_in, self._means = method, pictures_of(images, max(batch, 1)), {}
         self.pixels_in = self.batch_in[:12]
         n, _, *shape = self.pixels_in.shape
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *shape], names=names_of(images, n), grid=list(grid), seed=seed, ratio=getattr(method, 'mask_ratio', .75) if ratio is None else ratio)
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *shape],
+            names=names_of(images, n),
+            grid=list(grid),
+            seed=seed,
+            ratio=getattr(method, 'mask_ratio', 0.75) if ratio is None else ratio,
+        )
         self._begin()
-        self.patch = self.placed.index(grid[0] // 2 * grid[1] + grid[1] // 2) # what was put in the middle
+        self.patch = self.placed.index(grid[0] // 2 * grid[1] + grid[1] // 2)  # what was put in the middle
 
     def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture).items():
+            self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
-        if self.error: return [], []
-        return ['picture'], [([i], {k: v for k, v in self._traits_of(i).items() if k != 'confusion'}) for i in range(self.shape[0])]
+        if self.error:
+            return [], []
+        return ['picture'], [
+            ([i], {k: v for k, v in self._traits_of(i).items() if k != 'confusion'})
+            for i in range(self.shape[0])
+        ]
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #a6caee16
 def draw_of(
     self: PositionPuzzle,
-) -> tuple[Tensor, Mask]: # (b, N) order of the patches of each picture of the batch, and the context in the shuffled pictures
+) -> tuple[
+    Tensor, Mask
+]:  # (b, N) order of the patches of each picture of the batch, and the context in the shuffled pictures
     "The dice of the present seed and ratio."
     n, g = self.grid[0] * self.grid[1], Generator().manual_seed(self.seed)
     order, noise = torch.rand(len(self.batch_in), 2, n, generator=g).unbind(1)
     return order.argsort(1), random_masking(len(order), n, self.ratio, noise=noise)
 
+
 def answer(
     self: PositionPuzzle,
-    which: slice,             # pictures of the batch
-) -> tuple[Tensor, Tensor, Mask]: # (b, N, N) probabilities, (b, N) order, context
+    which: slice,  # pictures of the batch
+) -> tuple[Tensor, Tensor, Mask]:  # (b, N, N) probabilities, (b, N) order, context
     "Shuffle, and ask the method."
     order, mask = draw_of(self)
     order, mask = order[which], Mask(mask.keep[which], mask.mask[which])
-    with looking(self.method) as device: p = self.method.locate(shuffle_patches(self.batch_in[which], order, self.grid).to(device), mask=mask.to(device))
+    with looking(self.method) as device:
+        p = self.method.locate(
+            shuffle_patches(self.batch_in[which], order, self.grid).to(device), mask=mask.to(device)
+        )
     return p.float().cpu(), order, mask
 
-def mean_answers(self: PositionPuzzle) -> Tensor: # (N, N): true place, mean probabilities
+
+def mean_answers(self: PositionPuzzle) -> Tensor:  # (N, N): true place, mean probabilities
     "The confusion map over the batch; that of the last seed and ratio is kept."
     key = self.seed, self.ratio
     if key not in self._means:
         p, order, _ = answer(self, slice(None))
-        self._means = {key: p.gather(1, order.argsort(1)[..., None].expand_as(p)).mean(0)} # rows back in the order of places
+        self._means = {
+            key: p.gather(1, order.argsort(1)[..., None].expand_as(p)).mean(0)
+        }  # rows back in the order of places
     return self._means[key]
+
 
 def traits_of(
     self: PositionPuzzle,
-    picture: int, # which
-) -> dict:        # the traits that follow
+    picture: int,  # which
+) -> dict:  # the traits that follow
     "What the browser needs to know of one picture."
-    if picture >= self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+    if picture >= self.shape[0]:
+        raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
     p, order, mask = answer(self, slice(picture, picture + 1))
-    return dict(order=order[0].tolist(), context=sorted(mask.keep[0].tolist()), placed=put_back(p[0]), likely=put_back(p[0], 'most likely'),
-                probabilities=p[0].numpy().tobytes(), confusion=mean_answers(self).numpy().tobytes())
+    return dict(
+        order=order[0].tolist(),
+        context=sorted(mask.keep[0].tolist()),
+        placed=put_back(p[0]),
+        likely=put_back(p[0], 'most likely'),
+        probabilities=p[0].numpy().tobytes(),
+        confusion=mean_answers(self).numpy().tobytes(),
+    )
+
 
 PositionPuzzle._traits_of = traits_of
 
@@ -136,28 +181,70 @@ PositionPuzzle._traits_of = traits_of
 def figure(self: PositionPuzzle) -> Figure:
     "Shuffled, put back, the map of one patch, and the picture."
     (rows, cols), (_, H, W), n = self.grid, self.shape, self.grid[0] * self.grid[1]
-    places, p = self.placed if self.assign == 'each once' else self.likely, np.frombuffer(self.probabilities, np.float32).reshape(n, n)
-    image, home = self.pixels_in[self.picture:self.picture + 1], self.order[self.patch]
+    places, p = (
+        self.placed if self.assign == 'each once' else self.likely,
+        np.frombuffer(self.probabilities, np.float32).reshape(n, n),
+    )
+    image, home = self.pixels_in[self.picture : self.picture + 1], self.order[self.patch]
     shuffled = shuffle_patches(image, torch.tensor([self.order]), (rows, cols))[0]
     tiles = patchify(shuffled[None] / 255, (H // rows, W // cols))[0]
-    back = torch.full_like(tiles, .8)
-    for slot in sorted(range(n), key=lambda s: p[s, places[s]]): back[places[slot]] = tiles[slot]  # the surer ones on top
+    back = torch.full_like(tiles, 0.8)
+    for slot in sorted(range(n), key=lambda s: p[s, places[s]]):
+        back[places[slot]] = tiles[slot]  # the surer ones on top
     back = unpatchify(back[None], (H // rows, W // cols), (rows, cols), image.shape[1])[0]
-    veil = torch.ones(n); veil[self.context] = 0
+    veil = torch.ones(n)
+    veil[self.context] = 0
     fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout='constrained')
-    box = lambda ax, cell, colour, lw=2.5: ax.add_patch(Rectangle((cell % cols, cell // cols), 1, 1, fill=False, ec=colour, lw=lw))
+    box = lambda ax, cell, colour, lw=2.5: ax.add_patch(
+        Rectangle((cell % cols, cell // cols), 1, 1, fill=False, ec=colour, lw=lw)
+    )
     extent = (0, cols, rows, 0)
-    for ax, picture, title in zip((axes[0], axes[1], axes[3]), (shuffled, back, image[0]), (f'shuffled, {len(self.context)} bright ones seen', 'put back', 'the picture')):
-        ax.imshow(to_picture(picture), cmap='gray', vmin=0, vmax=1, extent=extent, aspect=H / rows / (W / cols)); ax.set(xticks=[], yticks=[], title=title); ax.grid(False)
-    axes[0].imshow(np.ones((rows, cols)) * .5, cmap='gray', vmin=0, vmax=1, alpha=.6 * veil.view(rows, cols).numpy(), extent=extent, aspect=H / rows / (W / cols))
+    for ax, picture, title in zip(
+        (axes[0], axes[1], axes[3]),
+        (shuffled, back, image[0]),
+        (f'shuffled, {len(self.context)} bright ones seen', 'put back', 'the picture'),
+    ):
+        ax.imshow(
+            to_picture(picture), cmap='gray', vmin=0, vmax=1, extent=extent, aspect=H / rows / (W / cols)
+        )
+        ax.set(xticks=[], yticks=[], title=title)
+        ax.grid(False)
+    axes[0].imshow(
+        np.ones((rows, cols)) * 0.5,
+        cmap='gray',
+        vmin=0,
+        vmax=1,
+        alpha=0.6 * veil.view(rows, cols).numpy(),
+        extent=extent,
+        aspect=H / rows / (W / cols),
+    )
     for slot, place in enumerate(places):
-        if place != self.order[slot]: box(axes[1], place, '#d55e00', 1.5)
-    shown = p[self.patch] if self.show == 'this patch' else np.frombuffer(self.confusion, np.float32).reshape(n, n)[home]
-    heat = axes[2].imshow(shown.reshape(rows, cols), vmin=0, extent=extent, aspect=H / rows / (W / cols)); axes[2].set(xticks=[], yticks=[], title=self.show if self.show == 'this patch' else 'its place, all pictures'); axes[2].grid(False)
-    fig.colorbar(heat, ax=axes[2], shrink=.7, label='probability')
-    for ax, cell, colour in ((axes[0], self.patch, '#56b4e9'), (axes[1], places[self.patch], '#56b4e9'), (axes[2], home, '#e69f00'), (axes[3], home, '#e69f00')): box(ax, cell, colour)
+        if place != self.order[slot]:
+            box(axes[1], place, '#d55e00', 1.5)
+    shown = (
+        p[self.patch]
+        if self.show == 'this patch'
+        else np.frombuffer(self.confusion, np.float32).reshape(n, n)[home]
+    )
+    heat = axes[2].imshow(shown.reshape(rows, cols), vmin=0, extent=extent, aspect=H / rows / (W / cols))
+    axes[2].set(
+        xticks=[], yticks=[], title=self.show if self.show == 'this patch' else 'its place, all pictures'
+    )
+    axes[2].grid(False)
+    fig.colorbar(heat, ax=axes[2], shrink=0.7, label='probability')
+    for ax, cell, colour in (
+        (axes[0], self.patch, '#56b4e9'),
+        (axes[1], places[self.patch], '#56b4e9'),
+        (axes[2], home, '#e69f00'),
+        (axes[3], home, '#e69f00'),
+    ):
+        box(ax, cell, colour)
     right = sum(place == own for place, own in zip(places, self.order))
-    fig.suptitle(f"{right} of {n} in place; seed {self.seed}; blue: the patch, orange: where it comes from", fontsize=10)
+    fig.suptitle(
+        f"{right} of {n} in place; seed {self.seed}; blue: the patch, orange: where it comes from",
+        fontsize=10,
+    )
     return fig
+
 
 PositionPuzzle.figure = figure

@@ -24,44 +24,58 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/07_siamese.ipynb #ab084ed1
 def embeddings(
-    method: nn.Module, # has `encoder`; `embed`, `predictor` and `momentum_embed` are used where it has them
-    x: Tensor,         # (n, C, H, W) views, normalised
-) -> dict[str, Tensor]: # 'z' (n, D), and where the method makes them 'p' and 'k': rows of length 1, on the CPU
+    method: nn.Module,  # has `encoder`; `embed`, `predictor` and `momentum_embed` are used where it has them
+    x: Tensor,  # (n, C, H, W) views, normalised
+) -> dict[
+    str, Tensor
+]:  # 'z' (n, D), and where the method makes them 'p' and 'k': rows of length 1, on the CPU
     "What a Siamese method makes of pictures, in eval mode and without gradients."
     predictor, momentum = getattr(method, 'predictor', None), getattr(method, 'momentum_embed', None)
     with looking(method) as device:
         x = x.to(device)
         out = dict(z=method.embed(x) if hasattr(method, 'embed') else method.encoder(x).pooled)
-        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity): out['p'] = predictor(out['z'])
-        if momentum is not None: out['k'] = momentum(x)
+        if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
+            out['p'] = predictor(out['z'])
+        if momentum is not None:
+            out['k'] = momentum(x)
     return {name: F.normalize(v.float().cpu(), dim=-1) for name, v in out.items()}
 
 # %% ../../nbs/explorers/07_siamese.ipynb #bdc2e704
 def row_of(
-    cosines: np.ndarray, # (n,) of the query with every key
-    positive: int,       # which of them is its own picture
+    cosines: np.ndarray,  # (n,) of the query with every key
+    positive: int,  # which of them is its own picture
     temperature: float,  # above 0
-) -> dict:               # p (n,), loss, rank (1 = the positive is found), negatives: how many carry the weight
+) -> dict:  # p (n,), loss, rank (1 = the positive is found), negatives: how many carry the weight
     "One row of InfoNCE: softmax(cosines / temperature), and what it says."
     logits = np.asarray(cosines, np.float64) / temperature
     log_p = logits - np.logaddexp.reduce(logits)
     p, others = np.exp(log_p), np.delete(np.arange(len(logits)), positive)
     q = p[others] / max(p[others].sum(), 1e-300)
-    return dict(p=p, loss=-log_p[positive], rank=1 + int((logits[others] > logits[positive]).sum()), negatives=float(np.exp(-(q * np.log(np.maximum(q, 1e-300))).sum())))
+    return dict(
+        p=p,
+        loss=-log_p[positive],
+        rank=1 + int((logits[others] > logits[positive]).sum()),
+        negatives=float(np.exp(-(q * np.log(np.maximum(q, 1e-300))).sum())),
+    )
 
 # %% ../../nbs/explorers/07_siamese.ipynb #4df887ac
 class SiameseExplorer(Explorer):
     "Two crops of a picture, what a Siamese method makes of them, and what it takes for them."
+
     _esm = script('siamese.js')
     _offline, _asks = ['temperature', 'order'], ['picture', 'seed', 'strength', 'boxes', 'hand']
-    note = T.Unicode("This page has no Python behind it: pictures and temperature can be changed; moving a crop needs a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: pictures and temperature can be changed; moving a crop needs a kernel."
+    ).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
     picture = T.Int(0, min=0).tag(sync=True)
     movable = T.Bool(True, help="the views have draws, so that crops can be moved").tag(sync=True)
     seed = T.Int(0, min=0).tag(sync=True)
-    strength = T.Float(1., min=0., max=2., help="times colour, grey, blur and solarize of the method's views").tag(sync=True)
+    strength = T.Float(
+        1.0, min=0.0, max=2.0, help="times colour, grey, blur and solarize of the method's views"
+    ).tag(sync=True)
     boxes = T.List(help="two times [top, left, height, width] in pixels of the source").tag(sync=True)
     hand = T.Bool(False, help="the boxes are set by hand, not by the dice").tag(sync=True)
     size = T.List(T.Int(), help="h, w of a view").tag(sync=True)
@@ -69,67 +83,113 @@ class SiameseExplorer(Explorer):
     words = T.List(T.Unicode(), help="the parameters of both views in words").tag(sync=True)
     width = T.Int(0, help="dimensions of z").tag(sync=True)
     vector_names = T.List(T.Unicode(), help="z1, z2, p1, ...").tag(sync=True)
-    vectors = T.Bytes(help="(vectors, dimensions) float32, in units of 1/sqrt(width); at most 512 dimensions").tag(sync=True)
+    vectors = T.Bytes(
+        help="(vectors, dimensions) float32, in units of 1/sqrt(width); at most 512 dimensions"
+    ).tag(sync=True)
     order = T.Unicode('z1', help="of the dimensions: by z1, or index").tag(sync=True)
     cosines = T.List(help="[name, cosine] of pairs of vectors").tag(sync=True)
     key_names = T.List(T.Unicode()).tag(sync=True)
     thumb = T.List(T.Int(), help="h, w of a thumbnail").tag(sync=True)
     thumbs = T.Bytes(help="(N, h, w, 3) uint8: the second view of each picture of the batch").tag(sync=True)
-    logits = T.Bytes(help="(N,) float32: cosine of the query with each key, not yet divided by the temperature").tag(sync=True)
+    logits = T.Bytes(
+        help="(N,) float32: cosine of the query with each key, not yet divided by the temperature"
+    ).tag(sync=True)
     query_name, key_name = (T.Unicode().tag(sync=True) for _ in range(2))
-    temperature = T.Float(.2, help="of the softmax; the browser does it").tag(sync=True)
-    trained_temperature, trained_word = T.Float(.2).tag(sync=True), T.Unicode('as trained').tag(sync=True)
+    temperature = T.Float(0.2, help="of the softmax; the browser does it").tag(sync=True)
+    trained_temperature, trained_word = T.Float(0.2).tag(sync=True), T.Unicode('as trained').tag(sync=True)
 
-    def __init__(self,
-        method: nn.Module,                  # has `encoder` and `views`; `embed`, `predictor`, `momentum_embed` and `temperature` are used where it has them
-        images: Any,                        # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 can be chosen
-        seed: int = 0,                      # of the dice
-        strength: float = 1.,               # of the augmentation; 1: the method's own
-        temperature: float | None = None,   # where the slider starts; None: the method's, else 0.2
-        batch: int = 32,                    # pictures of the InfoNCE row, from the first
+    def __init__(
+        self,
+        method: nn.Module,  # has `encoder` and `views`; `embed`, `predictor`, `momentum_embed` and `temperature` are used where it has them
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 can be chosen
+        seed: int = 0,  # of the dice
+        strength: float = 1.0,  # of the augmentation; 1: the method's own
+        temperature: float | None = None,  # where the slider starts; None: the method's, else 0.2
+        batch: int = 32,  # pictures of the InfoNCE row, from the first
     ):
-        self.method, self.batch_in, own = method, pictures_of(images, max(batch, 1)), getattr(method, 'temperature', None)
+        self.method, self.batch_in, own = (
+            method,
+            pictures_of(images, max(batch, 1)),
+            getattr(method, 'temperature', None),
+        )
         self.pixels_in, self._keys = self.batch_in[:12], {}
-        start = float(temperature if temperature is not None else .2 if own is None else own)
-        if not start > 0: raise ValueError(f"A temperature divides the cosines and is above 0: got {start}.")
+        start = float(temperature if temperature is not None else 0.2 if own is None else own)
+        if not start > 0:
+            raise ValueError(f"A temperature divides the cosines and is above 0: got {start}.")
         n, _, *shape = self.pixels_in.shape
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *shape], names=names_of(images, n), key_names=names_of(images, len(self.batch_in)), seed=seed, strength=strength,
-                         movable=movable_views(method) is not None, temperature=start, trained_temperature=start, trained_word='usual' if own is None else 'as trained')
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *shape],
+            names=names_of(images, n),
+            key_names=names_of(images, len(self.batch_in)),
+            seed=seed,
+            strength=strength,
+            movable=movable_views(method) is not None,
+            temperature=start,
+            trained_temperature=start,
+            trained_word='usual' if own is None else 'as trained',
+        )
         self._begin()
 
-    def _key(self) -> tuple: return self.picture, self.strength, self.hand, self.seed, str(self.boxes) if self.hand else ''
+    def _key(self) -> tuple:
+        return self.picture, self.strength, self.hand, self.seed, str(self.boxes) if self.hand else ''
 
     def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture).items():
+            self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
-        if self.error: return [], []
-        once = ('thumbs', 'key_names', 'vector_names') # the same for every picture
-        return ['picture'], [([i], {k: v for k, v in self._traits_of(i).items() if k not in once}) for i in range(self.shape[0])]
+        if self.error:
+            return [], []
+        once = ('thumbs', 'key_names', 'vector_names')  # the same for every picture
+        return ['picture'], [
+            ([i], {k: v for k, v in self._traits_of(i).items() if k not in once})
+            for i in range(self.shape[0])
+        ]
 
 # %% ../../nbs/explorers/07_siamese.ipynb #d1b89c13
 def movable_views(
-    method: nn.Module, # has `views`
-) -> Views | None:     # None: views of another make, whose crops can't be moved
+    method: nn.Module,  # has `views`
+) -> Views | None:  # None: views of another make, whose crops can't be moved
     "The method's views, if their dice can be seen; refuses a method with a single view."
-    if not hasattr(method, 'views') or not hasattr(method, 'encoder'): raise ValueError(f"{type(method).__name__} has no views and encoder: this explorer takes a method, SimCLR for one.")
-    if not isinstance(method.views, Views): return None
-    if len(method.views.policies) < 2: raise ValueError(f"{type(method).__name__} makes one view of a picture: this explorer shows methods that compare two, SimCLR for one.")
+    if not hasattr(method, 'views') or not hasattr(method, 'encoder'):
+        raise ValueError(
+            f"{type(method).__name__} has no views and encoder: this explorer takes a method, SimCLR for one."
+        )
+    if not isinstance(method.views, Views):
+        return None
+    if len(method.views.policies) < 2:
+        raise ValueError(
+            f"{type(method).__name__} makes one view of a picture: this explorer shows methods that compare two, SimCLR for one."
+        )
     return method.views
+
 
 def batch_views(
     self: SiameseExplorer,
-) -> tuple[list[Tensor], list[Tensor], list[Draw], Views | None]: # two batches normalised, two in 0..1, their draws
+) -> tuple[
+    list[Tensor], list[Tensor], list[Draw], Views | None
+]:  # two batches normalised, two in 0..1, their draws
     "Both views of the whole batch."
     source, views = self.batch_in, movable_views(self.method)
     if views is None:
-        with torch.random.fork_rng(), looking(self.method) as device: torch.manual_seed(self.seed); made = self.method.views(source.to(device))
-        if not isinstance(made, (list, tuple)) or len(made) < 2: raise ValueError(f"{type(self.method).__name__} makes one view of a picture: this explorer shows methods that compare two, SimCLR for one.")
+        with torch.random.fork_rng(), looking(self.method) as device:
+            torch.manual_seed(self.seed)
+            made = self.method.views(source.to(device))
+        if not isinstance(made, (list, tuple)) or len(made) < 2:
+            raise ValueError(
+                f"{type(self.method).__name__} makes one view of a picture: this explorer shows methods that compare two, SimCLR for one."
+            )
         made = [v.float().cpu() for v in made[:2]]
-        restore = getattr(self.method.views, 'restore', lambda x: (x - x.amin()) / (x.amax() - x.amin()).clamp(min=1e-12))
+        restore = getattr(
+            self.method.views, 'restore', lambda x: (x - x.amin()) / (x.amax() - x.amin()).clamp(min=1e-12)
+        )
         return made, [restore(v) for v in made], [], None
-    policies = [strengthen(p, colour=self.strength, grey=self.strength, blur=self.strength, solarize=self.strength) for p in views.policies[:2]]
+    policies = [
+        strengthen(p, colour=self.strength, grey=self.strength, blur=self.strength, solarize=self.strength)
+        for p in views.policies[:2]
+    ]
     views = Views(views.size, views.mean.tolist(), views.std.tolist(), policies)
     draws = views.draw(len(source), source.shape[-2:], generator=Generator().manual_seed(self.seed))
     return views(source, draws), views.pixels(source, draws), draws, views
@@ -140,48 +200,88 @@ def batch_state(self: SiameseExplorer) -> tuple:
     key = self.seed, self.strength
     if key not in self._keys:
         x, pictures, draws, views = batch_views(self)
-        small = pictures[1] if max(pictures[1].shape[-2:]) <= 64 else F.interpolate(pictures[1], scale_factor=64 / max(pictures[1].shape[-2:]), mode='bilinear', antialias=True)
+        small = (
+            pictures[1]
+            if max(pictures[1].shape[-2:]) <= 64
+            else F.interpolate(
+                pictures[1], scale_factor=64 / max(pictures[1].shape[-2:]), mode='bilinear', antialias=True
+            )
+        )
         self._keys = {key: (x, pictures, draws, views, [embeddings(self.method, v) for v in x], small)}
     return self._keys[key]
 
+
 def by_hand(
     self: SiameseExplorer,
-    picture: int, # of the batch
-    draws: list[Draw], # of the batch, one a view
+    picture: int,  # of the batch
+    draws: list[Draw],  # of the batch, one a view
 ) -> list[Draw]:  # of this picture, with the boxes that were set by hand
     "The draws of one picture."
     draws = [d.take(slice(picture, picture + 1)) for d in draws]
-    if not self.hand: return draws
+    if not self.hand:
+        return draws
     (n, h, w), boxes = self.shape, [[float(v) for v in b] for b in self.boxes]
     for top, left, tall, wide in boxes:
-        if not (tall >= 1 and wide >= 1 and top >= 0 and left >= 0 and top + tall <= h + 1e-6 and left + wide <= w + 1e-6):
-            raise ValueError(f"A crop lies within the picture of {h} x {w} pixels and is at least one pixel high and wide: got top {top:g}, left {left:g}, height {tall:g}, width {wide:g}.")
+        if not (
+            tall >= 1
+            and wide >= 1
+            and top >= 0
+            and left >= 0
+            and top + tall <= h + 1e-6
+            and left + wide <= w + 1e-6
+        ):
+            raise ValueError(
+                f"A crop lies within the picture of {h} x {w} pixels and is at least one pixel high and wide: got top {top:g}, left {left:g}, height {tall:g}, width {wide:g}."
+            )
     return [d._replace(box=torch.tensor([b])) for d, b in zip(draws, boxes)]
 
 # %% ../../nbs/explorers/07_siamese.ipynb #dd304d42
 def traits_of(
     self: SiameseExplorer,
-    picture: int, # which
-) -> dict:        # the traits that follow
+    picture: int,  # which
+) -> dict:  # the traits that follow
     "What the browser needs to know of one picture."
-    if picture >= self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+    if picture >= self.shape[0]:
+        raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
     x, pictures, draws, views, batch, small = batch_state(self)
-    shots, boxes, words = [v[picture:picture + 1] for v in pictures], [], ['', '']
+    shots, boxes, words = [v[picture : picture + 1] for v in pictures], [], ['', '']
     made = [{name: v[picture] for name, v in b.items()} for b in batch]
     if views is not None:
         mine = by_hand(self, picture, draws)
-        boxes, words = [d.box[0].tolist() for d in mine], [draw_words(d, 0, p.add) for d, p in zip(mine, views.policies)]
+        boxes, words = (
+            [d.box[0].tolist() for d in mine],
+            [draw_words(d, 0, p.add) for d, p in zip(mine, views.policies)],
+        )
         if self.hand:
-            one = self.batch_in[picture:picture + 1]
-            shots, made = views.pixels(one, mine), [{name: v[0] for name, v in embeddings(self.method, v).items()} for v in views(one, mine)]
+            one = self.batch_in[picture : picture + 1]
+            shots, made = (
+                views.pixels(one, mine),
+                [{name: v[0] for name, v in embeddings(self.method, v).items()} for v in views(one, mine)],
+            )
     vectors = {f'{name}{i + 1}': b[name] for name in made[0] for i, b in enumerate(made)}
     query, key = 'p' if 'p' in made[0] else 'z', 'k' if 'k' in made[0] else 'z'
-    keys = batch[1][key].clone(); keys[picture] = vectors[f'{key}2']
-    pairs = [('z1', 'z2')] + [(f'{query}{a}', f'{key}{b}') for a, b in ((1, 2), (2, 1)) if (query, key) != ('z', 'z')]
+    keys = batch[1][key].clone()
+    keys[picture] = vectors[f'{key}2']
+    pairs = [('z1', 'z2')] + [
+        (f'{query}{a}', f'{key}{b}') for a, b in ((1, 2), (2, 1)) if (query, key) != ('z', 'z')
+    ]
     width = len(vectors['z1'])
-    return dict(views=b''.join(map(rgb_bytes, shots)), size=list(shots[0].shape[-2:]), words=words, **(dict(boxes=boxes) if not self.hand else {}), width=width, vector_names=list(vectors),
-                vectors=(torch.stack(list(vectors.values()))[:, :512] * width ** .5).numpy().tobytes(), cosines=[[f'{a} · {b}', float(vectors[a] @ vectors[b])] for a, b in pairs],
-                thumb=list(small.shape[-2:]), thumbs=rgb_bytes(small), logits=(keys @ vectors[f'{query}1']).numpy().tobytes(), query_name=f'{query}1', key_name=f'{key}2')
+    return dict(
+        views=b''.join(map(rgb_bytes, shots)),
+        size=list(shots[0].shape[-2:]),
+        words=words,
+        **(dict(boxes=boxes) if not self.hand else {}),
+        width=width,
+        vector_names=list(vectors),
+        vectors=(torch.stack(list(vectors.values()))[:, :512] * width**0.5).numpy().tobytes(),
+        cosines=[[f'{a} · {b}', float(vectors[a] @ vectors[b])] for a, b in pairs],
+        thumb=list(small.shape[-2:]),
+        thumbs=rgb_bytes(small),
+        logits=(keys @ vectors[f'{query}1']).numpy().tobytes(),
+        query_name=f'{query}1',
+        key_name=f'{key}2',
+    )
+
 
 SiameseExplorer._traits_of = traits_of
 
@@ -189,36 +289,65 @@ SiameseExplorer._traits_of = traits_of
 def place(
     self: SiameseExplorer,
     view: int,  # 0 or 1
-    box: tuple, # (top, left, height, width) in pixels of the source
+    box: tuple,  # (top, left, height, width) in pixels of the source
 ) -> None:
     "Move a crop from Python."
-    if not self.movable: raise ValueError(f"The views of {type(self.method).__name__} don't show their dice, so that their crops can't be moved: build them as data.views.Views.")
-    boxes = [list(b) for b in self.boxes]; boxes[view] = [float(v) for v in box]
-    with self.hold_trait_notifications(): self.boxes, self.hand = boxes, True
+    if not self.movable:
+        raise ValueError(
+            f"The views of {type(self.method).__name__} don't show their dice, so that their crops can't be moved: build them as data.views.Views."
+        )
+    boxes = [list(b) for b in self.boxes]
+    boxes[view] = [float(v) for v in box]
+    with self.hold_trait_notifications():
+        self.boxes, self.hand = boxes, True
+
 
 def siamese_figure(self: SiameseExplorer) -> Figure:
     "The source with its crops, both views, the vectors, and the InfoNCE row at the present temperature."
     fig = plt.figure(figsize=(9, 5.2), layout='constrained')
     top, bottom = fig.subfigures(2, 1, height_ratios=[1.15, 1])
     panes = top.subplots(1, 4, width_ratios=[1, 1, 1, 1.8])
-    panes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1); panes[0].set_title('source', fontsize=9)
-    for (y, x, h, w), colour in zip(self.boxes, COLOURS): panes[0].add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, ec=colour, lw=2))
+    panes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+    panes[0].set_title('source', fontsize=9)
+    for (y, x, h, w), colour in zip(self.boxes, COLOURS):
+        panes[0].add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=colour, lw=2))
     shots = np.frombuffer(self.views, np.uint8).reshape(2, *self.size, 3)
-    for i, view in enumerate(shots): panes[i + 1].imshow(view); panes[i + 1].set_title(f'x{i + 1}', fontsize=9)
-    for ax in panes[:3]: ax.set(xticks=[], yticks=[]); ax.grid(False)
-    for ax, colour in zip(panes[1:3], COLOURS): ax.spines[:].set(visible=True, color=colour, linewidth=2)
+    for i, view in enumerate(shots):
+        panes[i + 1].imshow(view)
+        panes[i + 1].set_title(f'x{i + 1}', fontsize=9)
+    for ax in panes[:3]:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    for ax, colour in zip(panes[1:3], COLOURS):
+        ax.spines[:].set(visible=True, color=colour, linewidth=2)
     vectors = np.frombuffer(self.vectors, np.float32).reshape(len(self.vector_names), -1)
-    if self.order == 'z1': vectors = vectors[:, vectors[0].argsort(kind='stable')]
-    panes[3].imshow(vectors, cmap='RdBu_r', vmin=-3, vmax=3, aspect='auto', interpolation='nearest'); panes[3].grid(False)
-    panes[3].set(yticks=range(len(vectors)), yticklabels=self.vector_names, xlabel=f"dimension, ordered by {'z1' if self.order == 'z1' else 'number'}")
+    if self.order == 'z1':
+        vectors = vectors[:, vectors[0].argsort(kind='stable')]
+    panes[3].imshow(vectors, cmap='RdBu_r', vmin=-3, vmax=3, aspect='auto', interpolation='nearest')
+    panes[3].grid(False)
+    panes[3].set(
+        yticks=range(len(vectors)),
+        yticklabels=self.vector_names,
+        xlabel=f"dimension, ordered by {'z1' if self.order == 'z1' else 'number'}",
+    )
     panes[3].set_title('\n'.join(f'cosine {name}: {value:.2f}' for name, value in self.cosines), fontsize=9)
-    cosines = np.frombuffer(self.logits, np.float32); row = row_of(cosines, self.picture, self.temperature)
+    cosines = np.frombuffer(self.logits, np.float32)
+    row = row_of(cosines, self.picture, self.temperature)
     near = [self.picture, *[i for i in np.argsort(-cosines, kind='stable') if i != self.picture][:11]]
     thumbs = np.frombuffer(self.thumbs, np.uint8).reshape(-1, *self.thumb, 3)
     for i, (k, column) in enumerate(zip(near, bottom.subplots(2, len(near), squeeze=False).T)):
-        column[0].bar([0], [row['p'][k]], color='#009e73' if i == 0 else '#999999'); column[0].set(ylim=(0, row['p'][near].max() * 1.02)); column[0].axis('off'); column[0].set_title(f"{row['p'][k]:.1%}", fontsize=8)
-        column[1].imshow(shots[1] if i == 0 else thumbs[k]); column[1].axis('off'); column[1].set_title(f"{'+ ' if i == 0 else ''}{cosines[k]:.2f}", fontsize=8)
-    bottom.suptitle(f"{self.query_name} finds {self.key_name} as number {row['rank']} of {len(cosines)}; temperature {self.temperature:.2f}, loss {row['loss']:.2f}, chance {np.log(len(cosines)):.2f}", fontsize=9)
+        column[0].bar([0], [row['p'][k]], color='#009e73' if i == 0 else '#999999')
+        column[0].set(ylim=(0, row['p'][near].max() * 1.02))
+        column[0].axis('off')
+        column[0].set_title(f"{row['p'][k]:.1%}", fontsize=8)
+        column[1].imshow(shots[1] if i == 0 else thumbs[k])
+        column[1].axis('off')
+        column[1].set_title(f"{'+ ' if i == 0 else ''}{cosines[k]:.2f}", fontsize=8)
+    bottom.suptitle(
+        f"{self.query_name} finds {self.key_name} as number {row['rank']} of {len(cosines)}; temperature {self.temperature:.2f}, loss {row['loss']:.2f}, chance {np.log(len(cosines)):.2f}",
+        fontsize=9,
+    )
     return fig
+
 
 SiameseExplorer.place, SiameseExplorer.figure = place, siamese_figure

@@ -18,12 +18,20 @@ from ..components.patches import mask_to_pixels, unpatchify
 from ..components.targets import HISTOGRAM_NORMS, Target, hog, hog_strokes
 from ..core import choose
 from .base import Explorer, looking, pictures_of, rgb_bytes, script
-from .mask import MaskExplorer, current_mask, mask_title, masked_picture, names_of, patch_of
+from vit_ssl_lab.explorers.mask import (
+    MaskExplorer,
+    current_mask,
+    mask_title,
+    masked_picture,
+    names_of,
+    patch_of,
+)
 from ..show import to_picture
 
 # %% ../../nbs/explorers/09_targets.ipynb #texp0005
 class HogExplorer(Explorer):
     "Cells over a picture, their histograms as strokes, the histogram of the cell under the pointer."
+
     _esm = script('hog.js')
     _offline, _asks = ['norm', 'contrast', 'brightness'], ['picture', 'cell', 'bins']
     note = T.Unicode("This page has no Python behind it: all works but the number of bins.").tag(sync=True)
@@ -35,77 +43,146 @@ class HogExplorer(Explorer):
     cell = T.Int(8, help="pixels").tag(sync=True)
     bins = T.Int(9).tag(sync=True)
     norm = T.Unicode('l2', help="l2, l1 or none").tag(sync=True)
-    contrast = T.Float(1., help="factor of the pixels").tag(sync=True)
-    brightness = T.Float(0., help="added to the pixels, which are 0..1").tag(sync=True)
+    contrast = T.Float(1.0, help="factor of the pixels").tag(sync=True)
+    brightness = T.Float(0.0, help="added to the pixels, which are 0..1").tag(sync=True)
     dims = T.List(T.Int(), help="channels, bins, rows, columns").tag(sync=True)
     votes = T.Bytes(help="float32 of these dims, not normalised, at contrast 1").tag(sync=True)
-    ceiling = T.Float(1., help="a large vote: what is drawn brightest without normalisation").tag(sync=True)
+    ceiling = T.Float(1.0, help="a large vote: what is drawn brightest without normalisation").tag(sync=True)
 
-    def __init__(self,
-        images: Any,           # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
-        cell: int = 8,         # pixels of a cell; divides the picture
-        bins: int = 9,         # directions
-        norm: str = 'l2',      # of each histogram: "l2", "l1" or "none"
-        picture: int = 0,      # which is shown first
+    def __init__(
+        self,
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
+        cell: int = 8,  # pixels of a cell; divides the picture
+        bins: int = 9,  # directions
+        norm: str = 'l2',  # of each histogram: "l2", "l1" or "none"
+        picture: int = 0,  # which is shown first
     ):
         self.pixels_in = pictures_of(images)
         n, _, h, w = self.pixels_in.shape
         sizes = sorted({cell, *(s for s in (4, 8, 16, 32) if h % s == 0 == w % s and s < min(h, w))})
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, h, w], names=names_of(images, n), sizes=sizes, cell=cell, bins=bins, norm=choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram"), picture=picture)
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, h, w],
+            names=names_of(images, n),
+            sizes=sizes,
+            cell=cell,
+            bins=bins,
+            norm=choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram"),
+            picture=picture,
+        )
         self._begin()
 
     def _work(self) -> None:
-        for name, value in self._traits_of(self.picture, self.cell).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture, self.cell).items():
+            self.set_trait(name, value)
 
-    def histograms(self, picture: int, cell: int, norm: str = 'none') -> Tensor: # (1, C, bins, rows, columns)
+    def histograms(
+        self, picture: int, cell: int, norm: str = 'none'
+    ) -> Tensor:  # (1, C, bins, rows, columns)
         "One picture's histograms, of pixels in 0..1."
-        if not 0 <= picture < self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
-        return hog(self.pixels_in[picture:picture + 1].float() / 255, cell, self.bins, norm)
+        if not 0 <= picture < self.shape[0]:
+            raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+        return hog(self.pixels_in[picture : picture + 1].float() / 255, cell, self.bins, norm)
 
     def _traits_of(self, picture: int, cell: int) -> dict:
         votes = self.histograms(picture, cell)[0]
-        return dict(votes=votes.numpy().tobytes(), dims=list(votes.shape), ceiling=float(votes.mean(0).flatten().quantile(.99)))
+        return dict(
+            votes=votes.numpy().tobytes(),
+            dims=list(votes.shape),
+            ceiling=float(votes.mean(0).flatten().quantile(0.99)),
+        )
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel keeps the votes of all pictures; of small ones at every cell size too."
-        small = self.shape[1] * self.shape[2] <= 64 ** 2
-        if not small: return ['picture'], [([i], self._traits_of(i, self.cell)) for i in range(self.shape[0])]
-        return ['picture', 'cell'], [([i, c], self._traits_of(i, c)) for i in range(self.shape[0]) for c in self.sizes]
+        small = self.shape[1] * self.shape[2] <= 64**2
+        if not small:
+            return ['picture'], [([i], self._traits_of(i, self.cell)) for i in range(self.shape[0])]
+        return ['picture', 'cell'], [
+            ([i, c], self._traits_of(i, c)) for i in range(self.shape[0]) for c in self.sizes
+        ]
 
     def figure(self, at: int | None = None) -> Figure:
         "The picture with its cells, the strokes, and the histogram of cell `at` (None: the one with the most votes)."
-        cells = self.histograms(self.picture, self.cell, self.norm) * (self.contrast if self.norm == 'none' else 1)
+        cells = self.histograms(self.picture, self.cell, self.norm) * (
+            self.contrast if self.norm == 'none' else 1
+        )
         _, c, bins, rows, cols = cells.shape
         at = int(self.histograms(self.picture, self.cell)[0].sum((0, 1)).argmax()) if at is None else at
         fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.9), layout='constrained')
         shown = self.pixels_in[self.picture].float() / 255 * self.contrast + self.brightness
-        left.imshow(to_picture(shown), cmap='gray', vmin=0, vmax=1); left.set(title=f'cells of {self.cell} pixels', xticks=np.arange(0, cols + 1) * self.cell - .5, yticks=np.arange(0, rows + 1) * self.cell - .5, xticklabels=[], yticklabels=[]); left.grid(color='w', alpha=.5)
-        middle.imshow(hog_strokes(cells, 16)[0], cmap='gray', vmin=0, vmax=.8 if self.norm != 'none' else max(self.ceiling, 1e-12)); middle.set(title={'l2': 'L2 in each cell', 'l1': 'L1 in each cell', 'none': 'not normalised'}[self.norm], xticks=[], yticks=[]); middle.grid(False)
-        for ax, size in ((left, self.cell), (middle, 16)): ax.add_patch(plt.Rectangle((at % cols * size - .5, at // cols * size - .5), size, size, fill=False, ec='#e69f00', lw=2))
-        for k, colour in zip(range(c), ('#d55e00', '#009e73', '#0072b2') if c == 3 else ('#777777',)): right.bar(np.arange(bins) + (k - (c - 1) / 2) * .8 / c, cells[0, k].flatten(1)[:, at], .8 / c, color=colour)
-        right.set(title=f'row {at // cols + 1}, column {at % cols + 1}', xlabel='angle of the bin (degrees)', ylabel='votes', xticks=range(bins), xticklabels=[round(i * 180 / bins) for i in range(bins)])
+        left.imshow(to_picture(shown), cmap='gray', vmin=0, vmax=1)
+        left.set(
+            title=f'cells of {self.cell} pixels',
+            xticks=np.arange(0, cols + 1) * self.cell - 0.5,
+            yticks=np.arange(0, rows + 1) * self.cell - 0.5,
+            xticklabels=[],
+            yticklabels=[],
+        )
+        left.grid(color='w', alpha=0.5)
+        middle.imshow(
+            hog_strokes(cells, 16)[0],
+            cmap='gray',
+            vmin=0,
+            vmax=0.8 if self.norm != 'none' else max(self.ceiling, 1e-12),
+        )
+        middle.set(
+            title={'l2': 'L2 in each cell', 'l1': 'L1 in each cell', 'none': 'not normalised'}[self.norm],
+            xticks=[],
+            yticks=[],
+        )
+        middle.grid(False)
+        for ax, size in ((left, self.cell), (middle, 16)):
+            ax.add_patch(
+                plt.Rectangle(
+                    (at % cols * size - 0.5, at // cols * size - 0.5),
+                    size,
+                    size,
+                    fill=False,
+                    ec='#e69f00',
+                    lw=2,
+                )
+            )
+        for k, colour in zip(range(c), ('#d55e00', '#009e73', '#0072b2') if c == 3 else ('#777777',)):
+            right.bar(
+                np.arange(bins) + (k - (c - 1) / 2) * 0.8 / c,
+                cells[0, k].flatten(1)[:, at],
+                0.8 / c,
+                color=colour,
+            )
+        right.set(
+            title=f'row {at // cols + 1}, column {at % cols + 1}',
+            xlabel='angle of the bin (degrees)',
+            ylabel='votes',
+            xticks=range(bins),
+            xticklabels=[round(i * 180 / bins) for i in range(bins)],
+        )
         return fig
 
 # %% ../../nbs/explorers/09_targets.ipynb #texp0011
 PALETTE = torch.tensor(plt.get_cmap('tab20').colors)
 
+
 def seen(
-    target: Target,   # what kind of numbers these are
-    values: Tensor,   # (1, N, width) truth or prediction; (1, N) classes
-    truth: Tensor,    # the truth, which sets the colours of features
-    method: nn.Module, # its views turn normalised pixels back, and its grid says where patches lie
+    target: Target,  # what kind of numbers these are
+    values: Tensor,  # (1, N, width) truth or prediction; (1, N) classes
+    truth: Tensor,  # the truth, which sets the colours of features
+    method: nn.Module,  # its views turn normalised pixels back, and its grid says where patches lie
     predicted: bool,  # logits, not probabilities
-) -> Tensor:          # (C, H, W) in 0..1, or a smaller map of patches
+) -> Tensor:  # (C, H, W) in 0..1, or a smaller map of patches
     "One picture's target, truth or prediction, as colours."
     grid = method.grid
     if target.name == 'pixels':
         pixels = unpatchify(values, target.patch_size, grid, target.channels)
-        return (pixels / 4 + .5)[0] if target.normalise else method.views.restore(pixels)[0]
+        return (pixels / 4 + 0.5)[0] if target.normalise else method.views.restore(pixels)[0]
     if target.name == 'hog':
         h = target.histograms(values, grid).clamp(min=0)
-        if target.norm != 'l2': h = h / target.histograms(truth, grid).norm(dim=2).quantile(.99).clamp(min=1e-12)
-        return hog_strokes(h, 8)[:1] / .8
-    if target.name == 'codes': return method.views.restore(target.tokenizer.decode(values.argmax(-1) if predicted else values, grid))[0]
+        if target.norm != 'l2':
+            h = h / target.histograms(truth, grid).norm(dim=2).quantile(0.99).clamp(min=1e-12)
+        return hog_strokes(h, 8)[:1] / 0.8
+    if target.name == 'codes':
+        return method.views.restore(
+            target.tokenizer.decode(values.argmax(-1) if predicted else values, grid)
+        )[0]
     if target.name == 'labels':
         shares = values.softmax(-1) if predicted else target.shares(values)
         colours = shares @ PALETTE.to(shares)[torch.arange(target.width) % len(PALETTE)]
@@ -114,67 +191,116 @@ def seen(
         basis = torch.linalg.svd(truth[0] - centre, full_matrices=False).Vh[:3].mT
         low, high = ((truth[0] - centre) @ basis).aminmax(dim=0)
         colours = (((unit - centre) @ basis - low) / (high - low).clamp(min=1e-6))[None]
-        colours = F.pad(colours, (0, 3 - colours.shape[-1])) # a teacher of fewer than three numbers
+        colours = F.pad(colours, (0, 3 - colours.shape[-1]))  # a teacher of fewer than three numbers
     return colours[0].mT.reshape(3, *grid)
 
 # %% ../../nbs/explorers/09_targets.ipynb #texp0012
 class TargetExplorer(MaskExplorer):
     "One masked picture: what each target asks of every patch, and what a model says in the holes."
+
     _esm = script('target.js')
     _offline, _asks = ['everywhere'], ['picture', 'kind', 'ratio', 'seed', 'hidden']
-    note = T.Unicode("This page has no Python behind it: another picture, pointing and the switch work; another mask needs a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: another picture, pointing and the switch work; another mask needs a kernel."
+    ).tag(sync=True)
     targets = T.List(T.Unicode(), help="names of the columns").tag(sync=True)
     predicts_target = T.List(T.Bool(), help="has the column a model?").tag(sync=True)
     everywhere = T.Bool(False, help="show predictions of visible patches too").tag(sync=True)
     size = T.List(T.Int(), help="height and width of each stored picture").tag(sync=True)
     results = T.Bytes(help="truth and prediction of each target, (targets, 2, *size, 3) uint8").tag(sync=True)
     costs = T.Bytes(help="(targets, N) float32, in the target's own unit; 0 without a model").tag(sync=True)
-    constants = T.List(T.Float(), help="what the best constant prediction costs on these pictures").tag(sync=True)
+    constants = T.List(T.Float(), help="what the best constant prediction costs on these pictures").tag(
+        sync=True
+    )
 
-    def __init__(self,
-        methods: nn.Module | dict[str, nn.Module], # MaskFeat, or {name: MaskFeat}, all of one grid
-        images: Any,                    # a Dataset, or pictures (n, C, H, W) of the encoder's size; the first 12 are kept
-        targets: dict[str, Target] | None = None, # more targets, without a model
-        kind: str | None = None,        # of the mask; None: the first method's
-        ratio: float | None = None,     # share of hidden patches; None: the first method's
-        seed: int = 0,                  # of the mask
+    def __init__(
+        self,
+        methods: nn.Module | dict[str, nn.Module],  # MaskFeat, or {name: MaskFeat}, all of one grid
+        images: Any,  # a Dataset, or pictures (n, C, H, W) of the encoder's size; the first 12 are kept
+        targets: dict[str, Target] | None = None,  # more targets, without a model
+        kind: str | None = None,  # of the mask; None: the first method's
+        ratio: float | None = None,  # share of hidden patches; None: the first method's
+        seed: int = 0,  # of the mask
     ):
         methods = {methods.target.name: methods} if hasattr(methods, 'target') else methods
-        if not isinstance(methods, dict) or not methods or not all(hasattr(m, 'target') and hasattr(m, 'predict') for m in methods.values()):
-            raise ValueError("This explorer shows models that predict a target of hidden patches: give a MaskFeat, or {name: MaskFeat}.")
+        if (
+            not isinstance(methods, dict)
+            or not methods
+            or not all(hasattr(m, 'target') and hasattr(m, 'predict') for m in methods.values())
+        ):
+            raise ValueError(
+                "This explorer shows models that predict a target of hidden patches: give a MaskFeat, or {name: MaskFeat}."
+            )
         self.methods, first = methods, next(iter(methods.values()))
-        if len({tuple(m.grid) for m in methods.values()}) > 1: raise ValueError("Models beside each other have one grid of patches; these have " + ', '.join(f'{m.grid[0]} x {m.grid[1]}' for m in methods.values()) + ": show them one by one.")
+        if len({tuple(m.grid) for m in methods.values()}) > 1:
+            raise ValueError(
+                "Models beside each other have one grid of patches; these have "
+                + ', '.join(f'{m.grid[0]} x {m.grid[1]}' for m in methods.values())
+                + ": show them one by one."
+            )
         pictures, size = pictures_of(images), tuple(first.encoder.img_size)
-        if tuple(pictures.shape[-2:]) != size: raise ValueError(f"These models see pictures of {size[0]} x {size[1]} pixels, these have {pictures.shape[-2]} x {pictures.shape[-1]}: resize them.")
-        self.columns = {name: (m.target, m) for name, m in methods.items()} | {name: (t, None) for name, t in (targets or {}).items()}
+        if tuple(pictures.shape[-2:]) != size:
+            raise ValueError(
+                f"These models see pictures of {size[0]} x {size[1]} pixels, these have {pictures.shape[-2]} x {pictures.shape[-1]}: resize them."
+            )
+        self.columns = {name: (m.target, m) for name, m in methods.items()} | {
+            name: (t, None) for name, t in (targets or {}).items()
+        }
         zoom = -(-96 // size[0])
         truths = [self.truth(*column, pictures) for column in self.columns.values()]
-        super().__init__(images, patch_of(first, pictures), first.masking if kind is None else kind, first.mask_ratio if ratio is None else ratio, seed, targets=list(self.columns), predicts_target=[m is not None for _, m in self.columns.values()],
-                         size=[s * zoom for s in size], constants=[float(t.constant(truth)) for (t, _), truth in zip(self.columns.values(), truths)])
+        super().__init__(
+            images,
+            patch_of(first, pictures),
+            first.masking if kind is None else kind,
+            first.mask_ratio if ratio is None else ratio,
+            seed,
+            targets=list(self.columns),
+            predicts_target=[m is not None for _, m in self.columns.values()],
+            size=[s * zoom for s in size],
+            constants=[float(t.constant(truth)) for (t, _), truth in zip(self.columns.values(), truths)],
+        )
 
     def truth(self, target: Target, method: nn.Module | None, pictures: Tensor) -> Tensor:
         "What a target says of pictures (B, C, H, W) uint8."
         method = method or next(iter(self.methods.values()))
-        with looking(method) as device, looking(target): return target(method.views.prepare(pictures.to(device))).cpu()
+        with looking(method) as device, looking(target):
+            return target(method.views.prepare(pictures.to(device))).cpu()
 
-    def answer(self, name: str, picture: int) -> tuple[Tensor, Tensor | None, Tensor]: # truth and prediction as pictures (3, *size) in 0..1 (None without a model), and the cost of each patch (N,)
+    def answer(
+        self, name: str, picture: int
+    ) -> tuple[
+        Tensor, Tensor | None, Tensor
+    ]:  # truth and prediction as pictures (3, *size) in 0..1 (None without a model), and the cost of each patch (N,)
         "One column of the widget."
         (target, method), mask = self.columns[name], current_mask(self)
         place = method or next(iter(self.methods.values()))
         with looking(place) as device, looking(target):
-            x = place.views.prepare(self.pixels_in[picture:picture + 1].to(device)); truth = target(x)
+            x = place.views.prepare(self.pixels_in[picture : picture + 1].to(device))
+            truth = target(x)
             pred = None if method is None else method.predict(x, mask.to(device)).float()
             costs = torch.zeros(mask.mask.shape[1]) if pred is None else target.cost(pred, truth)[0].cpu()
-            show = lambda values, predicted: F.interpolate(seen(target, values, truth, place, predicted)[None].float().cpu(), self.size).expand(1, 3, -1, -1)[0].clamp(0, 1)
+            show = lambda values, predicted: (
+                F.interpolate(seen(target, values, truth, place, predicted)[None].float().cpu(), self.size)
+                .expand(1, 3, -1, -1)[0]
+                .clamp(0, 1)
+            )
             return show(truth, False), None if pred is None else show(pred, True), costs
 
     def _follow(self) -> None:
-        for name, value in self._traits_of(self.picture).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture).items():
+            self.set_trait(name, value)
 
     def _traits_of(self, picture: int) -> dict:
-        current_mask(self)                                                          # a mask that breaks the contract says so here
+        current_mask(self)  # a mask that breaks the contract says so here
         columns = [self.answer(name, picture) for name in self.targets]
-        return dict(results=b''.join(rgb_bytes((a if a is not None else torch.zeros_like(t))[None]) for t, p, _ in columns for a in (t, p)), costs=torch.stack([c for *_, c in columns]).float().numpy().tobytes())
+        return dict(
+            results=b''.join(
+                rgb_bytes((a if a is not None else torch.zeros_like(t))[None])
+                for t, p, _ in columns
+                for a in (t, p)
+            ),
+            costs=torch.stack([c for *_, c in columns]).float().numpy().tobytes(),
+        )
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture; the mask stays."
@@ -182,17 +308,34 @@ class TargetExplorer(MaskExplorer):
 
     def figure(self) -> Figure:
         "The masked picture, and a column a target: truth above, prediction in the holes below."
-        fig, axes = plt.subplots(2, 1 + len(self.targets), figsize=(2 * (1 + len(self.targets)), 4.4), layout='constrained', squeeze=False)
+        fig, axes = plt.subplots(
+            2,
+            1 + len(self.targets),
+            figsize=(2 * (1 + len(self.targets)), 4.4),
+            layout='constrained',
+            squeeze=False,
+        )
         hole = F.interpolate(mask_to_pixels(current_mask(self).mask, 1, tuple(self.grid)), self.size)[0]
         panes = [[('input', self.pixels_in[self.picture]), ('masked', masked_picture(self))]]
         for k, name in enumerate(self.targets):
             truth, pred, costs = self.answer(name, self.picture)
-            said = None if pred is None else pred if self.everywhere else pred * hole + .3 * truth * (1 - hole)
-            cost = float((costs * current_mask(self).mask[0]).sum() / current_mask(self).mask.sum().clamp(min=1))
-            panes.append([(f'{name}: asked', truth), (f'said, cost {cost:.3f}\n(best constant {self.constants[k]:.3f})', said)])
+            said = (
+                None if pred is None else pred if self.everywhere else pred * hole + 0.3 * truth * (1 - hole)
+            )
+            cost = float(
+                (costs * current_mask(self).mask[0]).sum() / current_mask(self).mask.sum().clamp(min=1)
+            )
+            panes.append(
+                [
+                    (f'{name}: asked', truth),
+                    (f'said, cost {cost:.3f}\n(best constant {self.constants[k]:.3f})', said),
+                ]
+            )
         for column, pair in zip(axes.T, panes):
             for ax, (title, pane) in zip(column, pair):
                 ax.axis('off')
-                if pane is not None: ax.imshow(to_picture(pane), cmap='gray', vmin=0, vmax=1); ax.set_title(title, fontsize=9)
+                if pane is not None:
+                    ax.imshow(to_picture(pane), cmap='gray', vmin=0, vmax=1)
+                    ax.set_title(title, fontsize=9)
         fig.suptitle(mask_title(self), fontsize=10)
         return fig

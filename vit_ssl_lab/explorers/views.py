@@ -22,45 +22,63 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/05_views.ipynb #488c72c0
 def strengthen(
-    policy: Policy,       # of one view
-    crop: float = 1.,     # 0: always the largest crop that the policy allows; 1: its own range; 2: down to crops of 1 %
-    colour: float = 1.,   # times brightness, contrast, saturation and hue
-    grey: float = 1.,     # times its probability
-    blur: float = 1.,     # times its probability
-    solarize: float = 1., # times its probability
+    policy: Policy,  # of one view
+    crop: float = 1.0,  # 0: always the largest crop that the policy allows; 1: its own range; 2: down to crops of 1 %
+    colour: float = 1.0,  # times brightness, contrast, saturation and hue
+    grey: float = 1.0,  # times its probability
+    blur: float = 1.0,  # times its probability
+    solarize: float = 1.0,  # times its probability
 ) -> Policy:
     "The policy with some operations turned up or down."
     low, high = policy.scale
-    low = high + (low - high) * crop if crop < 1 else low + (min(.01, low) - low) * (crop - 1)
+    low = high + (low - high) * crop if crop < 1 else low + (min(0.01, low) - low) * (crop - 1)
     *three, hue = (s * colour for s in policy.jitter)
-    chance = lambda p, strength: min(1., p * strength)
-    return replace(policy, scale=(low, high), jitter=(*three, min(hue, .5)), grey=chance(policy.grey, grey), blur=chance(policy.blur, blur), solarize=chance(policy.solarize, solarize))
+    chance = lambda p, strength: min(1.0, p * strength)
+    return replace(
+        policy,
+        scale=(low, high),
+        jitter=(*three, min(hue, 0.5)),
+        grey=chance(policy.grey, grey),
+        blur=chance(policy.blur, blur),
+        solarize=chance(policy.solarize, solarize),
+    )
 
 # %% ../../nbs/explorers/05_views.ipynb #cf1584e4
 def draw_words(
-    draw: Draw, # of a batch
-    i: int,     # which picture of it
-    add: bool = False, # the policy adds brightness instead of multiplying
-) -> str:       # "crop 24 x 30 px, mirrored, brightness × 1.20, ..."
+    draw: Draw,  # of a batch
+    i: int,  # which picture of it
+    add: bool = False,  # the policy adds brightness instead of multiplying
+) -> str:  # "crop 24 x 30 px, mirrored, brightness × 1.20, ..."
     "The parameters of one view in words; what did nothing is left out."
     top, left, height, width = (round(v) for v in draw.box[i].tolist())
     words = [f'crop {height} x {width} px'] + ['mirrored'] * bool(draw.flip[i])
     for name, value in zip(('brightness', 'contrast', 'saturation'), draw.factors[i].tolist()):
-        if abs(value - 1) > 5e-3: words.append(f'{name} {value - 1:+.2f}' if add and name == 'brightness' else f'{name} × {value:.2f}')
-    if abs(turn := float(draw.factors[i, 3])) > 5e-4: words.append(f'hue {360 * turn:+.0f}°')
-    if draw.grey[i]: words.append('grey')
-    if draw.sigma[i] > 0: words.append(f'blur {float(draw.sigma[i]):.1f} px')
-    if draw.solarize[i]: words.append('solarized')
+        if abs(value - 1) > 5e-3:
+            words.append(
+                f'{name} {value - 1:+.2f}' if add and name == 'brightness' else f'{name} × {value:.2f}'
+            )
+    if abs(turn := float(draw.factors[i, 3])) > 5e-4:
+        words.append(f'hue {360 * turn:+.0f}°')
+    if draw.grey[i]:
+        words.append('grey')
+    if draw.sigma[i] > 0:
+        words.append(f'blur {float(draw.sigma[i]):.1f} px')
+    if draw.solarize[i]:
+        words.append('solarized')
     return ', '.join(words)
 
 # %% ../../nbs/explorers/05_views.ipynb #982a9623
 STRENGTHS = ('crop', 'colour', 'grey', 'blur', 'solarize')
 COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#cc79a7']
 
+
 class ViewsExplorer(Explorer):
     "What the views of a preset look like, and where they were cut out."
+
     _esm = script('views.js')
-    note = T.Unicode("This page has no Python behind it: pictures can be changed; preset, seed and strengths need a kernel.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: pictures can be changed; preset, seed and strengths need a kernel."
+    ).tag(sync=True)
     _asks = ['picture', 'preset', 'seed', *STRENGTHS]
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -69,35 +87,52 @@ class ViewsExplorer(Explorer):
     presets = T.List(T.Unicode()).tag(sync=True)
     preset = T.Unicode().tag(sync=True)
     seed = T.Int(0, min=0).tag(sync=True)
-    crop, colour, grey, blur, solarize = (T.Float(1., min=0., max=2., help="strength; 1 is the preset's").tag(sync=True) for _ in range(5))
+    crop, colour, grey, blur, solarize = (
+        T.Float(1.0, min=0.0, max=2.0, help="strength; 1 is the preset's").tag(sync=True) for _ in range(5)
+    )
     views = T.Bytes(help="(V, R, h, w, 3) uint8, the views one after another").tag(sync=True)
     sizes = T.List(help="V times [h, w]").tag(sync=True)
     boxes = T.List(help="V * R times [top, left, height, width] in pixels of the source").tag(sync=True)
     words = T.List(T.Unicode(), help="V * R: the parameters in words").tag(sync=True)
 
-    def __init__(self,
-        images: Any,             # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
+    def __init__(
+        self,
+        images: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1; the first 12 are kept
         preset: str = 'mocov3',  # one of data.views.PRESETS
-        size: int | None = None, # pixels of a view; None: the height of the pictures
-        seed: int = 0,           # of the dice
-        rolls: int = 6,          # how often they are thrown
-        **strengths: float,      # crop, colour, grey, blur, solarize: 1 is the preset's
+        size: int | None = None,  # pixels of a view; None: the height of the pictures
+        seed: int = 0,  # of the dice
+        rolls: int = 6,  # how often they are thrown
+        **strengths: float,  # crop, colour, grey, blur, solarize: 1 is the preset's
     ):
         self.pixels_in, self.rolls = pictures_of(images), rolls
         n, channels, *shape = self.pixels_in.shape
-        self.size, self.stats = size or shape[0], ((.5,) * channels, (.5,) * channels) # unused: views are shown before they are normalised
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *shape], names=names_of(images, n), presets=list(PRESETS), preset=preset, seed=seed, **strengths)
+        self.size, self.stats = (
+            size or shape[0],
+            ((0.5,) * channels, (0.5,) * channels),
+        )  # unused: views are shown before they are normalised
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *shape],
+            names=names_of(images, n),
+            presets=list(PRESETS),
+            preset=preset,
+            seed=seed,
+            **strengths,
+        )
         self._begin()
 
     def module(self) -> Views:
         "The preset at the present strengths. Where it has many small views, two of them are shown."
         small = any(p.size is not None for p in PRESETS[choose(self.preset, PRESETS, "preset")])
         module = views(self.preset, self.size, *self.stats, local=2 if small else None)
-        module.policies = [strengthen(p, **{name: getattr(self, name) for name in STRENGTHS}) for p in module.policies]
+        module.policies = [
+            strengthen(p, **{name: getattr(self, name) for name in STRENGTHS}) for p in module.policies
+        ]
         return module
 
-    def make(self,
-        picture: int, # which
+    def make(
+        self,
+        picture: int,  # which
     ) -> tuple[list[Tensor], list[Draw], Views]:
         "The views as pictures in 0..1, (R, C, S, S) each, what the dice said, and the views themselves."
         module, batch = self.module(), self.pixels_in[picture].expand(self.rolls, -1, -1, -1)
@@ -106,13 +141,21 @@ class ViewsExplorer(Explorer):
 
     def _traits_of(self, picture: int) -> dict:
         "What the browser needs to know of one picture's views."
-        if picture >= self.shape[0]: raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
+        if picture >= self.shape[0]:
+            raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
         pictures, draws, module = self.make(picture)
-        return dict(views=b''.join(map(rgb_bytes, pictures)), sizes=[list(p.shape[-2:]) for p in pictures], boxes=[box for d in draws for box in d.box.tolist()],
-                    words=[draw_words(d, i, p.add) for d, p in zip(draws, module.policies) for i in range(self.rolls)])
+        return dict(
+            views=b''.join(map(rgb_bytes, pictures)),
+            sizes=[list(p.shape[-2:]) for p in pictures],
+            boxes=[box for d in draws for box in d.box.tolist()],
+            words=[
+                draw_words(d, i, p.add) for d, p in zip(draws, module.policies) for i in range(self.rolls)
+            ],
+        )
 
     def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items(): self.set_trait(name, value)
+        for name, value in self._traits_of(self.picture).items():
+            self.set_trait(name, value)
 
     def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
@@ -121,12 +164,24 @@ class ViewsExplorer(Explorer):
     def figure(self) -> Figure:
         "The source with its crop boxes, and the views."
         pictures, draws, _ = self.make(self.picture)
-        fig, axes = plt.subplots(len(pictures), self.rolls + 1, figsize=(1.3 * (self.rolls + 1), 1.4 * len(pictures)), squeeze=False, layout='constrained')
-        for v, (line, views_of, draw, colour) in enumerate(zip(axes, pictures, draws, COLOURS * len(pictures))):
+        fig, axes = plt.subplots(
+            len(pictures),
+            self.rolls + 1,
+            figsize=(1.3 * (self.rolls + 1), 1.4 * len(pictures)),
+            squeeze=False,
+            layout='constrained',
+        )
+        for v, (line, views_of, draw, colour) in enumerate(
+            zip(axes, pictures, draws, COLOURS * len(pictures))
+        ):
             line[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
-            for top, left, h, w in draw.box.tolist(): line[0].add_patch(Rectangle((left - .5, top - .5), w, h, fill=False, ec=colour, lw=1.2))
-            for ax, view in zip(line[1:], views_of): ax.imshow(to_picture(view), cmap='gray', vmin=0, vmax=1)
-            for ax in line: ax.set(xticks=[], yticks=[]); ax.grid(False)
+            for top, left, h, w in draw.box.tolist():
+                line[0].add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, ec=colour, lw=1.2))
+            for ax, view in zip(line[1:], views_of):
+                ax.imshow(to_picture(view), cmap='gray', vmin=0, vmax=1)
+            for ax in line:
+                ax.set(xticks=[], yticks=[])
+                ax.grid(False)
             line[0].set_ylabel(f'view {v + 1}')
         turned = [f'{name} × {getattr(self, name):g}' for name in STRENGTHS if getattr(self, name) != 1]
         fig.suptitle(', '.join([f'{self.preset}, seed {self.seed}', *turned]))

@@ -20,16 +20,20 @@ from ..show import to_picture
 
 # %% ../../nbs/explorers/12_zero_shot.ipynb #dfe44106
 def lines_of(
-    text: str, # one caption a line
+    text: str,  # one caption a line
 ) -> list[str]:
     "The captions in a text; empty lines are no captions."
     return [line.strip() for line in text.splitlines() if line.strip()]
 
+
 class ZeroShotExplorer(Explorer):
     "Pictures against captions that the reader types."
+
     _esm = script('zero_shot.js')
     _offline, _asks = ['picture', 'caption', 'patch', 'relative'], ['text']
-    note = T.Unicode("This page has no Python behind it: these captions can be explored, new ones need the model.").tag(sync=True)
+    note = T.Unicode(
+        "This page has no Python behind it: these captions can be explored, new ones need the model."
+    ).tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     grid = T.List(T.Int(), help="rows, columns of the patches").tag(sync=True)
@@ -37,7 +41,7 @@ class ZeroShotExplorer(Explorer):
     text = T.Unicode(help="one caption a line").tag(sync=True)
     captions = T.List(T.Unicode(), help="m of them, as compared").tag(sync=True)
     unread = T.Unicode(help="words that the text encoder has no number for").tag(sync=True)
-    scale = T.Float(1., help="factor of the cosines in the softmax").tag(sync=True)
+    scale = T.Float(1.0, help="factor of the cosines in the softmax").tag(sync=True)
     cosines = T.Bytes(help="(n, m) float32").tag(sync=True)
     maps = T.Bytes(help="(n, m, N) float32: what each patch adds").tag(sync=True)
     picture = T.Int(0, min=0, help="the chosen one").tag(sync=True)
@@ -45,49 +49,74 @@ class ZeroShotExplorer(Explorer):
     patch = T.Int(-1, min=-1, help="the chosen one; -1: none").tag(sync=True)
     relative = T.Bool(True, help="show what patches say beyond the mean over the captions").tag(sync=True)
 
-    def __init__(self,
-        method: nn.Module,         # embed_images, embed_texts, embed_patches; `scale`, where it has one
-        data: Any,                 # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1
-        captions: Sequence[str],   # m texts to begin with
-        limit: int = 12,           # how many pictures, from the first
-        mean: tuple | None = None, # of 0..1 pixels; None: the data set's, or 0.5
+    def __init__(
+        self,
+        method: nn.Module,  # embed_images, embed_texts, embed_patches; `scale`, where it has one
+        data: Any,  # a Dataset, or pictures (n, C, H, W): uint8, or float in 0..1
+        captions: Sequence[str],  # m texts to begin with
+        limit: int = 12,  # how many pictures, from the first
+        mean: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
         std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
-        picture: int = 0,          # chosen at first
+        picture: int = 0,  # chosen at first
     ):
-        if missing := [f for f in ('embed_images', 'embed_texts', 'embed_patches') if not hasattr(method, f)]: raise TypeError(f"{type(method).__name__} has no {', '.join(missing)}: the zero-shot explorer needs a method that compares pictures with texts, such as FLIP.")
+        if missing := [f for f in ('embed_images', 'embed_texts', 'embed_patches') if not hasattr(method, f)]:
+            raise TypeError(
+                f"{type(method).__name__} has no {', '.join(missing)}: the zero-shot explorer needs a method that compares pictures with texts, such as FLIP."
+            )
         self.method, self.pixels_in = method, pictures_of(data, limit)
         n, _, *size = self.pixels_in.shape
-        if picture >= n: raise ValueError(f"There is no picture {picture}; there are 0 to {n - 1}.")
+        if picture >= n:
+            raise ValueError(f"There is no picture {picture}; there are 0 to {n - 1}.")
         with looking(method) as device:
             x = normaliser(data, mean, std)(self.pixels_in.to(device))
-            self.u, self.p = F.normalize(method.embed_images(x).float(), dim=1).cpu(), method.embed_patches(x).float().cpu() # (n, d), (n, N, d)
-            scale = float(method.scale()) if hasattr(method, 'scale') else 1.
-        super().__init__(images=rgb_bytes(self.pixels_in), shape=[n, *size], grid=list(method.encoder.grid), names=names_of(data, n), text='\n'.join(captions), scale=scale, picture=picture)
+            self.u, self.p = (
+                F.normalize(method.embed_images(x).float(), dim=1).cpu(),
+                method.embed_patches(x).float().cpu(),
+            )  # (n, d), (n, N, d)
+            scale = float(method.scale()) if hasattr(method, 'scale') else 1.0
+        super().__init__(
+            images=rgb_bytes(self.pixels_in),
+            shape=[n, *size],
+            grid=list(method.encoder.grid),
+            names=names_of(data, n),
+            text='\n'.join(captions),
+            scale=scale,
+            picture=picture,
+        )
         self._begin()
         self.caption = int(self.matrix()[picture].argmax())
 
     def _work(self) -> None:
         "Compare every picture, and every patch, with the captions."
         captions = lines_of(self.text)
-        if not captions: raise ValueError("There is no caption to compare with: type one or more, one a line.")
-        with looking(self.method): v = F.normalize(self.method.embed_texts(captions).float(), dim=1).cpu()  # (m, d)
+        if not captions:
+            raise ValueError("There is no caption to compare with: type one or more, one a line.")
+        with looking(self.method):
+            v = F.normalize(self.method.embed_texts(captions).float(), dim=1).cpu()  # (m, d)
         unknown = getattr(getattr(self.method, 'text_encoder', None), 'unknown', lambda c: [])
         words = list(dict.fromkeys(w for c in captions for w in unknown(c)))
         self.captions, self.caption = captions, min(self.caption, len(captions) - 1)
-        self.cosines, self.unread = (self.u @ v.T).numpy().tobytes(), f"Not among the words it has read: {', '.join(words)}." if words else ''
+        self.cosines, self.unread = (
+            (self.u @ v.T).numpy().tobytes(),
+            f"Not among the words it has read: {', '.join(words)}." if words else '',
+        )
         self.maps = torch.einsum('npd,md->nmp', self.p, v).contiguous().numpy().tobytes()
 
-    def matrix(self) -> np.ndarray: # (n, m)
+    def matrix(self) -> np.ndarray:  # (n, m)
         "The cosines."
         return np.frombuffer(self.cosines, np.float32).reshape(self.shape[0], -1)
 
-    def added(self) -> np.ndarray: # (rows, columns)
+    def added(self) -> np.ndarray:  # (rows, columns)
         "What each patch of the chosen picture adds to the cosine with the chosen caption."
-        return np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[self.picture, self.caption]
+        return np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[
+            self.picture, self.caption
+        ]
 
-    def shown(self) -> np.ndarray: # (rows, columns)
+    def shown(self) -> np.ndarray:  # (rows, columns)
         "What the map shows: `added`, or with `relative` how much more than for the mean caption."
-        maps = np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[self.picture]
+        maps = np.frombuffer(self.maps, np.float32).reshape(self.shape[0], len(self.captions), *self.grid)[
+            self.picture
+        ]
         return self.added() - maps.mean(0) if self.relative and len(self.captions) > 1 else self.added()
 
 # %% ../../nbs/explorers/12_zero_shot.ipynb #26bbe827
@@ -96,14 +125,32 @@ def zero_shot_figure(self: ZeroShotExplorer) -> Figure:
     fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout='constrained', width_ratios=[1, 1, 1.6, 1.8])
     row, chosen = self.matrix()[self.picture], self.caption
     share = torch.tensor(self.scale * row).softmax(0).numpy()
-    axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1); axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9)
-    shown = self.shown(); most = max(float(np.abs(shown).max()), 1e-9)
-    axes[1].imshow(shown, cmap='RdBu_r', vmin=-most, vmax=most); axes[1].set_title(f'its patches for\n{self.captions[chosen]!r}\n' + ('beyond the mean caption' if self.relative else 'what they add') + f', ±{most:.2f}', fontsize=8)
+    axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+    axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9)
+    shown = self.shown()
+    most = max(float(np.abs(shown).max()), 1e-9)
+    axes[1].imshow(shown, cmap='RdBu_r', vmin=-most, vmax=most)
+    axes[1].set_title(
+        f'its patches for\n{self.captions[chosen]!r}\n'
+        + ('beyond the mean caption' if self.relative else 'what they add')
+        + f', ±{most:.2f}',
+        fontsize=8,
+    )
     order = row.argsort()[::-1][:8]
-    axes[2].barh(range(len(order)), share[order], color=['C1' if j == chosen else 'C0' for j in order]); axes[2].set(yticks=range(len(order)), xlabel='softmax', title='ranking'); axes[2].set_yticklabels([self.captions[j][:34] for j in order], fontsize=7); axes[2].invert_yaxis(); axes[2].grid(axis='y', visible=False)
-    image = axes[3].imshow(self.matrix(), cmap='viridis', aspect='auto'); axes[3].set(xlabel='caption', ylabel='picture', title='cosines; dot: the best caption'); axes[3].grid(False)
-    axes[3].plot(self.matrix().argmax(1), range(self.shape[0]), '.', color='#d55e00'); axes[3].plot(chosen, self.picture, 's', mfc='none', mec='#e69f00', mew=2, ms=9); fig.colorbar(image, ax=axes[3], shrink=.8)
-    for ax in axes[:2]: ax.axis('off')
+    axes[2].barh(range(len(order)), share[order], color=['C1' if j == chosen else 'C0' for j in order])
+    axes[2].set(yticks=range(len(order)), xlabel='softmax', title='ranking')
+    axes[2].set_yticklabels([self.captions[j][:34] for j in order], fontsize=7)
+    axes[2].invert_yaxis()
+    axes[2].grid(axis='y', visible=False)
+    image = axes[3].imshow(self.matrix(), cmap='viridis', aspect='auto')
+    axes[3].set(xlabel='caption', ylabel='picture', title='cosines; dot: the best caption')
+    axes[3].grid(False)
+    axes[3].plot(self.matrix().argmax(1), range(self.shape[0]), '.', color='#d55e00')
+    axes[3].plot(chosen, self.picture, 's', mfc='none', mec='#e69f00', mew=2, ms=9)
+    fig.colorbar(image, ax=axes[3], shrink=0.8)
+    for ax in axes[:2]:
+        ax.axis('off')
     return fig
+
 
 ZeroShotExplorer.figure = zero_shot_figure

@@ -17,48 +17,57 @@ from ..data.views import default_views
 # %% ../../nbs/methods/03_byol.ipynb #062bcdd8
 @torch.no_grad()
 def redraw(
-    slow: nn.Module, # a momentum copy, changed in place
-    fast: nn.Module, # what it was copied from: tells what is fixed by design
+    slow: nn.Module,  # a momentum copy, changed in place
+    fast: nn.Module,  # what it was copied from: tells what is fixed by design
 ) -> nn.Module:
     "Draw the weights of the slow copy anew, where they are drawn at random; fixed tables stay. (byol_experiment.py: _make_initial_state)"
     for module in slow.modules():
-        if hasattr(module, 'reset_parameters'): module.reset_parameters()
-    if hasattr(slow, 'init_weights'): slow.init_weights()
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    if hasattr(slow, 'init_weights'):
+        slow.init_weights()
     for (_, old), p in zip(fast.named_parameters(), slow.parameters()):
-        if not old.requires_grad: p.copy_(old)
+        if not old.requires_grad:
+            p.copy_(old)
     return slow
 
 # %% ../../nbs/methods/03_byol.ipynb #21091eb3
 class BYOL(MomentumSiamese):
     "An online network predicts what its slow copy, the target, says about the other view. (Grill et al. 2020, section 3.1; `byol_experiment.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
-        hidden: int = 4096,                # hidden width of projector and predictor
-        dim: int = 256,                    # d of projection and prediction
-        momentum: float = .99,             # tau at the start: .97 for 40 epochs, .99 for 100 and 300, .996 for 1000
-        predictor: bool = True,            # False: the projection itself is compared, and collapses
-        momentum_schedule: str = 'cosine', # "cosine": rises to 1; "constant"
-        target: str = 'copy',              # how the target starts: "copy" of the online network, or "random" as in the official code
-        stop_gradient: bool = True,        # False: no target at all, the online network answers on both sides and learns through both
-        norm: str | None = 'batch',        # in the heads; None: without BatchNorm
-        views: nn.Module | None = None,    # makes the two views; None: the paper's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
+        hidden: int = 4096,  # hidden width of projector and predictor
+        dim: int = 256,  # d of projection and prediction
+        momentum: float = 0.99,  # tau at the start: .97 for 40 epochs, .99 for 100 and 300, .996 for 1000
+        predictor: bool = True,  # False: the projection itself is compared, and collapses
+        momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
+        target: str = 'copy',  # how the target starts: "copy" of the online network, or "random" as in the official code
+        stop_gradient: bool = True,  # False: no target at all, the online network answers on both sides and learns through both
+        norm: str | None = 'batch',  # in the heads; None: without BatchNorm
+        views: nn.Module
+        | None = None,  # makes the two views; None: the paper's, with ImageNet's mean and std
     ):
         head = byol_head if norm == 'batch' else lambda a, b, c: mlp_head((a, b, c), norm, bias=(True, False))
-        super().__init__(encoder, head(getattr(encoder, 'width', 1), hidden, dim), views, momentum, momentum_schedule)
-        if views is None: self.views = default_views(encoder, 'byol')
+        super().__init__(
+            encoder, head(getattr(encoder, 'width', 1), hidden, dim), views, momentum, momentum_schedule
+        )
+        if views is None:
+            self.views = default_views(encoder, 'byol')
         self.predictor = head(dim, hidden, dim) if predictor else nn.Identity()
         self.stop_gradient = stop_gradient
         if choose(target, ('copy', 'random'), 'start of the target') == 'random':
-            redraw(self.momentum_encoder, encoder); redraw(self.momentum_projector, self.projector)
+            redraw(self.momentum_encoder, encoder)
+            redraw(self.momentum_projector, self.projector)
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss (0..8), std of the online projection (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> dict:  # loss (0..8), std of the online projection (1 = spread out, 0 = collapsed)
         "One step's loss, the sum of both directions. (equation 2 and its swap; `loss_fn`)"
         x1, x2 = self.pair(views)
-        z1, z2 = self.embed(x1), self.embed(x2)                    # (B, d): a pass for each view, as in the official code
+        z1, z2 = self.embed(x1), self.embed(x2)  # (B, d): a pass for each view, as in the official code
         p1, p2 = self.predictor(z1), self.predictor(z2)
         y1, y2 = (self.momentum_embed(x1), self.momentum_embed(x2)) if self.stop_gradient else (z1, z2)
         loss = regression_loss(p1, y2) + regression_loss(p2, y1)

@@ -15,24 +15,32 @@ from ..data.views import default_views
 # %% ../../nbs/methods/17_dino.ipynb #0debaee2
 class DINO(SelfDistillation):
     "Say about every crop what a slow copy of yourself, centred and sharpened, says about another one. (Caron et al. 2021, algorithm 1; `main_dino.py: DINOLoss`)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
-        views: nn.Module | None = None, # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
-        **options,                      # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
+        encoder: nn.Module,  # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
+        views: nn.Module
+        | None = None,  # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
+        **options,  # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
         super().__init__(encoder, views=default_views(encoder, 'dino') if views is None else views, **options)
 
     def forward(
         self,
-        views: list, # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
-    ) -> dict:       # loss; entropy of the teacher's answers, fullness (of their mean) and kl to the student, in nats; std of the student's features
+        views: list,  # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
+    ) -> dict:  # loss; entropy of the teacher's answers, fullness (of their mean) and kl to the student, in nats; std of the student's features
         "One step's loss. (equation 3)"
-        groups = self.crops(views)                                                             # [(2, B, C, H, W), (8, B, C, h, w)]
-        with torch.no_grad(): t = self.momentum_projector(encode_crops(self.momentum_encoder, groups[0][:2]).pooled) # (2, B, K) logits
-        pooled = [encode_crops(self.encoder, g).pooled for g in groups]                        # (2, B, D), (8, B, D): one pass a size
-        s = torch.cat([self.projector(z) for z in pooled])                                     # (10, B, K) logits
-        p = self.center(t, self.heat)                                                          # what the teacher says
+        groups = self.crops(views)  # [(2, B, C, H, W), (8, B, C, h, w)]
+        with torch.no_grad():
+            t = self.momentum_projector(
+                encode_crops(self.momentum_encoder, groups[0][:2]).pooled
+            )  # (2, B, K) logits
+        pooled = [
+            encode_crops(self.encoder, g).pooled for g in groups
+        ]  # (2, B, D), (8, B, D): one pass a size
+        s = torch.cat([self.projector(z) for z in pooled])  # (10, B, K) logits
+        p = self.center(t, self.heat)  # what the teacher says
         loss = other_views(view_pairs(s, p, self.temperature))
-        if self.training: self.center.hold(t)
+        if self.training:
+            self.center.hold(t)
         return dict(loss=loss, **self.watch(p, loss), std=spread(pooled[0][0].detach()))

@@ -9,7 +9,18 @@ __all__ = ['EsViT']
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from ..components.distillation import Center, DINOHead, SelfDistillation, encode_crops, entropy, match_regions, other_views, quiet, region_pairs, view_pairs
+from vit_ssl_lab.components.distillation import (
+    Center,
+    DINOHead,
+    SelfDistillation,
+    encode_crops,
+    entropy,
+    match_regions,
+    other_views,
+    quiet,
+    region_pairs,
+    view_pairs,
+)
 from ..components.losses import spread
 from ..components.momentum import momentum_copy, momentum_update
 from ..core import choose
@@ -18,60 +29,104 @@ from ..data.views import default_views
 # %% ../../nbs/methods/18_esvit.ipynb #8fe533c1
 class EsViT(SelfDistillation):
     "DINO between views, and between each region and the one that resembles it in the other view. (Li et al. 2021, section 3.2; `main_esvit.py: DDINOLoss`)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # the Encoder contract: pooled and patches; a Swin in the paper
-        region: float = .5,             # weight of the region task, 0..1; the view task has the rest. 0: DINO
-        match: str = 'feature',         # a region's partner: "feature", the most similar one; to see what breaks: "place", the one at the same place in its crop, or "random"
-        norm_last: bool = False,        # gains of the heads' last layers stay 1; False: they learn, as in the published runs
-        views: nn.Module | None = None, # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
-        **options,                      # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
+        encoder: nn.Module,  # the Encoder contract: pooled and patches; a Swin in the paper
+        region: float = 0.5,  # weight of the region task, 0..1; the view task has the rest. 0: DINO
+        match: str = 'feature',  # a region's partner: "feature", the most similar one; to see what breaks: "place", the one at the same place in its crop, or "random"
+        norm_last: bool = False,  # gains of the heads' last layers stay 1; False: they learn, as in the published runs
+        views: nn.Module
+        | None = None,  # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
+        **options,  # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
-        if not 0 <= region <= 1: raise ValueError(f"region is the weight of the region task, 0 to 1, and {region} is not: the official code has 0.5.")
-        self.region, self.match = region, choose(match, ('feature', 'place', 'random'), 'way to match regions')
-        super().__init__(encoder, norm_last=norm_last, views=default_views(encoder, 'dino') if views is None else views, **options)
+        if not 0 <= region <= 1:
+            raise ValueError(
+                f"region is the weight of the region task, 0 to 1, and {region} is not: the official code has 0.5."
+            )
+        self.region, self.match = (
+            region,
+            choose(match, ('feature', 'place', 'random'), 'way to match regions'),
+        )
+        super().__init__(
+            encoder,
+            norm_last=norm_last,
+            views=default_views(encoder, 'dino') if views is None else views,
+            **options,
+        )
         self.dense = DINOHead(encoder.width, **self.head_options) if region else None
         self.momentum_dense = momentum_copy(self.dense) if region else None
         self.region_center = Center(self.head_options['dim'], self.center.momentum)
 
-    def heads(self) -> list[DINOHead]: return [h for h in (self.projector, self.dense) if h is not None]
+    def heads(self) -> list[DINOHead]:
+        return [h for h in (self.projector, self.dense) if h is not None]
 
     def forward(
         self,
-        views: list, # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
-    ) -> dict:       # loss, its parts; entropy, fullness and kl of the view task as in DINO, region_entropy; std of the student's features
+        views: list,  # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
+    ) -> dict:  # loss, its parts; entropy, fullness and kl of the view task as in DINO, region_entropy; std of the student's features
         "One step's loss. (equations 1 and 2)"
-        groups = self.crops(views)                                                             # [(2, B, C, H, W), (8, B, C, h, w)]
-        with torch.no_grad(): teacher = encode_crops(self.momentum_encoder, groups[0][:2]); t = self.momentum_projector(teacher.pooled)
-        student = [encode_crops(self.encoder, g) for g in groups]                              # pooled (V, B, D), patches (V, B, n, D)
-        p = self.center(t, self.heat)                                                          # (2, B, K)
-        view = other_views(view_pairs(torch.cat([self.projector(f.pooled) for f in student]), p, self.temperature))
-        if self.training: self.center.hold(t)
+        groups = self.crops(views)  # [(2, B, C, H, W), (8, B, C, h, w)]
+        with torch.no_grad():
+            teacher = encode_crops(self.momentum_encoder, groups[0][:2])
+            t = self.momentum_projector(teacher.pooled)
+        student = [encode_crops(self.encoder, g) for g in groups]  # pooled (V, B, D), patches (V, B, n, D)
+        p = self.center(t, self.heat)  # (2, B, K)
+        view = other_views(
+            view_pairs(torch.cat([self.projector(f.pooled) for f in student]), p, self.temperature)
+        )
+        if self.training:
+            self.center.hold(t)
         out = dict(view=view.detach(), **self.watch(p, view), std=spread(student[0].pooled[0].detach()))
-        if not self.region: return dict(loss=view, **out)
-        with torch.no_grad(): tr = self.momentum_dense(teacher.patches)                        # (2, B, m, K)
+        if not self.region:
+            return dict(loss=view, **out)
+        with torch.no_grad():
+            tr = self.momentum_dense(teacher.patches)  # (2, B, m, K)
         pr = self.region_center(tr, self.heat)
-        region = other_views(torch.cat([region_pairs(self.dense(f.patches), pr, self.partners(f.patches, teacher.patches), self.temperature) for f in student], 1))
-        if self.training: self.region_center.hold(tr)
-        return dict(loss=(1 - self.region) * view + self.region * region, region=region.detach(), region_entropy=entropy(pr).mean(), **out)
+        region = other_views(
+            torch.cat(
+                [
+                    region_pairs(
+                        self.dense(f.patches), pr, self.partners(f.patches, teacher.patches), self.temperature
+                    )
+                    for f in student
+                ],
+                1,
+            )
+        )
+        if self.training:
+            self.region_center.hold(tr)
+        return dict(
+            loss=(1 - self.region) * view + self.region * region,
+            region=region.detach(),
+            region_entropy=entropy(pr).mean(),
+            **out,
+        )
 
 # %% ../../nbs/methods/18_esvit.ipynb #434d5327
 @patch
-def partners(self: EsViT,
-    student: Tensor, # (V, B, n, D) features of regions
-    teacher: Tensor, # (G, B, m, D)
-) -> Tensor:         # (G, V, B, n) int64, 0..m - 1
+def partners(
+    self: EsViT,
+    student: Tensor,  # (V, B, n, D) features of regions
+    teacher: Tensor,  # (G, B, m, D)
+) -> Tensor:  # (G, V, B, n) int64, 0..m - 1
     "Which region of the teacher each of the student's learns from."
-    if self.match == 'feature': return match_regions(student, teacher)
+    if self.match == 'feature':
+        return match_regions(student, teacher)
     (V, B, n, _), (G, _, m, _) = student.shape, teacher.shape
-    if self.match == 'random': return torch.randint(m, (G, V, B, n), device=student.device)
-    side = torch.arange(round(n ** .5), device=student.device)
-    near = ((side + .5) * round(m ** .5) / len(side)).long()                                   # the teacher's row (or column) at the same height
-    return (near[:, None] * round(m ** .5) + near).flatten().expand(G, V, B, n)
+    if self.match == 'random':
+        return torch.randint(m, (G, V, B, n), device=student.device)
+    side = torch.arange(round(n**0.5), device=student.device)
+    near = (
+        (side + 0.5) * round(m**0.5) / len(side)
+    ).long()  # the teacher's row (or column) at the same height
+    return (near[:, None] * round(m**0.5) + near).flatten().expand(G, V, B, n)
+
 
 @patch
 def after_step(self: EsViT, progress: float) -> None:
     "As in DINO, and for the regions' head and centre."
     SelfDistillation.after_step(self, progress)
-    if self.dense is not None: momentum_update(self.momentum_dense, self.dense, self.momentum_at(progress), buffers=False)
+    if self.dense is not None:
+        momentum_update(self.momentum_dense, self.dense, self.momentum_at(progress), buffers=False)
     self.region_center.update()

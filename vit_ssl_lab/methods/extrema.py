@@ -24,101 +24,148 @@ from ..show import show, to_picture
 # %% ../../nbs/methods/14_extrema.ipynb #f35c763c
 class ExtreMA(MomentumSiamese):
     "A student sees a picture through several extreme masks, and foretells from each what its slow copy says of the whole. (Wu et al. 2022; `lib/builder.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract, with `keep`; in the paper a ViT with global_pool="class_attention"
-        masks: int = 5,                    # V, disjoint masks of each picture; V <= 1 / (1 - mask_ratio)
-        mask_ratio: float = .8,            # share of patches that each mask hides, 0 <= ratio < 1
-        hidden: int = 4096,                # hidden width of projector and predictor
-        dim: int = 256,                    # d of projection and prediction
-        momentum: float = .996,            # of the slow copy, at the start
-        momentum_schedule: str = 'cosine', # "cosine": rises to 1; "constant"
-        loss: str = 'byol',                # "byol": squared distance of directions; "info_nce": own target among those of the batch
-        temperature: float = 1.,           # of "info_nce"
-        norm: str = 'layer',               # in the heads: "layer" as published, or "batch"
-        predictor: bool = True,            # False: the projection itself is compared
-        views: nn.Module | None = None,    # makes two views of one crop; None: the paper's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract, with `keep`; in the paper a ViT with global_pool="class_attention"
+        masks: int = 5,  # V, disjoint masks of each picture; V <= 1 / (1 - mask_ratio)
+        mask_ratio: float = 0.8,  # share of patches that each mask hides, 0 <= ratio < 1
+        hidden: int = 4096,  # hidden width of projector and predictor
+        dim: int = 256,  # d of projection and prediction
+        momentum: float = 0.996,  # of the slow copy, at the start
+        momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
+        loss: str = 'byol',  # "byol": squared distance of directions; "info_nce": own target among those of the batch
+        temperature: float = 1.0,  # of "info_nce"
+        norm: str = 'layer',  # in the heads: "layer" as published, or "batch"
+        predictor: bool = True,  # False: the projection itself is compared
+        views: nn.Module
+        | None = None,  # makes two views of one crop; None: the paper's, with ImageNet's mean and std
     ):
-        if not hasattr(encoder, 'grid'): raise TypeError(f"ExtreMA hides patches and needs an encoder with a grid of them, which {type(encoder).__name__} has not: use a ViT, such as vit_nano(global_pool='class_attention').")
-        disjoint_masking(1, encoder.grid, mask_ratio, masks) # refuses masks that don't fit
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: the official code has 1.")
-        super().__init__(encoder, extrema_head(getattr(encoder, 'width', 1), hidden, dim, 3, norm), views, momentum, momentum_schedule)
-        if views is None: self.views = default_views(encoder, 'extrema')
+        if not hasattr(encoder, 'grid'):
+            raise TypeError(
+                f"ExtreMA hides patches and needs an encoder with a grid of them, which {type(encoder).__name__} has not: use a ViT, such as vit_nano(global_pool='class_attention')."
+            )
+        disjoint_masking(1, encoder.grid, mask_ratio, masks)  # refuses masks that don't fit
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: the official code has 1."
+            )
+        super().__init__(
+            encoder,
+            extrema_head(getattr(encoder, 'width', 1), hidden, dim, 3, norm),
+            views,
+            momentum,
+            momentum_schedule,
+        )
+        if views is None:
+            self.views = default_views(encoder, 'extrema')
         self.predictor = extrema_head(dim, hidden, dim, 2, norm) if predictor else nn.Identity()
-        self.masks, self.mask_ratio, self.temperature, self.loss = masks, mask_ratio, temperature, choose(loss, ('byol', 'info_nce'), 'loss of ExtreMA')
-        for m in self.momentum_encoder.modules(): # nothing of the teacher is left to chance
-            if isinstance(m, DropPath): m.drop_prob = 0.
-            if isinstance(m, nn.Dropout): m.p = 0.
+        self.masks, self.mask_ratio, self.temperature, self.loss = (
+            masks,
+            mask_ratio,
+            temperature,
+            choose(loss, ('byol', 'info_nce'), 'loss of ExtreMA'),
+        )
+        for m in self.momentum_encoder.modules():  # nothing of the teacher is left to chance
+            if isinstance(m, DropPath):
+                m.drop_prob = 0.0
+            if isinstance(m, nn.Dropout):
+                m.p = 0.0
 
     def see(
         self,
-        x: Tensor,         # (B, C, H, W) normalised
-        masks: list[Mask], # V of them
-    ) -> Tensor:           # (V B, d), all pictures under the first mask, then under the second, ...
+        x: Tensor,  # (B, C, H, W) normalised
+        masks: list[Mask],  # V of them
+    ) -> Tensor:  # (V B, d), all pictures under the first mask, then under the second, ...
         "The student's projections: one pass for all masks."
-        keep = torch.cat([m.keep for m in masks])                               # (V B, K)
+        keep = torch.cat([m.keep for m in masks])  # (V B, K)
         return self.projector(self.encoder(x.repeat(len(masks), 1, 1, 1), keep).pooled)
 
     def agree(
         self,
-        p: Tensor, # (B, d) predictions under one mask
-        k: Tensor, # (B, d) targets
-    ) -> Tensor:   # scalar
+        p: Tensor,  # (B, d) predictions under one mask
+        k: Tensor,  # (B, d) targets
+    ) -> Tensor:  # scalar
         "How far a prediction is from its target. (`byol_loss`; `contrastive_loss`)"
-        return regression_loss(p, k) if self.loss == 'byol' else 2 * self.temperature * info_nce(p, k, self.temperature).loss
+        return (
+            regression_loss(p, k)
+            if self.loss == 'byol'
+            else 2 * self.temperature * info_nce(p, k, self.temperature).loss
+        )
 
     def forward(
         self,
-        views: list,                 # [x1, x2], each (B, C, H, W) normalised: one crop in two colourings, from `self.views`
-        noise: Tensor | None = None, # (B, N) sort keys of all masks; None: drawn
-    ) -> dict:                       # loss (0 to 4 for "byol"), std of the student's and of the target's directions (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised: one crop in two colourings, from `self.views`
+        noise: Tensor | None = None,  # (B, N) sort keys of all masks; None: drawn
+    ) -> dict:  # loss (0 to 4 for "byol"), std of the student's and of the target's directions (1 = spread out, 0 = collapsed)
         "One step's loss: the mean over the masks, all with one target."
         x1, x2 = self.pair(views)
-        masks = disjoint_masking(len(x1), self.encoder.grid, self.mask_ratio, self.masks, noise=noise, device=x1.device)
-        z = self.see(x1, masks)                                                 # (V B, d)
-        k = self.momentum_embed(x2)                                             # (B, d): the whole picture, once
+        masks = disjoint_masking(
+            len(x1), self.encoder.grid, self.mask_ratio, self.masks, noise=noise, device=x1.device
+        )
+        z = self.see(x1, masks)  # (V B, d)
+        k = self.momentum_embed(x2)  # (B, d): the whole picture, once
         loss = torch.stack([self.agree(p, k) for p in self.predictor(z).chunk(self.masks)]).mean()
         return dict(loss=loss, std=spread(z), std_target=spread(k))
 
 # %% ../../nbs/methods/14_extrema.ipynb #e7c66730
 class Guess(NamedTuple):
     "What the student foretold through each mask."
-    masks: list    # V masks of B pictures
-    cosine: Tensor # (V, B) of a prediction and its own target
-    rank: Tensor   # (V, B) 1 = no other picture's target is as near; B = all are
+
+    masks: list  # V masks of B pictures
+    cosine: Tensor  # (V, B) of a prediction and its own target
+    rank: Tensor  # (V, B) 1 = no other picture's target is as near; B = all are
+
 
 @patch
 @torch.no_grad()
 def guess(
     self: ExtreMA,
-    images: Tensor,                     # (B, C, h, w) uint8, or float in 0..1
-    generator: Generator | None = None, # draws the masks; None: torch's global one
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+    generator: Generator | None = None,  # draws the masks; None: torch's global one
 ) -> Guess:
     "Through each mask, find the own picture among those of the batch; in eval mode."
     training, x = self.training, self.views.prepare(images)
-    masks = disjoint_masking(len(x), self.encoder.grid, self.mask_ratio, self.masks, generator=generator, device=x.device)
+    masks = disjoint_masking(
+        len(x), self.encoder.grid, self.mask_ratio, self.masks, generator=generator, device=x.device
+    )
     self.eval()
     p, k = self.predictor(self.see(x, masks)), self.momentum_embed(x)
     self.train(training)
-    cosine = cosines(p, k).unflatten(0, (self.masks, -1))                   # (V, B, B)
+    cosine = cosines(p, k).unflatten(0, (self.masks, -1))  # (V, B, B)
     own = cosine.diagonal(dim1=1, dim2=2)
     return Guess(masks, own, (cosine >= own[..., None]).sum(-1))
 
+
 def show_guess(
-    method: ExtreMA,                    # trained or not
-    images: Tensor,                     # (B, C, h, w) uint8, or float in 0..1: the batch to be found in
-    rows: int = 3,                      # pictures to show, the first ones
-    generator: Generator | None = None, # draws the masks
-    alt: str = '',                      # one sentence; made from the figures if empty
+    method: ExtreMA,  # trained or not
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1: the batch to be found in
+    rows: int = 3,  # pictures to show, the first ones
+    generator: Generator | None = None,  # draws the masks
+    alt: str = '',  # one sentence; made from the figures if empty
 ) -> None:
     "The whole picture, and what each of its masks leaves, with the rank of its own target."
-    g = method.guess(images, generator); whole = method.views.restore(method.views.prepare(images[:rows]))
+    g = method.guess(images, generator)
+    whole = method.views.restore(method.views.prepare(images[:rows]))
     size = tuple(s // n for s, n in zip(whole.shape[-2:], method.encoder.grid))
-    fig, axes = plt.subplots(rows, 1 + method.masks, figsize=(1.3 * (1 + method.masks), 1.5 * rows), layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(
+        rows,
+        1 + method.masks,
+        figsize=(1.3 * (1 + method.masks), 1.5 * rows),
+        layout='constrained',
+        squeeze=False,
+    )
     for i in range(rows):
-        axes[i, 0].imshow(to_picture(whole[i])); axes[i, 0].set_title('the target sees', fontsize=8)
+        axes[i, 0].imshow(to_picture(whole[i]))
+        axes[i, 0].set_title('the target sees', fontsize=8)
         for v, mask in enumerate(g.masks):
-            hidden = mask_to_pixels(mask.mask[i:i + 1].cpu(), size, method.encoder.grid)[0]
-            axes[i, 1 + v].imshow(to_picture(whole[i].cpu() * (1 - hidden) + .9 * hidden)); axes[i, 1 + v].set_title(f"cos {g.cosine[v, i]:.2f}, rank {g.rank[v, i]}", fontsize=8)
-    for ax in axes.flat: ax.axis('off')
-    show(fig, alt or f"{rows} pictures, each whole and under {method.masks} disjoint masks, with the rank of its own target among {len(images)}; the mean rank of all is {g.rank.float().mean():.0f}.")
+            hidden = mask_to_pixels(mask.mask[i : i + 1].cpu(), size, method.encoder.grid)[0]
+            axes[i, 1 + v].imshow(to_picture(whole[i].cpu() * (1 - hidden) + 0.9 * hidden))
+            axes[i, 1 + v].set_title(f"cos {g.cosine[v, i]:.2f}, rank {g.rank[v, i]}", fontsize=8)
+    for ax in axes.flat:
+        ax.axis('off')
+    show(
+        fig,
+        alt
+        or f"{rows} pictures, each whole and under {method.masks} disjoint masks, with the rank of its own target among {len(images)}; the mean rank of all is {g.rank.float().mean():.0f}.",
+    )

@@ -18,29 +18,44 @@ from ..data.views import MAEViews
 # %% ../../nbs/methods/16_fcmae.ipynb #7a0f3edb
 class FCMAE(MaskedAutoencoder):
     "Fully convolutional masked autoencoder: encode the visible cells, fill the gaps with one block, regress the hidden cells. (ConvNeXt V2, section 3.1; `models/fcmae.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,        # a `ConvNeXtV2`, or any encoder that can leave cells out: width, grid, patch_size, img_size, in_chans
+        encoder: nn.Module,  # a `ConvNeXtV2`, or any encoder that can leave cells out: width, grid, patch_size, img_size, in_chans
         decoder_width: int = 512,  # Dd
-        decoder_depth: int = 1,    # blocks
-        mask_ratio: float = .6,    # share of hidden cells, 0 <= ratio < 1
-        norm_pix: bool = True,     # regress each cell's pixels normalised by its own mean and spread
-        masking: str = 'random',   # "random", "block", "grid" or "group", on the grid of the last map
+        decoder_depth: int = 1,  # blocks
+        mask_ratio: float = 0.6,  # share of hidden cells, 0 <= ratio < 1
+        norm_pix: bool = True,  # regress each cell's pixels normalised by its own mean and spread
+        masking: str = 'random',  # "random", "block", "grid" or "group", on the grid of the last map
         decoder_grn: bool = True,  # Global Response Normalization in the decoder; False beside an encoder of V1
-        views: nn.Module | None = None, # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
     ):
-        super().__init__(encoder, views, mask_ratio=mask_ratio, norm_pix=norm_pix, masking=masking, decoder=partial(ConvDecoder, decoder_width=decoder_width, depth=decoder_depth, use_grn=decoder_grn))
-        if views is None: self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
-        if isinstance(encoder, ConvNeXt): encoder.head.norm.requires_grad_(False) # it stands behind the mean over places, which no prediction reads
+        super().__init__(
+            encoder,
+            views,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+            masking=masking,
+            decoder=partial(
+                ConvDecoder, decoder_width=decoder_width, depth=decoder_depth, use_grn=decoder_grn
+            ),
+        )
+        if views is None:
+            self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
+        if isinstance(encoder, ConvNeXt):
+            encoder.head.norm.requires_grad_(
+                False
+            )  # it stands behind the mean over places, which no prediction reads
 
     def forward(
         self,
-        views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
-        noise: Tensor | None = None, # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss, and scalars worth plotting
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> dict:  # loss, and scalars worth plotting
         "One step's loss: the mean squared error on hidden cells."
-        mask = self.draw_mask(views, noise, mask)               # on the last map's grid, 1 = hidden
-        latent = self.encode(views, mask)                       # patches (B, K, D): sparse, hidden cells don't exist
-        pred = self.decode(latent, mask, mask.hidden)           # (B, M, ph*pw*C): mask tokens, one block, one layer
+        mask = self.draw_mask(views, noise, mask)  # on the last map's grid, 1 = hidden
+        latent = self.encode(views, mask)  # patches (B, K, D): sparse, hidden cells don't exist
+        pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C): mask tokens, one block, one layer
         return dict(loss=self.pixel_loss(pred, views, mask), pred_std=pred.detach().std())

@@ -20,26 +20,38 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_S
 # %% ../../nbs/methods/19_flip.ipynb #9240e1aa
 class FLIP(nn.Module):
     "CLIP that encodes only the patches it keeps. (Li et al. 2022, section 3; `models_flip.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,           # of pictures, the Encoder contract: width, grid, img_size, in_chans
-        text_encoder: nn.Module,      # width, tokenize(texts) -> (n, L) int64, forward(tokens) -> (n, width)
-        dim: int = 512,               # d of the space that pictures and captions share
-        mask_ratio: float = .5,       # share of hidden patches, 0 <= ratio < 1; 0: CLIP
-        temperature: float = .07,     # tau at the start; learned
-        largest_scale: float = 100.,  # bound of 1 / tau
-        clamp: str = 'forward',       # how the bound acts: "forward" (FLIP) or "step" (CLIP, open_clip)
-        views: nn.Module | None = None, # makes the one augmented view; None: crops of 0.5 to 1, flips, ImageNet's mean and std
+        encoder: nn.Module,  # of pictures, the Encoder contract: width, grid, img_size, in_chans
+        text_encoder: nn.Module,  # width, tokenize(texts) -> (n, L) int64, forward(tokens) -> (n, width)
+        dim: int = 512,  # d of the space that pictures and captions share
+        mask_ratio: float = 0.5,  # share of hidden patches, 0 <= ratio < 1; 0: CLIP
+        temperature: float = 0.07,  # tau at the start; learned
+        largest_scale: float = 100.0,  # bound of 1 / tau
+        clamp: str = 'forward',  # how the bound acts: "forward" (FLIP) or "step" (CLIP, open_clip)
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: crops of 0.5 to 1, flips, ImageNet's mean and std
     ):
         super().__init__()
         for one, needs in ((encoder, ('width', 'grid', 'img_size')), (text_encoder, ('width', 'tokenize'))):
-            if missing := [a for a in needs if not hasattr(one, a)]: raise TypeError(f"FLIP needs {', '.join(missing)} of {type(one).__name__}: give an image encoder of vit_ssl_lab.encoders that can leave patches out, and a text encoder of vit_ssl_lab.encoders.text.")
-        kept(math.prod(encoder.grid), mask_ratio) # refuses a ratio that hides all, or more than there is
+            if missing := [a for a in needs if not hasattr(one, a)]:
+                raise TypeError(
+                    f"FLIP needs {', '.join(missing)} of {type(one).__name__}: give an image encoder of vit_ssl_lab.encoders that can leave patches out, and a text encoder of vit_ssl_lab.encoders.text."
+                )
+        kept(math.prod(encoder.grid), mask_ratio)  # refuses a ratio that hides all, or more than there is
         self.encoder, self.text_encoder, self.mask_ratio = encoder, text_encoder, mask_ratio
-        self.image_head, self.text_head = (nn.Linear(one.width, dim, bias=False) for one in (encoder, text_encoder))
-        for head in (self.image_head, self.text_head): nn.init.normal_(head.weight, std=head.in_features ** -.5)
+        self.image_head, self.text_head = (
+            nn.Linear(one.width, dim, bias=False) for one in (encoder, text_encoder)
+        )
+        for head in (self.image_head, self.text_head):
+            nn.init.normal_(head.weight, std=head.in_features**-0.5)
         self.scale = LogitScale(temperature, largest_scale, clamp)
-        self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(.5, 1.)) if views is None else views
+        self.views = (
+            MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+            if views is None
+            else views
+        )
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         "Texts as (n, L) int64."
@@ -47,55 +59,74 @@ class FLIP(nn.Module):
 
     def embed_images(
         self,
-        images: Tensor,              # (B, C, H, W) normalised
+        images: Tensor,  # (B, C, H, W) normalised
         keep: Tensor | None = None,  # (B, K) patches to encode; None: all
-    ) -> Tensor:                     # (B, d)
+    ) -> Tensor:  # (B, d)
         "Pictures in the shared space, not yet of length 1."
         return self.image_head(self.encoder(images, keep).pooled)
 
     def embed_texts(
         self,
-        captions: Tensor | Sequence[str], # (B, L) int64 tokens, or B texts
-    ) -> Tensor:                          # (B, d)
+        captions: Tensor | Sequence[str],  # (B, L) int64 tokens, or B texts
+    ) -> Tensor:  # (B, d)
         "Captions in the shared space, not yet of length 1."
-        if not isinstance(captions, Tensor): captions = self.tokenize(captions).to(self.text_head.weight.device)
+        if not isinstance(captions, Tensor):
+            captions = self.tokenize(captions).to(self.text_head.weight.device)
         return self.text_head(self.text_encoder(captions))
 
     def draw_mask(
         self,
-        images: Tensor,               # (B, C, H, W), for B and the device
+        images: Tensor,  # (B, C, H, W), for B and the device
         noise: Tensor | None = None,  # (B, N) sort keys; None: drawn
-        mask: Mask | None = None,     # any mask of the contract: returned as it is
-        generator: Generator | None = None, # where a draw comes from; None: torch's global one
+        mask: Mask | None = None,  # any mask of the contract: returned as it is
+        generator: Generator | None = None,  # where a draw comes from; None: torch's global one
     ) -> Mask:
         "A random mask, as MAE draws it. (section 3, image masking)"
-        if mask is not None: return mask.to(images.device)
-        return random_masking(len(images), self.encoder.grid, self.mask_ratio, noise=noise, generator=generator, device=images.device)
+        if mask is not None:
+            return mask.to(images.device)
+        return random_masking(
+            len(images),
+            self.encoder.grid,
+            self.mask_ratio,
+            noise=noise,
+            generator=generator,
+            device=images.device,
+        )
 
     def forward(
         self,
-        views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
-        captions: Tensor,            # (B, L) int64 tokens of their captions, from `tokenize`
-        noise: Tensor | None = None, # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss (ln B by chance), accuracy of finding the caption, temperature, std of the pictures (1 = spread out, 0 = collapsed)
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
+        captions: Tensor,  # (B, L) int64 tokens of their captions, from `tokenize`
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> dict:  # loss (ln B by chance), accuracy of finding the caption, temperature, std of the pictures (1 = spread out, 0 = collapsed)
         "One step's loss: which caption belongs to which masked picture, and which picture to which caption."
-        if len(views) != len(captions): raise ValueError(f"Each picture needs its own caption: got {len(views)} pictures and {len(captions)} captions.")
-        keep = self.draw_mask(views, noise, mask).keep if self.mask_ratio or mask is not None else None # intact pictures need no order
-        u, v, s = self.embed_images(views, keep), self.embed_texts(captions), self.scale()              # (B, d), (B, d), 1 / tau
+        if len(views) != len(captions):
+            raise ValueError(
+                f"Each picture needs its own caption: got {len(views)} pictures and {len(captions)} captions."
+            )
+        keep = (
+            self.draw_mask(views, noise, mask).keep if self.mask_ratio or mask is not None else None
+        )  # intact pictures need no order
+        u, v, s = (
+            self.embed_images(views, keep),
+            self.embed_texts(captions),
+            self.scale(),
+        )  # (B, d), (B, d), 1 / tau
         loss, accuracy = clip_loss(u, v, s)
         return dict(loss=loss, accuracy=accuracy, temperature=1 / s.detach(), std=spread(u))
 
     def after_step(self, progress: float) -> None:
         "Bound the temperature, and say at the end of a run if it has reached its bound."
         self.scale.after_step()
-        if progress >= 1 and (said := self.scale.at_bound): warnings.warn(said, stacklevel=2)
+        if progress >= 1 and (said := self.scale.at_bound):
+            warnings.warn(said, stacklevel=2)
 
     @torch.no_grad()
     def embed_patches(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-    ) -> Tensor:        # (B, N, d); its dot product with a caption of length 1 says what a patch adds to the cosine
+        images: Tensor,  # (B, C, H, W) normalised
+    ) -> Tensor:  # (B, N, d); its dot product with a caption of length 1 says what a patch adds to the cosine
         "Patches in the shared space, in units of their picture's length. Where an encoder pools by the mean of its patches, their mean is the picture."
         f = self.encoder(images)
         return self.image_head(f.patches) / self.image_head(f.pooled).norm(dim=1)[:, None, None]

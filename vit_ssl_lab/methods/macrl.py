@@ -23,48 +23,75 @@ from ..core import Features, Mask, choose
 from ..data.views import default_views
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0020
-ERRORS = {'l1': masked_l1, 'l2': masked_mse} # of the reconstruction
+ERRORS = {'l1': masked_l1, 'l2': masked_mse}  # of the reconstruction
+
 
 class MACRL(MaskedAutoencoder):
     "Two unequally masked views: each is filled in, and the encoders' vectors find each other among a memory bank's. (Yao, Desai, Palaniswami 2022, abstract)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract: width, grid, patch_size, in_chans
-        mask_ratio: float = .75,           # of view 1, the strong one (r1)
-        second_ratio: float = .5,          # of view 2, the weak one (r2); 0: the whole view
-        error: str = 'l1',                 # of the reconstruction: "l1", or "l2" as MAE
-        branches: int = 2,                 # how many views are filled in: 2, or 1, the first
-        where: str = 'hidden',             # which patches the reconstruction counts: "hidden" or "all"
-        norm_pix: bool = False,            # True: each patch's pixels normalised by its own mean and spread
-        contrast_weight: float = 1.,       # of the contrastive loss; 0: no contrast
-        pixel_weight: float = 1.,          # of the reconstruction (lambda); 0: none
-        dim: int = 128,                    # d of queries and keys
-        hidden: int | None = None,         # hidden units of the projector; None: four times the encoder's width
-        norm: str | None = 'batch',        # in the projector: "batch", "layer" or None
-        pool: str = 'patches',             # what is compared: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
-        queue: int = 4096,                 # Q keys of the memory bank, a multiple of the batch; 0: the batch's own keys
-        temperature: float = .2,           # tau
-        momentum: float = .99,             # of the second encoder, rising to 1
-        decoder_width: int = 512,          # Dd
-        decoder_depth: int = 8,            # blocks
-        decoder_heads: int = 16,           # attention heads of the decoder
-        views: nn.Module | None = None,    # makes a strong and a weak view, and perhaps a third: what view 1 is to be restored to; None: the preset "macrl"
+        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans
+        mask_ratio: float = 0.75,  # of view 1, the strong one (r1)
+        second_ratio: float = 0.5,  # of view 2, the weak one (r2); 0: the whole view
+        error: str = 'l1',  # of the reconstruction: "l1", or "l2" as MAE
+        branches: int = 2,  # how many views are filled in: 2, or 1, the first
+        where: str = 'hidden',  # which patches the reconstruction counts: "hidden" or "all"
+        norm_pix: bool = False,  # True: each patch's pixels normalised by its own mean and spread
+        contrast_weight: float = 1.0,  # of the contrastive loss; 0: no contrast
+        pixel_weight: float = 1.0,  # of the reconstruction (lambda); 0: none
+        dim: int = 128,  # d of queries and keys
+        hidden: int | None = None,  # hidden units of the projector; None: four times the encoder's width
+        norm: str | None = 'batch',  # in the projector: "batch", "layer" or None
+        pool: str = 'patches',  # what is compared: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
+        queue: int = 4096,  # Q keys of the memory bank, a multiple of the batch; 0: the batch's own keys
+        temperature: float = 0.2,  # tau
+        momentum: float = 0.99,  # of the second encoder, rising to 1
+        decoder_width: int = 512,  # Dd
+        decoder_depth: int = 8,  # blocks
+        decoder_heads: int = 16,  # attention heads of the decoder
+        views: nn.Module
+        | None = None,  # makes a strong and a weak view, and perhaps a third: what view 1 is to be restored to; None: the preset "macrl"
     ):
         super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix)
         kept(math.prod(self.grid), second_ratio)
-        if branches not in (1, 2): raise ValueError(f"MACRL fills in one view or both: branches is 1 or 2, not {branches}.")
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.2.")
-        if min(contrast_weight, pixel_weight) < 0 or contrast_weight == pixel_weight == 0: raise ValueError(f"The two losses have weights of 0 or more, not both 0: got contrast_weight={contrast_weight} and pixel_weight={pixel_weight}.")
-        if not 0 <= momentum <= 1: raise ValueError(f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: try 0.99.")
-        self.second_ratio, self.branches, self.temperature, self.momentum = second_ratio, branches, temperature, momentum
-        self.error, self.where = choose(error, ERRORS, 'error'), choose(where, ('hidden', 'all'), 'choice of patches')
-        self.pool, self.contrast_weight, self.pixel_weight = choose(pool, ('patches', 'encoder'), 'way to pool'), contrast_weight, pixel_weight
+        if branches not in (1, 2):
+            raise ValueError(f"MACRL fills in one view or both: branches is 1 or 2, not {branches}.")
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.2."
+            )
+        if min(contrast_weight, pixel_weight) < 0 or contrast_weight == pixel_weight == 0:
+            raise ValueError(
+                f"The two losses have weights of 0 or more, not both 0: got contrast_weight={contrast_weight} and pixel_weight={pixel_weight}."
+            )
+        if not 0 <= momentum <= 1:
+            raise ValueError(
+                f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: try 0.99."
+            )
+        self.second_ratio, self.branches, self.temperature, self.momentum = (
+            second_ratio,
+            branches,
+            temperature,
+            momentum,
+        )
+        self.error, self.where = (
+            choose(error, ERRORS, 'error'),
+            choose(where, ('hidden', 'all'), 'choice of patches'),
+        )
+        self.pool, self.contrast_weight, self.pixel_weight = (
+            choose(pool, ('patches', 'encoder'), 'way to pool'),
+            contrast_weight,
+            pixel_weight,
+        )
         self.projector = mlp_head((encoder.width, hidden or 4 * encoder.width, dim), norm=norm)
         self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(self.projector)
         self.queue = Queue(queue, dim) if queue else None
         for part, weight in ((self.projector, contrast_weight), (self.decoder, pixel_weight)):
-            if not weight: part.requires_grad_(False) # on many devices a branch that is off must not wait for gradients
-        if views is None: self.views = default_views(encoder, 'macrl')
+            if not weight:
+                part.requires_grad_(False)  # on many devices a branch that is off must not wait for gradients
+        if views is None:
+            self.views = default_views(encoder, 'macrl')
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0022
 @patch
@@ -72,71 +99,95 @@ def pooled(self: MACRL, latent: Features) -> Tensor:
     "What is compared, (B, D), before the projector."
     return latent.patches.mean(1) if self.pool == 'patches' else latent.pooled
 
+
 @patch
 def pixels(
     self: MACRL,
-    latent: Features, # of the visible patches
-    images: Tensor,   # (B, C, H, W) normalised, what is to be predicted
-    mask: Mask,       # of these pictures
-) -> Tensor:          # scalar
+    latent: Features,  # of the visible patches
+    images: Tensor,  # (B, C, H, W) normalised, what is to be predicted
+    mask: Mask,  # of these pictures
+) -> Tensor:  # scalar
     "One branch's reconstruction error."
-    if self.where == 'hidden': return self.pixel_loss(self.decode(latent, mask, mask.hidden), images, mask, ERRORS[self.error])
-    return ERRORS[self.error](self.decode(latent, mask), self.target(patchify(images, self.patch_size)), torch.ones_like(mask.mask))
+    if self.where == 'hidden':
+        return self.pixel_loss(self.decode(latent, mask, mask.hidden), images, mask, ERRORS[self.error])
+    return ERRORS[self.error](
+        self.decode(latent, mask), self.target(patchify(images, self.patch_size)), torch.ones_like(mask.mask)
+    )
+
 
 @patch(as_prop=True)
-def noise_shape(self: MACRL) -> tuple[int, int]: return 2, math.prod(self.grid) # sort keys of a picture's two masks
+def noise_shape(self: MACRL) -> tuple[int, int]:
+    return 2, math.prod(self.grid)  # sort keys of a picture's two masks
+
 
 @patch
 def draw_masks(
     self: MACRL,
-    images: Tensor,              # (B, C, H, W), for B and the device
-    noise: Tensor | None = None, # (B, 2, N); None: drawn
+    images: Tensor,  # (B, C, H, W), for B and the device
+    noise: Tensor | None = None,  # (B, 2, N); None: drawn
 ) -> tuple[Mask, Mask]:
     "Two independent masks, the first the larger one."
-    if noise is not None and noise.shape != (len(images), *self.noise_shape): raise ValueError(f"Two masks of {len(images)} pictures need noise {(len(images), *self.noise_shape)}, not {tuple(noise.shape)}.")
+    if noise is not None and noise.shape != (len(images), *self.noise_shape):
+        raise ValueError(
+            f"Two masks of {len(images)} pictures need noise {(len(images), *self.noise_shape)}, not {tuple(noise.shape)}."
+        )
     first, second = (None, None) if noise is None else noise.unbind(1)
     return self.draw_mask(images, first), self.draw_mask(images, second, ratio=self.second_ratio)
+
 
 @patch
 def check_views(
     self: MACRL,
-    views: list, # two batches, or three
-) -> tuple[Tensor, Tensor, Tensor]: # strong, weak, what the strong one is restored to
+    views: list,  # two batches, or three
+) -> tuple[Tensor, Tensor, Tensor]:  # strong, weak, what the strong one is restored to
     "The views, checked."
     x1, x2 = pair(views if isinstance(views, Tensor) else views[:2])
-    if self.contrast_weight: refuse_one(self, len(x1))
+    if self.contrast_weight:
+        refuse_one(self, len(x1))
     return x1, x2, views[2] if len(views) == 3 else x1
+
 
 @patch
 def after_step(
     self: MACRL,
-    progress: float, # 0 at the start of training, 1 at its end
+    progress: float,  # 0 at the start of training, 1 at its end
 ) -> None:
     "The second encoder follows, parameters only; the step's keys take the place of the oldest."
-    for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)): momentum_update(slow, fast, cosine_momentum(self.momentum, progress), buffers=False)
-    if self.queue is not None: self.queue.enqueue_held()
+    for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
+        momentum_update(slow, fast, cosine_momentum(self.momentum, progress), buffers=False)
+    if self.queue is not None:
+        self.queue.enqueue_held()
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0021
 @patch
 def forward(
     self: MACRL,
-    views: list,                 # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third is what view 1 is restored to
-    noise: Tensor | None = None, # (B, 2, N) sort keys of both masks; None: drawn
-    masks: tuple[Mask, Mask] | None = None, # of both views, instead of drawn ones
-) -> dict:                       # loss, both parts (log(1 + Q) by chance for contrast), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
+    views: list,  # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third is what view 1 is restored to
+    noise: Tensor | None = None,  # (B, 2, N) sort keys of both masks; None: drawn
+    masks: tuple[Mask, Mask] | None = None,  # of both views, instead of drawn ones
+) -> dict:  # loss, both parts (log(1 + Q) by chance for contrast), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
     "One step's loss: InfoNCE of the masked views' vectors + lambda * the mean error of their hidden patches."
     x1, x2, restored = self.check_views(views)
-    mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks              # 1 = hidden
-    latent1, parts = self.encode(x1, mask1), {}                                        # patches (B, K1, D)
-    with torch.no_grad(): latent2 = self.momentum_encoder(x2, mask2.keep)              # patches (B, K2, D), a key for the contrast, a code for the decoder
+    mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks  # 1 = hidden
+    latent1, parts = self.encode(x1, mask1), {}  # patches (B, K1, D)
+    with torch.no_grad():
+        latent2 = self.momentum_encoder(
+            x2, mask2.keep
+        )  # patches (B, K2, D), a key for the contrast, a code for the decoder
     if self.contrast_weight:
-        q = self.projector(self.pooled(latent1))                                       # (B, d)
-        with torch.no_grad(): k = self.momentum_projector(self.pooled(latent2))        # (B, d)
-        parts['contrast'], parts['accuracy'] = info_nce(q, k, self.temperature, None if self.queue is None else self.queue.keys)
+        q = self.projector(self.pooled(latent1))  # (B, d)
+        with torch.no_grad():
+            k = self.momentum_projector(self.pooled(latent2))  # (B, d)
+        parts['contrast'], parts['accuracy'] = info_nce(
+            q, k, self.temperature, None if self.queue is None else self.queue.keys
+        )
         parts['std'] = spread(q)
-        if self.training and self.queue is not None: self.queue.hold(k)
+        if self.training and self.queue is not None:
+            self.queue.hold(k)
     if self.pixel_weight:
-        branches = [(latent1, restored, mask1), (latent2, x2, mask2)][:self.branches]
-        parts['pixels'] = torch.stack([self.pixels(*b) for b in branches if self.where == 'all' or b[2].ratio > 0]).mean() # a whole view has nothing to fill in
-    loss = self.contrast_weight * parts.get('contrast', 0.) + self.pixel_weight * parts.get('pixels', 0.)
+        branches = [(latent1, restored, mask1), (latent2, x2, mask2)][: self.branches]
+        parts['pixels'] = torch.stack(
+            [self.pixels(*b) for b in branches if self.where == 'all' or b[2].ratio > 0]
+        ).mean()  # a whole view has nothing to fill in
+    loss = self.contrast_weight * parts.get('contrast', 0.0) + self.pixel_weight * parts.get('pixels', 0.0)
     return dict(loss=loss, **{name: v.detach() for name, v in parts.items()})

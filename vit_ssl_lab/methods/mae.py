@@ -16,31 +16,48 @@ from ..data.views import MAEViews
 # %% ../../nbs/methods/01_mae.ipynb #a17676cc
 class MAE(MaskedAutoencoder):
     "Masked autoencoder: encode the visible patches, decode all, regress the hidden ones. (He et al. 2021, section 3; `models_mae.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,            # the Encoder contract: width, grid, patch_size, in_chans; `ViT.from_timm` makes one of a timm model
-        decoder_width: int = 512,      # Dd
-        decoder_depth: int = 8,        # blocks
-        decoder_heads: int = 16,       # attention heads of the decoder
-        mask_ratio: float = .75,       # share of hidden patches, 0 <= ratio < 1
-        norm_pix: bool = True,         # regress each patch's pixels normalised by its own mean and spread
-        masking: str = 'random',       # "random", "block" or "grid"
-        decoder_positions: str | None = 'sincos', # None: leave them out, to see what breaks
-        views: nn.Module | None = None, # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans; `ViT.from_timm` makes one of a timm model
+        decoder_width: int = 512,  # Dd
+        decoder_depth: int = 8,  # blocks
+        decoder_heads: int = 16,  # attention heads of the decoder
+        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        masking: str = 'random',  # "random", "block" or "grid"
+        decoder_positions: str | None = 'sincos',  # None: leave them out, to see what breaks
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
     ):
-        super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking, decoder_positions)
-        if views is None: self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
+        super().__init__(
+            encoder,
+            views,
+            decoder_width,
+            decoder_depth,
+            decoder_heads,
+            mask_ratio,
+            norm_pix,
+            masking,
+            decoder_positions,
+        )
+        if views is None:
+            self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
 
     def forward(
         self,
-        views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
-        noise: Tensor | None = None, # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss, and scalars worth plotting
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> dict:  # loss, and scalars worth plotting
         "One step's loss: the mean squared error on hidden patches."
-        mask = self.draw_mask(views, noise, mask)         # 1 = hidden
-        pred = self.predict(views, mask, mask.hidden)     # (B, M, ph*pw*C): encode the visible patches, decode the hidden ones
-        patches = self.hidden_patches(views, mask)        # (B, M, ph*pw*C)
+        mask = self.draw_mask(views, noise, mask)  # 1 = hidden
+        pred = self.predict(
+            views, mask, mask.hidden
+        )  # (B, M, ph*pw*C): encode the visible patches, decode the hidden ones
+        patches = self.hidden_patches(views, mask)  # (B, M, ph*pw*C)
         loss = masked_mse(pred, self.target(patches), mask.mask.gather(1, mask.hidden))
-        worth = dict(pred_std=pred.detach().std(), flat=flat_fraction(patches)) if patches.numel() else {} # of nothing hidden there is no spread
+        worth = (
+            dict(pred_std=pred.detach().std(), flat=flat_fraction(patches)) if patches.numel() else {}
+        )  # of nothing hidden there is no spread
         return dict(loss=loss, **worth)

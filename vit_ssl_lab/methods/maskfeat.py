@@ -21,82 +21,129 @@ from ..data.views import MAEViews
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0021
 class MaskFeat(nn.Module):
     "Hide blocks of patches, encode all places with mask tokens in the holes, predict a feature of what was there with one linear layer. (Wei et al. 2021, section 3; SlowFast, `masked.py: MaskMViT`)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # the Encoder contract, and `masked(images, mask, token)`, which puts a token in place of hidden patches
-        target: str | Target = 'hog',   # "pixels", "hog", "features", "labels", "codes", or a ready one; see components.targets
-        target_options: dict | None = None, # of the target with that name: cell, bins, norm; normalise; teacher, head; tokenizer
-        mask_ratio: float = .4,         # share of hidden patches, 0 <= ratio < 1
-        masking: str = 'block',         # "block", "random", "grid" or "group"
-        views: nn.Module | None = None, # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std, half of the area or more
+        encoder: nn.Module,  # the Encoder contract, and `masked(images, mask, token)`, which puts a token in place of hidden patches
+        target: str
+        | Target = 'hog',  # "pixels", "hog", "features", "labels", "codes", or a ready one; see components.targets
+        target_options: dict
+        | None = None,  # of the target with that name: cell, bins, norm; normalise; teacher, head; tokenizer
+        mask_ratio: float = 0.4,  # share of hidden patches, 0 <= ratio < 1
+        masking: str = 'block',  # "block", "random", "grid" or "group"
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std, half of the area or more
     ):
         super().__init__()
-        missing = [a for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size', 'masked') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"MaskFeat needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use one that takes mask tokens, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
+        missing = [
+            a
+            for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size', 'masked')
+            if not hasattr(encoder, a)
+        ]
+        if missing:
+            raise TypeError(
+                f"MaskFeat needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use one that takes mask tokens, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model."
+            )
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
         self.mask_ratio, self.masking = mask_ratio, choose(masking, KINDS, "kind of masking")
-        kept(math.prod(self.grid), mask_ratio) # refuses a ratio that hides all or more than there is
+        kept(math.prod(self.grid), mask_ratio)  # refuses a ratio that hides all or more than there is
         self.target = target_of(target, self.patch_size, encoder.in_chans, **(target_options or {}))
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
-        normed = isinstance(getattr(encoder, 'norm', None), nn.LayerNorm) # then its output is normalised already
-        self.head = LinearHead(encoder.width, self.target.width, norm=None if normed else 'layer', std=.02)
-        nn.init.trunc_normal_(self.mask_token, std=.02)
-        self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(.5, 1.)) if views is None else views
+        normed = isinstance(
+            getattr(encoder, 'norm', None), nn.LayerNorm
+        )  # then its output is normalised already
+        self.head = LinearHead(encoder.width, self.target.width, norm=None if normed else 'layer', std=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.views = (
+            MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+            if views is None
+            else views
+        )
 
     @property
-    def noise_shape(self) -> tuple: return noise_shape(self.masking, self.grid) # of the numbers that one picture's mask is made of
+    def noise_shape(self) -> tuple:
+        return noise_shape(self.masking, self.grid)  # of the numbers that one picture's mask is made of
 
-    def draw_mask(self, images: Tensor, noise: Tensor | None = None, mask: Mask | None = None, generator: torch.Generator | None = None) -> Mask:
+    def draw_mask(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        mask: Mask | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Mask:
         "The mask that was given, or one of the method's kind; blocks of 15 in 196 patches or more. (section 3.1; SlowFast, transform.py: MaskingGenerator)"
         if mask is None:
-            options = dict(min_block=max(1, round(math.prod(self.grid) * 15 / 196))) if self.masking == 'block' else {}
-            mask = mask_of(self.masking, len(images), self.grid, self.mask_ratio, generator, noise, images.device, **options)
-        if not mask.keep.shape[1]: raise ValueError("This mask keeps nothing, and from mask tokens alone nothing can be predicted: leave at least one patch visible.")
+            options = (
+                dict(min_block=max(1, round(math.prod(self.grid) * 15 / 196)))
+                if self.masking == 'block'
+                else {}
+            )
+            mask = mask_of(
+                self.masking,
+                len(images),
+                self.grid,
+                self.mask_ratio,
+                generator,
+                noise,
+                images.device,
+                **options,
+            )
+        if not mask.keep.shape[1]:
+            raise ValueError(
+                "This mask keeps nothing, and from mask tokens alone nothing can be predicted: leave at least one patch visible."
+            )
         return mask.to(images.device)
 
     def predict(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # which patches the encoder sees
-        want: Tensor | None = None, # (B, M) indices of the patches to predict; None: every patch
-    ) -> Tensor:        # (B, N or M, target.width)
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # which patches the encoder sees
+        want: Tensor | None = None,  # (B, M) indices of the patches to predict; None: every patch
+    ) -> Tensor:  # (B, N or M, target.width)
         "Encode all places, mask tokens in the holes; LayerNorm and one linear layer. (section 3.1)"
-        patches = self.encoder.masked(images, mask, self.mask_token).patches # (B, N, D)
+        patches = self.encoder.masked(images, mask, self.mask_token).patches  # (B, N, D)
         return self.head(patches if want is None else take(patches, want))
 
     def forward(
         self,
-        views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
-        noise: Tensor | None = None, # (B, *noise_shape) what the mask is made of; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss; of_constant: its share of what the best constant prediction costs; pred_std
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
+        noise: Tensor | None = None,  # (B, *noise_shape) what the mask is made of; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> dict:  # loss; of_constant: its share of what the best constant prediction costs; pred_std
         "One step's loss: the target's cost, mean over hidden patches."
         mask = self.draw_mask(views, noise, mask)
-        hidden = mask.hidden                                            # (B, M) indices
-        pred = self.predict(views, mask, hidden)                        # (B, M, width)
-        truth = self.target(views)                                      # (B, N, width), or (B, N) classes
+        hidden = mask.hidden  # (B, M) indices
+        pred = self.predict(views, mask, hidden)  # (B, M, width)
+        truth = self.target(views)  # (B, N, width), or (B, N) classes
         truth = truth.gather(1, hidden) if truth.ndim == 2 else take(truth, hidden)
         loss = self.target.cost(pred, truth).sum() / max(1, hidden.numel())
-        if not hidden.numel(): return dict(loss=loss)                   # of nothing hidden there is no spread
-        return dict(loss=loss, of_constant=loss.detach() / self.target.constant(truth), pred_std=pred.detach().std())
+        if not hidden.numel():
+            return dict(loss=loss)  # of nothing hidden there is no spread
+        return dict(
+            loss=loss, of_constant=loss.detach() / self.target.constant(truth), pred_std=pred.detach().std()
+        )
 
-    def after_step(self, progress: float) -> None: "MaskFeat has no momentum and no queue."
+    def after_step(self, progress: float) -> None:
+        "MaskFeat has no momentum and no queue."
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0023
 @patch
 @torch.no_grad()
 def reconstruct(
     self: MaskFeat,
-    images: Tensor,                           # (B, C, h, w) uint8, or float in 0..1
-    mask: Mask | None = None,                 # None: drawn with the model's kind and ratio
-    generator: torch.Generator | None = None, # where that draw comes from
-    pixels: str = 'honest',                   # of normalised pixels: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
-) -> Reconstruction:                          # pictures in 0..1, error, mask
+    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+    mask: Mask | None = None,  # None: drawn with the model's kind and ratio
+    generator: torch.Generator | None = None,  # where that draw comes from
+    pixels: str = 'honest',  # of normalised pixels: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
+) -> Reconstruction:  # pictures in 0..1, error, mask
     "What the model sees, says, and where it is wrong, in pixel space, for the targets that have a picture: pixels and codes."
     choose(pixels, ['honest', 'leaky'], "way to un-normalise")
-    if not self.target.drawn: self.target.picture(None, None, None, self.grid) # says so
+    if not self.target.drawn:
+        self.target.picture(None, None, None, self.grid)  # says so
     training, x = self.training, self.views.prepare(images)
     mask = self.draw_mask(x, mask=mask, generator=generator)
-    self.eval(); pred = self.predict(x, mask).float(); self.train(training)
+    self.eval()
+    pred = self.predict(x, mask).float()
+    self.train(training)
     prediction = self.target.picture(pred, x, mask.mask, self.grid, pixels)
     return panes(self.views.restore(x), self.views.restore(prediction), mask, self.patch_size, self.grid)

@@ -18,33 +18,48 @@ from ..core import choose
 from ..data.views import default_views
 
 # %% ../../nbs/methods/04_moco.ipynb #84f32739
-HEADS = { # name -> (encoder's width, hidden, dim, mlp) -> projector of both sides, predictor of the queries
+HEADS = {  # name -> (encoder's width, hidden, dim, mlp) -> projector of both sides, predictor of the queries
     'moco': lambda width, hidden, dim, mlp: (moco_head(width, dim, mlp), nn.Identity()),
-    'byol': lambda width, hidden, dim, mlp: (mlp_head((width, hidden, dim), bias=True), mlp_head((dim, hidden, dim), bias=True)),
-    'byol-both': lambda width, hidden, dim, mlp: (nn.Sequential(byol_head(width, hidden, dim), byol_head(dim, hidden, dim)), nn.Identity()),
+    'byol': lambda width, hidden, dim, mlp: (
+        mlp_head((width, hidden, dim), bias=True),
+        mlp_head((dim, hidden, dim), bias=True),
+    ),
+    'byol-both': lambda width, hidden, dim, mlp: (
+        nn.Sequential(byol_head(width, hidden, dim), byol_head(dim, hidden, dim)),
+        nn.Identity(),
+    ),
 }
+
 
 class MoCo(MomentumSiamese):
     "Find the key of your other view among the keys of the last batches, all made by a slow copy. (He et al. 2019, algorithm 1; Chen et al. 2020; `moco/builder.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                  # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
-        dim: int = 128,                      # d of queries and keys
-        queue: int = 65536,                  # K, negatives; a multiple of the batch, and at most a tenth of the pictures
-        momentum: float = .999,              # m, of the key encoder; shorter runs need less
-        temperature: float = .2,             # tau: .2 in version 2, .07 in version 1
-        mlp: bool = True,                    # hidden layer in the head: version 2; False: version 1
-        symmetric: bool = False,             # True: both views ask, and both losses are added (version 2+)
-        shuffle: bool = True,                # where there is a BatchNorm: deal the keys' batch anew over the processes
-        head: str = 'moco',                  # "byol": BYOL's projector, and its predictor on the queries (version 2+); "byol-both": on both sides
-        hidden: int = 4096,                  # hidden width of BYOL's heads
-        momentum_schedule: str = 'constant', # "cosine": rises to 1 (version 2+, from .99)
-        views: nn.Module | None = None,      # makes the two views; None: version 2's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
+        dim: int = 128,  # d of queries and keys
+        queue: int = 65536,  # K, negatives; a multiple of the batch, and at most a tenth of the pictures
+        momentum: float = 0.999,  # m, of the key encoder; shorter runs need less
+        temperature: float = 0.2,  # tau: .2 in version 2, .07 in version 1
+        mlp: bool = True,  # hidden layer in the head: version 2; False: version 1
+        symmetric: bool = False,  # True: both views ask, and both losses are added (version 2+)
+        shuffle: bool = True,  # where there is a BatchNorm: deal the keys' batch anew over the processes
+        head: str = 'moco',  # "byol": BYOL's projector, and its predictor on the queries (version 2+); "byol-both": on both sides
+        hidden: int = 4096,  # hidden width of BYOL's heads
+        momentum_schedule: str = 'constant',  # "cosine": rises to 1 (version 2+, from .99)
+        views: nn.Module
+        | None = None,  # makes the two views; None: version 2's, with ImageNet's mean and std
     ):
-        projector, predictor = HEADS[choose(head, HEADS, 'head')](getattr(encoder, 'width', dim), hidden, dim, mlp)
+        projector, predictor = HEADS[choose(head, HEADS, 'head')](
+            getattr(encoder, 'width', dim), hidden, dim, mlp
+        )
         super().__init__(encoder, projector, views, momentum, momentum_schedule)
-        if views is None: self.views = default_views(encoder, 'mocov2')
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.07 and 0.2.")
+        if views is None:
+            self.views = default_views(encoder, 'mocov2')
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.07 and 0.2."
+            )
         self.predictor, self.queue = predictor, Queue(queue, dim)
         self.temperature, self.symmetric = temperature, symmetric
         self.shuffle = shuffle and any(isinstance(m, _BatchNorm) for m in self.modules())
@@ -56,22 +71,24 @@ class MoCo(MomentumSiamese):
     @torch.no_grad()
     def keys(self, x: Tensor) -> Tensor:
         "What is looked for: (B, C, H, W) -> (B, d), from the slow copy, in the order of x. (section 3.3, shuffling BN)"
-        if not (self.shuffle and self.training): return self.momentum_embed(x)
+        if not (self.shuffle and self.training):
+            return self.momentum_embed(x)
         x, restore = shuffle(x)
         return unshuffle(self.momentum_embed(x), restore)
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss (log(1 + K) by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> dict:  # loss (log(1 + K) by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
         "One step's loss. The queue is the only source of negatives; the batch's keys enter it in `after_step`. (equation 1)"
         x1, x2 = self.pair(views)
-        q, k = self.query(x1), self.keys(x2)                       # (B, d)
+        q, k = self.query(x1), self.keys(x2)  # (B, d)
         loss, accuracy = info_nce(q, k, self.temperature, self.queue.keys)
         if self.symmetric:
             other = info_nce(self.query(x2), self.keys(x1), self.temperature, self.queue.keys)
             loss, accuracy = loss + other.loss, (accuracy + other.accuracy) / 2
-        if self.training: self.queue.hold(k)
+        if self.training:
+            self.queue.hold(k)
         return dict(loss=loss, accuracy=accuracy, std=spread(q))
 
     def after_step(self, progress: float) -> None:

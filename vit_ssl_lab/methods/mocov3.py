@@ -17,60 +17,82 @@ from ..data.views import default_views
 # %% ../../nbs/methods/06_mocov3.ipynb #88077916
 @torch.no_grad()
 def init_mocov3(
-    encoder: nn.Module, # a ViT, changed in place
-) -> nn.Module:         # itself
+    encoder: nn.Module,  # a ViT, changed in place
+) -> nn.Module:  # itself
     "Xavier-uniform for q, k and v each, for the other linear layers and for the patch projection; biases 0, class token normal 1e-6. (moco-v3, vits.py)"
     for name, m in encoder.named_modules():
-        if not isinstance(m, nn.Linear): continue
-        limit = (6 / (m.out_features / (3 if name.endswith('qkv') else 1) + m.in_features)) ** .5
+        if not isinstance(m, nn.Linear):
+            continue
+        limit = (6 / (m.out_features / (3 if name.endswith('qkv') else 1) + m.in_features)) ** 0.5
         nn.init.uniform_(m.weight, -limit, limit)
-        if m.bias is not None: nn.init.zeros_(m.bias)
-    if encoder.cls_token is not None: nn.init.normal_(encoder.cls_token, std=1e-6)
-    if type(proj := getattr(encoder.patch_embed, 'proj', None)) is nn.Conv2d and isinstance(encoder.patch_embed, PatchEmbed):
-        limit = (6 / (proj.weight[0].numel() + encoder.width)) ** .5
-        nn.init.uniform_(proj.weight, -limit, limit); nn.init.zeros_(proj.bias)
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=1e-6)
+    if type(proj := getattr(encoder.patch_embed, 'proj', None)) is nn.Conv2d and isinstance(
+        encoder.patch_embed, PatchEmbed
+    ):
+        limit = (6 / (proj.weight[0].numel() + encoder.width)) ** 0.5
+        nn.init.uniform_(proj.weight, -limit, limit)
+        nn.init.zeros_(proj.bias)
     return encoder
 
 # %% ../../nbs/methods/06_mocov3.ipynb #960da49c
 class MoCoV3(MomentumSiamese):
     "Find the slow copy's key of the other view among the keys of the batch, both ways. (Chen, Xie, He 2021, algorithm 1; `moco/builder.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract; a ViT, or a ResNet with the heads the paper gives it
-        hidden: int = 4096,                # hidden width of projector and predictor
-        dim: int = 256,                    # d
-        temperature: float = .2,           # tau; 1 for a ResNet
-        momentum: float = .99,             # of the slow copy, at the start
-        momentum_schedule: str = 'cosine', # "cosine": rises to 1; "constant"
-        freeze_patches: bool = True,       # a ViT's patch projection stays as it was drawn during pre-training (a convolutional stem learns); False: it learns
-        predictor: bool = True,            # False: queries are projections
-        stop_gradient: bool = True,        # False: the keys are the network's own, with gradient; to see what breaks
-        views: nn.Module | None = None,    # makes the two views; None: the paper's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract; a ViT, or a ResNet with the heads the paper gives it
+        hidden: int = 4096,  # hidden width of projector and predictor
+        dim: int = 256,  # d
+        temperature: float = 0.2,  # tau; 1 for a ResNet
+        momentum: float = 0.99,  # of the slow copy, at the start
+        momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
+        freeze_patches: bool = True,  # a ViT's patch projection stays as it was drawn during pre-training (a convolutional stem learns); False: it learns
+        predictor: bool = True,  # False: queries are projections
+        stop_gradient: bool = True,  # False: the keys are the network's own, with gradient; to see what breaks
+        views: nn.Module
+        | None = None,  # makes the two views; None: the paper's, with ImageNet's mean and std
     ):
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: the paper uses 0.2 for ViTs and 1 for ResNets.")
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: the paper uses 0.2 for ViTs and 1 for ResNets."
+            )
         vit = hasattr(encoder, 'patch_embed')
-        super().__init__(encoder, mocov3_projector(getattr(encoder, 'width', dim), hidden, dim, layers=3 if vit else 2), views, momentum, momentum_schedule, slow=('encoder', 'projector') if stop_gradient else ())
-        if views is None: self.views = default_views(encoder, 'mocov3')
+        super().__init__(
+            encoder,
+            mocov3_projector(getattr(encoder, 'width', dim), hidden, dim, layers=3 if vit else 2),
+            views,
+            momentum,
+            momentum_schedule,
+            slow=('encoder', 'projector') if stop_gradient else (),
+        )
+        if views is None:
+            self.views = default_views(encoder, 'mocov3')
         self.predictor = mocov3_predictor(dim, hidden, last_norm=vit) if predictor else nn.Identity()
         self.temperature, self.stop_gradient = temperature, stop_gradient
-        if vit: encoder.patch_embed.requires_grad_(not (freeze_patches and isinstance(encoder.patch_embed, PatchEmbed)))
+        if vit:
+            encoder.patch_embed.requires_grad_(
+                not (freeze_patches and isinstance(encoder.patch_embed, PatchEmbed))
+            )
 
     def contrast(
         self,
-        q: Tensor, # (B, d) queries
-        k: Tensor, # (B, d) keys of the other view
-    ) -> tuple[Tensor, Tensor]: # loss, 2 tau log B by chance; accuracy
+        q: Tensor,  # (B, d) queries
+        k: Tensor,  # (B, d) keys of the other view
+    ) -> tuple[Tensor, Tensor]:  # loss, 2 tau log B by chance; accuracy
         "One direction. (algorithm 1, `ctr`)"
         loss, accuracy = info_nce(q, k, self.temperature)
         return 2 * self.temperature * loss, accuracy
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss (4 tau log B by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> dict:  # loss (4 tau log B by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
         "One step's loss, both directions added. (algorithm 1)"
         x1, x2 = self.pair(views)
-        z1, z2 = self.embed(x1), self.embed(x2)                                                     # (B, d), each view with its own statistics
+        z1, z2 = self.embed(x1), self.embed(x2)  # (B, d), each view with its own statistics
         q1, q2 = self.predictor(z1), self.predictor(z2)
         k1, k2 = (self.momentum_embed(x1), self.momentum_embed(x2)) if self.stop_gradient else (z1, z2)
         (loss1, right1), (loss2, right2) = self.contrast(q1, k2), self.contrast(q2, k1)

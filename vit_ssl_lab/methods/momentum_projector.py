@@ -15,48 +15,76 @@ from ..core import choose
 from ..data.views import default_views
 
 # %% ../../nbs/methods/07_momentum_projector.ipynb #7d2e3c7a
-PLACES = {'projector': ('projector',), 'encoder': ('encoder',), 'both': ('encoder', 'projector'), 'none': ()} # where -> parts with a slow copy
+PLACES = {
+    'projector': ('projector',),
+    'encoder': ('encoder',),
+    'both': ('encoder', 'projector'),
+    'none': (),
+}  # where -> parts with a slow copy
+
 
 class MomentumProjector(MomentumSiamese):
     "Contrast the views with keys from a network of which the projector, the encoder, both or nothing is a slow copy. (Pham et al. 2022, abstract)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract
-        where: str = 'projector',          # which parts have a slow copy: "projector", "encoder", "both" or "none"
-        hidden: int = 2048,                # hidden width of the projector
-        dim: int = 256,                    # d
-        temperature: float = .2,           # tau
-        momentum: float = .99,             # of the slow parts, at the start
-        momentum_schedule: str = 'cosine', # "cosine": rises to 1; "constant"
-        stop_gradient: bool = True,        # False, with "none" only: keys with gradient, a framework without momentum as it was
-        views: nn.Module | None = None,    # makes the two views; None: SimCLR's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract
+        where: str = 'projector',  # which parts have a slow copy: "projector", "encoder", "both" or "none"
+        hidden: int = 2048,  # hidden width of the projector
+        dim: int = 256,  # d
+        temperature: float = 0.2,  # tau
+        momentum: float = 0.99,  # of the slow parts, at the start
+        momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
+        stop_gradient: bool = True,  # False, with "none" only: keys with gradient, a framework without momentum as it was
+        views: nn.Module | None = None,  # makes the two views; None: SimCLR's, with ImageNet's mean and std
     ):
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 is usual here.")
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 is usual here."
+            )
         slow = PLACES[choose(where, PLACES, 'place for momentum')]
-        if slow and not stop_gradient: raise ValueError(f"A slow copy gets no gradient, so where={where!r} can't go with stop_gradient=False: use where='none'.")
-        super().__init__(encoder, mlp_head((getattr(encoder, 'width', dim), hidden, dim)), views, momentum, momentum_schedule, slow)
-        if views is None: self.views = default_views(encoder, 'simclr')
+        if slow and not stop_gradient:
+            raise ValueError(
+                f"A slow copy gets no gradient, so where={where!r} can't go with stop_gradient=False: use where='none'."
+            )
+        super().__init__(
+            encoder,
+            mlp_head((getattr(encoder, 'width', dim), hidden, dim)),
+            views,
+            momentum,
+            momentum_schedule,
+            slow,
+        )
+        if views is None:
+            self.views = default_views(encoder, 'simclr')
         self.where, self.temperature, self.stop_gradient = where, temperature, stop_gradient
 
     def keys(
         self,
-        x: Tensor, # (B, C, H, W)
-        h: Tensor, # (B, D) what the encoder makes of it
-        z: Tensor, # (B, d) what the projector makes of that
-    ) -> Tensor:   # (B, d)
+        x: Tensor,  # (B, C, H, W)
+        h: Tensor,  # (B, D) what the encoder makes of it
+        z: Tensor,  # (B, d) what the projector makes of that
+    ) -> Tensor:  # (B, d)
         "What the other view's queries look for. The encoder runs a second time only where it has a slow copy."
-        if self.where == 'none': return z.detach() if self.stop_gradient else z
+        if self.where == 'none':
+            return z.detach() if self.stop_gradient else z
         if self.where == 'projector':
-            with torch.no_grad(): return self.momentum_projector(h)
+            with torch.no_grad():
+                return self.momentum_projector(h)
         return self.momentum_embed(x)
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss (log B by chance), accuracy, std of the projections (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> dict:  # loss (log B by chance), accuracy, std of the projections (1 = spread out, 0 = collapsed)
         "One step's loss: the mean of both directions."
         x1, x2 = self.pair(views)
-        h1, h2 = self.encoder(x1).pooled, self.encoder(x2).pooled                                   # (B, D), once a view
-        z1, z2 = self.projector(h1), self.projector(h2)                                             # (B, d)
-        one, other = info_nce(z1, self.keys(x2, h2, z2), self.temperature), info_nce(z2, self.keys(x1, h1, z1), self.temperature)
-        return dict(loss=(one.loss + other.loss) / 2, accuracy=(one.accuracy + other.accuracy) / 2, std=spread(z1))
+        h1, h2 = self.encoder(x1).pooled, self.encoder(x2).pooled  # (B, D), once a view
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, d)
+        one, other = (
+            info_nce(z1, self.keys(x2, h2, z2), self.temperature),
+            info_nce(z2, self.keys(x1, h1, z1), self.temperature),
+        )
+        return dict(
+            loss=(one.loss + other.loss) / 2, accuracy=(one.accuracy + other.accuracy) / 2, std=spread(z1)
+        )

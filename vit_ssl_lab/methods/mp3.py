@@ -19,84 +19,105 @@ from ..data.views import default_views
 
 # %% ../../nbs/methods/15_mp3.ipynb #6110e96a
 def leaks(
-    encoder: nn.Module, # any
-) -> str:               # the end of a sentence, empty if nothing was found
+    encoder: nn.Module,  # any
+) -> str:  # the end of a sentence, empty if nothing was found
     "What in an encoder tells where a patch comes from, other than what is on it. (MP3, section 3)"
-    if getattr(encoder, 'pos_embed', None) is not None: return "adds a table of positions to its tokens: build it with positions='none', or take the table out with components.positions.without_positions"
+    if getattr(encoder, 'pos_embed', None) is not None:
+        return "adds a table of positions to its tokens: build it with positions='none', or take the table out with components.positions.without_positions"
     padded = lambda c: c.padding != 'valid' if isinstance(c.padding, str) else any(c.padding)
     stem = getattr(encoder, 'patch_embed', nn.Identity())
     for c in stem.modules():
-        if isinstance(c, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and (padded(c) or any(k > s for k, s in zip(c.kernel_size, c.stride))):
+        if isinstance(c, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and (
+            padded(c) or any(k > s for k, s in zip(c.kernel_size, c.stride))
+        ):
             return "has a stem whose kernels overlap or are padded, so that a patch carries its neighbours' pixels and the border: use stem='patchify'"
     return ''
 
 # %% ../../nbs/methods/15_mp3.ipynb #704f8a5d
 class MP3(nn.Module):
     "Masked patch position prediction: tokens without positions, a context, and for every token a guess at its place. (Zhai et al. 2022, figure 1)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # has width, grid (any number of axes) and `in_context(x, context) -> (B, N, D)`; adds no positions
-        mask_ratio: float = .75,        # share of the patches that nobody looks at (eta), 0 <= ratio < 1; 0: plain attention
-        allow_leaks: bool = False,      # True: take an encoder that gives places away, to see what breaks
-        views: nn.Module | None = None, # makes the one augmented view; None: random crop and flip (MAE's), with ImageNet's mean and std
+        encoder: nn.Module,  # has width, grid (any number of axes) and `in_context(x, context) -> (B, N, D)`; adds no positions
+        mask_ratio: float = 0.75,  # share of the patches that nobody looks at (eta), 0 <= ratio < 1; 0: plain attention
+        allow_leaks: bool = False,  # True: take an encoder that gives places away, to see what breaks
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: random crop and flip (MAE's), with ImageNet's mean and std
     ):
         super().__init__()
         missing = [a for a in ('width', 'grid', 'in_context') if not hasattr(encoder, a)]
-        if missing: raise TypeError(f"MP3 needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use one of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model.")
-        if (leak := leaks(encoder)) and not allow_leaks: raise ValueError(f"MP3 asks where a patch comes from, and this encoder {leak}; allow_leaks=True lets it pass.")
+        if missing:
+            raise TypeError(
+                f"MP3 needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use one of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model."
+            )
+        if (leak := leaks(encoder)) and not allow_leaks:
+            raise ValueError(
+                f"MP3 asks where a patch comes from, and this encoder {leak}; allow_leaks=True lets it pass."
+            )
         self.encoder, self.grid, self.mask_ratio = encoder, tuple(encoder.grid), mask_ratio
-        kept(math.prod(self.grid), mask_ratio) # refuses a ratio that leaves no context
+        kept(math.prod(self.grid), mask_ratio)  # refuses a ratio that leaves no context
         self.head = PositionHead(encoder.width, self.grid)
         self.views = default_views(encoder, 'mae') if views is None else views
 
     def forward(
         self,
-        views: Tensor,               # what the encoder takes: (B, C, H, W) normalised pictures, from `self.views`
-        noise: Tensor | None = None, # (B, N) sort keys of the context; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one; what it keeps is the context
-    ) -> dict:                       # loss, accuracy 0..1, distance in steps of the grid
+        views: Tensor,  # what the encoder takes: (B, C, H, W) normalised pictures, from `self.views`
+        noise: Tensor | None = None,  # (B, N) sort keys of the context; None: drawn
+        mask: Mask
+        | None = None,  # any mask of the contract instead of a drawn one; what it keeps is the context
+    ) -> dict:  # loss, accuracy 0..1, distance in steps of the grid
         "One step's loss: cross-entropy between the guess and the place, over all patches, those of the context too."
-        if mask is None: mask = random_masking(len(views), self.grid, self.mask_ratio, noise=noise, device=views.device)
-        logits = self.head(self.encoder.in_context(views, mask.keep))                     # (B, N, N): patch, place
+        if mask is None:
+            mask = random_masking(len(views), self.grid, self.mask_ratio, noise=noise, device=views.device)
+        logits = self.head(self.encoder.in_context(views, mask.keep))  # (B, N, N): patch, place
         right, away = self.head.judge(logits)
         return dict(loss=self.head.loss(logits), accuracy=right.float().mean(), distance=away.mean())
 
-    def after_step(self, progress: float) -> None: "MP3 has no momentum and no queue."
+    def after_step(self, progress: float) -> None:
+        "MP3 has no momentum and no queue."
 
 # %% ../../nbs/methods/15_mp3.ipynb #942dd084
 @patch
 @torch.no_grad()
 def locate(
     self: MP3,
-    images: Tensor,                      # what `views.prepare` takes: (B, C, h, w) uint8, or float in 0..1
-    mask: Mask | None = None,            # what it keeps is the context; None: drawn
-    ratio: float | None = None,          # of that draw; None: the method's
+    images: Tensor,  # what `views.prepare` takes: (B, C, h, w) uint8, or float in 0..1
+    mask: Mask | None = None,  # what it keeps is the context; None: drawn
+    ratio: float | None = None,  # of that draw; None: the method's
     generator: Generator | None = None,  # where that draw comes from
-) -> Tensor:                             # (B, N, N) probabilities: row = patch, column = place
+) -> Tensor:  # (B, N, N) probabilities: row = patch, column = place
     "Where each patch might come from, in eval mode; the method is left as it was."
     training, x = self.training, self.views.prepare(images)
-    if mask is None: mask = random_masking(len(x), self.grid, self.mask_ratio if ratio is None else ratio, generator=generator)
-    self.eval(); logits = self.head(self.encoder.in_context(x, mask.keep.to(x.device))); self.train(training)
+    if mask is None:
+        mask = random_masking(
+            len(x), self.grid, self.mask_ratio if ratio is None else ratio, generator=generator
+        )
+    self.eval()
+    logits = self.head(self.encoder.in_context(x, mask.keep.to(x.device)))
+    self.train(training)
     return logits.float().softmax(-1)
 
 # %% ../../nbs/methods/15_mp3.ipynb #62460c5e
 class PlaceScores(NamedTuple):
     "How well patches are put back, on pictures that were not trained on."
-    accuracy: float    # percent of all patches
+
+    accuracy: float  # percent of all patches
     structured: float  # percent of the patches with structure
-    distance: float    # steps between the most likely and the true place, mean over the patches with structure
-    share: float       # percent of the patches that have structure
+    distance: float  # steps between the most likely and the true place, mean over the patches with structure
+    share: float  # percent of the patches that have structure
     confusion: Tensor  # (N, N) mean probabilities: row = true place, column = place; rows sum to 1
+
 
 @patch
 @torch.no_grad()
 def measure(
     self: MP3,
-    data,                       # a data set of pictures
-    ratio: float | None = None, # share of the patches that nobody looks at; None: the method's
-    contrast: float = .1,       # a patch has structure if the standard deviation of its pixels (0..1), mean over channels, is above it
-    seed: int = 0,              # of the contexts
-    batch_size: int = 250,      # pictures at a time
+    data,  # a data set of pictures
+    ratio: float | None = None,  # share of the patches that nobody looks at; None: the method's
+    contrast: float = 0.1,  # a patch has structure if the standard deviation of its pixels (0..1), mean over channels, is above it
+    seed: int = 0,  # of the contexts
+    batch_size: int = 250,  # pictures at a time
 ) -> PlaceScores:
     "Put the patches of a whole data set back."
     device, g, rows = next(self.parameters()).device, Generator().manual_seed(seed), []
@@ -105,9 +126,18 @@ def measure(
         images = images.to(device)
         p = self.locate(images, ratio=ratio, generator=g)
         pixels = self.views.restore(self.views.prepare(images))
-        spread = patchify(pixels, self.encoder.patch_size).unflatten(-1, (-1, pixels.shape[1])).std(2).mean(-1)  # (B, N)
-        rows.append(torch.stack([*map(Tensor.float, self.head.judge(p)), spread]).flatten(1).cpu()); total += p.sum(0).cpu()
+        spread = (
+            patchify(pixels, self.encoder.patch_size).unflatten(-1, (-1, pixels.shape[1])).std(2).mean(-1)
+        )  # (B, N)
+        rows.append(torch.stack([*map(Tensor.float, self.head.judge(p)), spread]).flatten(1).cpu())
+        total += p.sum(0).cpu()
     right, away, spread = torch.cat(rows, 1)
     some = spread > contrast
     mean = lambda v: v.mean().item() if len(v) else float('nan')
-    return PlaceScores(100 * mean(right), 100 * mean(right[some]), mean(away[some]), 100 * mean(some.float()), total / total.sum(1, keepdim=True))
+    return PlaceScores(
+        100 * mean(right),
+        100 * mean(right[some]),
+        mean(away[some]),
+        100 * mean(some.float()),
+        total / total.sum(1, keepdim=True),
+    )

@@ -22,41 +22,75 @@ from ..data.views import default_views
 # %% ../../nbs/methods/13_occlusion.ipynb #3c25fc07
 SIMILARITIES = ('decoder', 'contrastive', 'cosine', 'pixels')
 
+
 class OcclusionInvariance(MaskedAutoencoder):
     "Compare what a picture's visible part says with what the other part, or the whole, says; by a similarity of choice. (Kong and Zhang 2022, section 3)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # the Encoder contract: width, grid, patch_size, in_chans, img_size
-        similarity: str = 'decoder',    # "decoder" (R-MAE), "contrastive" (C-MAE), "cosine", or "pixels" (MAE itself)
-        decoder_width: int = 512,       # Dd
-        decoder_depth: int = 8,         # blocks of the pixel decoders; "contrastive" and "cosine" have one block
-        decoder_heads: int = 16,        # attention heads of the decoders
-        mask_ratio: float = .75,        # share of hidden patches, 0 <= ratio < 1; 0: no occlusion, every patch is compared
-        norm_pix: bool = True,          # pixels normalised by each patch's own mean and spread
-        masking: str = 'random',        # "random", "block", "grid" or "group"
-        strength: float = 1.,           # lambda: of the second decoder's own error, for "decoder"
-        second: str | None = None,      # what the second pass sees: "hidden" or "whole"; None: "hidden" for "decoder", else "whole"
-        hidden: int = 512,              # hidden width of projector and predictor, for "contrastive" and "cosine"
-        dim: int = 128,                 # d of the same
-        temperature: float = .2,        # tau of "contrastive"
-        views: nn.Module | None = None, # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans, img_size
+        similarity: str = 'decoder',  # "decoder" (R-MAE), "contrastive" (C-MAE), "cosine", or "pixels" (MAE itself)
+        decoder_width: int = 512,  # Dd
+        decoder_depth: int = 8,  # blocks of the pixel decoders; "contrastive" and "cosine" have one block
+        decoder_heads: int = 16,  # attention heads of the decoders
+        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1; 0: no occlusion, every patch is compared
+        norm_pix: bool = True,  # pixels normalised by each patch's own mean and spread
+        masking: str = 'random',  # "random", "block", "grid" or "group"
+        strength: float = 1.0,  # lambda: of the second decoder's own error, for "decoder"
+        second: str
+        | None = None,  # what the second pass sees: "hidden" or "whole"; None: "hidden" for "decoder", else "whole"
+        hidden: int = 512,  # hidden width of projector and predictor, for "contrastive" and "cosine"
+        dim: int = 128,  # d of the same
+        temperature: float = 0.2,  # tau of "contrastive"
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
     ):
-        choose(similarity, SIMILARITIES, 'similarity'); choose(second or 'whole', ('hidden', 'whole'), 'part for the second pass')
-        if not strength >= 0: raise ValueError(f"strength is lambda, the weight of the second decoder's own error, 0 or more, not {strength}: 1 here, 0 collapses.")
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 here.")
-        super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking)
-        if views is None: self.views = default_views(encoder, 'mae')
-        self.similarity, self.strength, self.temperature, self.second = similarity, strength, temperature, second or ('hidden' if similarity == 'decoder' else 'whole')
-        if similarity == 'decoder': self.second_decoder = MAEDecoder(encoder.width, self.grid, self.decoder.head.out_features, decoder_width, decoder_depth, decoder_heads)
+        choose(similarity, SIMILARITIES, 'similarity')
+        choose(second or 'whole', ('hidden', 'whole'), 'part for the second pass')
+        if not strength >= 0:
+            raise ValueError(
+                f"strength is lambda, the weight of the second decoder's own error, 0 or more, not {strength}: 1 here, 0 collapses."
+            )
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 here."
+            )
+        super().__init__(
+            encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking
+        )
+        if views is None:
+            self.views = default_views(encoder, 'mae')
+        self.similarity, self.strength, self.temperature, self.second = (
+            similarity,
+            strength,
+            temperature,
+            second or ('hidden' if similarity == 'decoder' else 'whole'),
+        )
+        if similarity == 'decoder':
+            self.second_decoder = MAEDecoder(
+                encoder.width,
+                self.grid,
+                self.decoder.head.out_features,
+                decoder_width,
+                decoder_depth,
+                decoder_heads,
+            )
         if similarity in ('contrastive', 'cosine'):
             self.decoder = None
             self.feature_decoder = FeatureDecoder(encoder.width, self.grid, decoder_width, 1, decoder_heads)
-            self.projector, self.predictor = mlp_head((encoder.width, hidden, dim)), mlp_head((dim, hidden, dim))
+            self.projector, self.predictor = (
+                mlp_head((encoder.width, hidden, dim)),
+                mlp_head((dim, hidden, dim)),
+            )
 
     def other(self, mask: Mask) -> Mask:
         "What the second pass sees: the hidden part, T2 x = x (1 - M), or the whole. (section 3.1)"
-        if self.second == 'hidden' and mask.hidden.shape[1]: return Mask(mask.hidden, 1 - mask.mask)
-        return Mask(torch.arange(mask.mask.shape[1], device=mask.mask.device).expand_as(mask.mask), torch.zeros_like(mask.mask))
+        if self.second == 'hidden' and mask.hidden.shape[1]:
+            return Mask(mask.hidden, 1 - mask.mask)
+        return Mask(
+            torch.arange(mask.mask.shape[1], device=mask.mask.device).expand_as(mask.mask),
+            torch.zeros_like(mask.mask),
+        )
 
     def compared(self, mask: Mask) -> Tensor:
         "The places (B, M) that are compared: the hidden ones; all, where nothing is hidden."
@@ -64,48 +98,61 @@ class OcclusionInvariance(MaskedAutoencoder):
 
     def decode(self, latent: Features, mask: Mask, want: Tensor | None = None) -> Tensor:
         "As every masked autoencoder; the similarities of features have no pixels to show."
-        if self.decoder is None: raise ValueError(f"The similarity {self.similarity!r} compares features and has no decoder of pixels: reconstruct with 'decoder' or 'pixels'.")
+        if self.decoder is None:
+            raise ValueError(
+                f"The similarity {self.similarity!r} compares features and has no decoder of pixels: reconstruct with 'decoder' or 'pixels'."
+            )
         return super().decode(latent, mask, want)
 
     def both_predictions(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # what the first pass sees
-        want: Tensor | None = None, # (B, M) places; None: all
-    ) -> tuple[Tensor, Tensor]:     # (B, N or M, ph*pw*C) each: d(f(T1 x)) and d'(f(T2 x))
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # what the first pass sees
+        want: Tensor | None = None,  # (B, M) places; None: all
+    ) -> tuple[Tensor, Tensor]:  # (B, N or M, ph*pw*C) each: d(f(T1 x)) and d'(f(T2 x))
         "What the two decoders say. (section 3.2)"
         other = self.other(mask)
         rest = self.encode(images, other)
-        return self.predict(images, mask, want), self.second_decoder(rest.patches, other.keep, rest.pooled, want)
+        return self.predict(images, mask, want), self.second_decoder(
+            rest.patches, other.keep, rest.pooled, want
+        )
 
     def feature(
         self,
-        images: Tensor, # (B, C, H, W) normalised
-        mask: Mask,     # what is seen
-    ) -> Tensor:        # (B, d)
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # what is seen
+    ) -> Tensor:  # (B, d)
         "The projection of the mean feature over all places, with mask tokens in the gaps."
         latent = self.encode(images, mask)
         return self.projector(self.feature_decoder(latent.patches, mask.keep, latent.pooled).mean(1))
 
     def forward(
         self,
-        views: Tensor,               # (B, C, H, W) normalised pictures, from `self.views`
-        noise: Tensor | None = None, # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,    # any mask of the contract instead of a drawn one
-    ) -> dict:                       # loss, and what it is made of; std: how much the second decoder's answers differ from each other, 0 = it says one thing always
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> dict:  # loss, and what it is made of; std: how much the second decoder's answers differ from each other, 0 = it says one thing always
         "One step's loss, by the similarity."
         mask = self.draw_mask(views, noise, mask)
         if self.similarity in ('contrastive', 'cosine'):
             refuse_one(self, len(views))
-            p = self.predictor(self.feature(views, mask))                                             # (B, d), with gradient
-            with torch.no_grad(): z = self.feature(views, self.other(mask))
-            if self.similarity == 'cosine': return dict(loss=regression_loss(p, z), std=spread(p))
+            p = self.predictor(self.feature(views, mask))  # (B, d), with gradient
+            with torch.no_grad():
+                z = self.feature(views, self.other(mask))
+            if self.similarity == 'cosine':
+                return dict(loss=regression_loss(p, z), std=spread(p))
             loss, accuracy = info_nce(p, z, self.temperature)
             return dict(loss=loss, accuracy=accuracy, std=spread(p))
-        want = self.compared(mask)                                                                    # (B, M)
+        want = self.compared(mask)  # (B, M)
         target = self.target(take(patchify(views, self.patch_size), want))
         each = torch.ones_like(want, dtype=views.dtype)
-        if self.similarity == 'pixels': return dict(loss=masked_mse(self.predict(views, mask, want), target, each))
-        a, b = self.both_predictions(views, mask, want)                                               # (B, M, ph*pw*C)
+        if self.similarity == 'pixels':
+            return dict(loss=masked_mse(self.predict(views, mask, want), target, each))
+        a, b = self.both_predictions(views, mask, want)  # (B, M, ph*pw*C)
         distance, own = masked_mse(a, b, each), masked_mse(b, target, each)
-        return dict(loss=distance + self.strength * own, distance=distance.detach(), own=own.detach(), std=b.detach().flatten(0, 1).std(0).mean())
+        return dict(
+            loss=distance + self.strength * own,
+            distance=distance.detach(),
+            own=own.detach(),
+            std=b.detach().flatten(0, 1).std(0).mean(),
+        )

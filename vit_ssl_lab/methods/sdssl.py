@@ -17,19 +17,27 @@ from ..data.views import default_views
 
 # %% ../../nbs/methods/08_sdssl.ipynb #d584c745
 def block_outputs(
-    encoder: nn.Module, # a ViT, or any timm transformer with `forward_intermediates`
-    images: Tensor,     # (B, C, H, W) normalised
-) -> list[Tensor]:      # one (B, D) a block, the last one equal to `encoder(images).pooled`
+    encoder: nn.Module,  # a ViT, or any timm transformer with `forward_intermediates`
+    images: Tensor,  # (B, C, H, W) normalised
+) -> list[Tensor]:  # one (B, D) a block, the last one equal to `encoder(images).pooled`
     "The pooled output of every block, behind the shared last norm. (SDSSL, vision_transformer.py: get_intermediate_layers)"
-    found = encoder.forward_intermediates(images, norm=True, intermediates_only=True, output_fmt='NLC', return_prefix_tokens=True)
-    return [encoder.forward_head(torch.cat([prefix, patches], 1), pre_logits=True) for patches, prefix in found]
+    found = encoder.forward_intermediates(
+        images, norm=True, intermediates_only=True, output_fmt='NLC', return_prefix_tokens=True
+    )
+    return [
+        encoder.forward_head(torch.cat([prefix, patches], 1), pre_logits=True) for patches, prefix in found
+    ]
+
 
 def exit_after(
-    encoder: nn.Module, # a ViT
-    blocks: int,        # how many of its blocks to keep, 1 .. depth
-) -> nn.Module:         # a copy that stops early, behind the same last norm
+    encoder: nn.Module,  # a ViT
+    blocks: int,  # how many of its blocks to keep, 1 .. depth
+) -> nn.Module:  # a copy that stops early, behind the same last norm
     "The network of who leaves early: to be scored like any encoder."
-    if not 1 <= blocks <= len(encoder.blocks): raise ValueError(f"This encoder has {len(encoder.blocks)} blocks: leave after 1 to {len(encoder.blocks)} of them, not after {blocks}.")
+    if not 1 <= blocks <= len(encoder.blocks):
+        raise ValueError(
+            f"This encoder has {len(encoder.blocks)} blocks: leave after 1 to {len(encoder.blocks)} of them, not after {blocks}."
+        )
     early = copy.deepcopy(encoder)
     early.blocks = early.blocks[:blocks]
     return early
@@ -37,27 +45,54 @@ def exit_after(
 # %% ../../nbs/methods/08_sdssl.ipynb #3422c1bb
 class SDSSL(MomentumSiamese):
     "Every block looks for what the last block of a slow copy says about the other view. (Jang et al. 2021; `pl_train_moco.py`, `pl_train_byol.py`, `pl_train_simclr.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,             # a ViT of two blocks or more
-        base: str = 'mocov3',           # the method underneath: "mocov3", "byol" or "simclr" (no slow copy)
-        hidden: int = 4096,             # hidden width of the last projector and of all predictors; earlier projectors have half
-        dim: int = 256,                 # d
-        temperature: float = .2,        # tau of "mocov3" and "simclr"
-        ratio: float | None = None,     # final strength of the earlier blocks' loss (rho); None: 1 for "mocov3", 0.8 for the others; 0: the method underneath
-        ramp: float = 1.,               # share of the run over which it fades in
-        momentum: float = .996,         # of the slow copy, rising to 1
-        freeze_patches: bool = True,    # leave the patch projection as it was drawn, during pre-training; False: it learns
-        views: nn.Module | None = None, # makes the two views; None: MoCo v3's, with ImageNet's mean and std
+        encoder: nn.Module,  # a ViT of two blocks or more
+        base: str = 'mocov3',  # the method underneath: "mocov3", "byol" or "simclr" (no slow copy)
+        hidden: int = 4096,  # hidden width of the last projector and of all predictors; earlier projectors have half
+        dim: int = 256,  # d
+        temperature: float = 0.2,  # tau of "mocov3" and "simclr"
+        ratio: float
+        | None = None,  # final strength of the earlier blocks' loss (rho); None: 1 for "mocov3", 0.8 for the others; 0: the method underneath
+        ramp: float = 1.0,  # share of the run over which it fades in
+        momentum: float = 0.996,  # of the slow copy, rising to 1
+        freeze_patches: bool = True,  # leave the patch projection as it was drawn, during pre-training; False: it learns
+        views: nn.Module | None = None,  # makes the two views; None: MoCo v3's, with ImageNet's mean and std
     ):
-        if not hasattr(encoder, 'blocks') or len(encoder.blocks) < 2: raise ValueError(f"SDSSL needs a transformer of two blocks or more, whose early ones learn from the last; {type(encoder).__name__} has {len(getattr(encoder, 'blocks', ()))}.")
-        if not temperature > 0: raise ValueError(f"A temperature divides the cosines and must be above 0, not {temperature}: the official code has 0.2.")
-        if not 0 < ramp <= 1: raise ValueError(f"ramp is the share of the run over which the earlier blocks' loss fades in, above 0 and up to 1, not {ramp}.")
-        norm = None if choose(base, ('mocov3', 'byol', 'simclr'), 'method for SDSSL to stand on') == 'byol' else 'batch-without-affine'
-        head = lambda width, hidden, layers: mlp_head((width, *[hidden] * (layers - 1), dim), last_norm=norm, bias=False)
-        super().__init__(encoder, head(encoder.width, hidden, 3), default_views(encoder, 'mocov3') if views is None else views, momentum,
-                         slow=() if base == 'simclr' else ('encoder', 'projector'))
-        self.base, self.temperature, self.ramp, self.ratio = base, temperature, ramp, {'mocov3': 1.}.get(base, .8) if ratio is None else ratio
+        if not hasattr(encoder, 'blocks') or len(encoder.blocks) < 2:
+            raise ValueError(
+                f"SDSSL needs a transformer of two blocks or more, whose early ones learn from the last; {type(encoder).__name__} has {len(getattr(encoder, 'blocks', ()))}."
+            )
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the cosines and must be above 0, not {temperature}: the official code has 0.2."
+            )
+        if not 0 < ramp <= 1:
+            raise ValueError(
+                f"ramp is the share of the run over which the earlier blocks' loss fades in, above 0 and up to 1, not {ramp}."
+            )
+        norm = (
+            None
+            if choose(base, ('mocov3', 'byol', 'simclr'), 'method for SDSSL to stand on') == 'byol'
+            else 'batch-without-affine'
+        )
+        head = lambda width, hidden, layers: mlp_head(
+            (width, *[hidden] * (layers - 1), dim), last_norm=norm, bias=False
+        )
+        super().__init__(
+            encoder,
+            head(encoder.width, hidden, 3),
+            default_views(encoder, 'mocov3') if views is None else views,
+            momentum,
+            slow=() if base == 'simclr' else ('encoder', 'projector'),
+        )
+        self.base, self.temperature, self.ramp, self.ratio = (
+            base,
+            temperature,
+            ramp,
+            {'mocov3': 1.0}.get(base, 0.8) if ratio is None else ratio,
+        )
         early = len(encoder.blocks) - 1 if self.ratio else 0
         self.early_projectors = nn.ModuleList(head(encoder.width, hidden // 2, 3) for _ in range(early))
         self.predictors = nn.ModuleList(head(dim, hidden, 2) for _ in range(early + 1) if base != 'simclr')
@@ -66,26 +101,40 @@ class SDSSL(MomentumSiamese):
 
     def layers(self, x: Tensor) -> list[Tensor]:
         "A projection (B, d) of each block, the last one last; only that one where no other learns."
-        if not self.early_projectors: return [self.embed(x)]
-        return [g(o) for g, o in zip([*self.early_projectors, self.projector], block_outputs(self.encoder, x))]
+        if not self.early_projectors:
+            return [self.embed(x)]
+        return [
+            g(o) for g, o in zip([*self.early_projectors, self.projector], block_outputs(self.encoder, x))
+        ]
 
     def agree(self, p: Tensor, k: Tensor) -> Tensor:
         "The loss of the method underneath, one direction; MoCo v3's factor 2 tau included."
-        return regression_loss(p, k) if self.base == 'byol' else 2 * self.temperature * info_nce(p, k, self.temperature).loss
+        return (
+            regression_loss(p, k)
+            if self.base == 'byol'
+            else 2 * self.temperature * info_nce(p, k, self.temperature).loss
+        )
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss, its parts, std of the last and of the first block's projection (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> (
+        dict
+    ):  # loss, its parts, std of the last and of the first block's projection (1 = spread out, 0 = collapsed)
         "One step's loss: out + strength * mid + det."
         x1, x2 = self.pair(views)
-        if self.base == 'simclr': return self.contrast_with_last(torch.cat([x1, x2]))
-        k1, k2 = self.momentum_embed(x1), self.momentum_embed(x2)                                  # (B, d): the only targets
-        z1, z2 = self.layers(x1), self.layers(x2)                                                  # a list of (B, d)
+        if self.base == 'simclr':
+            return self.contrast_with_last(torch.cat([x1, x2]))
+        k1, k2 = self.momentum_embed(x1), self.momentum_embed(x2)  # (B, d): the only targets
+        z1, z2 = self.layers(x1), self.layers(x2)  # a list of (B, d)
         both = lambda h, a, b: self.agree(h(a), k2) + self.agree(h(b), k1)
         each = [both(h, a, b) for h, a, b in zip(self.predictors, z1, z2)]
         parts = dict(out=each[-1])
-        if self.early_projectors: parts |= dict(mid=torch.stack(each[:-1]).mean(), det=sum(both(h, a.detach(), b.detach()) for h, a, b in zip(self.predictors, z1, z2)))
+        if self.early_projectors:
+            parts |= dict(
+                mid=torch.stack(each[:-1]).mean(),
+                det=sum(both(h, a.detach(), b.detach()) for h, a, b in zip(self.predictors, z1, z2)),
+            )
         return self.total(parts, z1)
 
     def contrast_with_last(self, x: Tensor) -> dict:
@@ -93,13 +142,16 @@ class SDSSL(MomentumSiamese):
         z = self.layers(x)
         ask = lambda v, **kw: nt_xent(*v.chunk(2), self.temperature, **kw).loss
         parts = dict(out=ask(z[-1]))
-        if self.early_projectors: parts |= dict(mid=torch.stack([ask(v, keys=z[-1].detach().chunk(2)) for v in z[:-1]]).mean())
+        if self.early_projectors:
+            parts |= dict(mid=torch.stack([ask(v, keys=z[-1].detach().chunk(2)) for v in z[:-1]]).mean())
         return self.total(parts, z)
 
     def total(self, parts: dict, z: list[Tensor]) -> dict:
         "Add the parts up, and report them."
         loss = parts['out'] + self.strength * parts.get('mid', 0) + parts.get('det', 0)
-        return dict(loss=loss, **{k: v.detach() for k, v in parts.items()}, std=spread(z[-1]), std_first=spread(z[0]))
+        return dict(
+            loss=loss, **{k: v.detach() for k, v in parts.items()}, std=spread(z[-1]), std_first=spread(z[0])
+        )
 
     def strength_at(self, progress: float) -> float:
         "Of the earlier blocks' loss: a half cosine from 0 to `ratio`."
@@ -107,4 +159,5 @@ class SDSSL(MomentumSiamese):
 
     def after_step(self, progress: float) -> None:
         "The slow copy follows; the earlier blocks' loss fades in."
-        super().after_step(progress); self.strength.fill_(self.strength_at(progress))
+        super().after_step(progress)
+        self.strength.fill_(self.strength_at(progress))

@@ -16,39 +16,64 @@ from ..data.views import default_views
 # %% ../../nbs/methods/05_simsiam.ipynb #bf1ff467
 PREDICTORS = ('learned', 'fixed', None)
 SIMILARITIES = ('cosine', 'cross-entropy')
-HEAD_NORMS = {'all': ('batch', 'batch-without-affine'), 'hidden': ('batch', None), None: (None, None)} # of the projector: hidden layers, output
+HEAD_NORMS = {
+    'all': ('batch', 'batch-without-affine'),
+    'hidden': ('batch', None),
+    None: (None, None),
+}  # of the projector: hidden layers, output
+
 
 def cross_entropy_similarity(
-    p: Tensor, # (B, d) predictions
-    z: Tensor, # (B, d) targets; detached by the caller
-) -> Tensor:   # scalar
+    p: Tensor,  # (B, d) predictions
+    z: Tensor,  # (B, d) targets; detached by the caller
+) -> Tensor:  # scalar
     "Softmax over the channels on both sides, and their cross-entropy: in place of the cosine. (section 4.5)"
     return -(z.softmax(1) * p.log_softmax(1)).sum(1).mean()
 
+
 class SimSiam(Siamese):
     "Two views, one encoder, a predictor on one side and no gradient on the other. (Chen & He 2020, algorithm 1; `simsiam/builder.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,                # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
-        dim: int = 2048,                   # d of z and p
-        pred_dim: int = 512,               # hidden width of the predictor: a bottleneck, d/4 in the paper
-        layers: int = 3,                   # of the projector: 3 on ImageNet, 2 on CIFAR-10
-        stop_gradient: bool = True,        # False: both sides learn, and collapse
-        predictor: str | None = 'learned', # "fixed": at its random start; None: no predictor, p = z
-        similarity: str = 'cosine',        # or "cross-entropy"
-        symmetric: bool = True,            # False: only the first view predicts
-        head_norm: str | None = 'all',     # BatchNorm of the projector: "all", "hidden" (not at its output), None: none in any head
-        views: nn.Module | None = None,    # makes the two views; None: the paper's, with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, img_size, in_chans; a ResNet in the paper
+        dim: int = 2048,  # d of z and p
+        pred_dim: int = 512,  # hidden width of the predictor: a bottleneck, d/4 in the paper
+        layers: int = 3,  # of the projector: 3 on ImageNet, 2 on CIFAR-10
+        stop_gradient: bool = True,  # False: both sides learn, and collapse
+        predictor: str | None = 'learned',  # "fixed": at its random start; None: no predictor, p = z
+        similarity: str = 'cosine',  # or "cross-entropy"
+        symmetric: bool = True,  # False: only the first view predicts
+        head_norm: str
+        | None = 'all',  # BatchNorm of the projector: "all", "hidden" (not at its output), None: none in any head
+        views: nn.Module
+        | None = None,  # makes the two views; None: the paper's, with ImageNet's mean and std
     ):
-        for value, options, what in ((predictor, PREDICTORS, "kind of predictor"), (similarity, SIMILARITIES, "similarity"), (head_norm, HEAD_NORMS, "way to normalise the heads")):
+        for value, options, what in (
+            (predictor, PREDICTORS, "kind of predictor"),
+            (similarity, SIMILARITIES, "similarity"),
+            (head_norm, HEAD_NORMS, "way to normalise the heads"),
+        ):
             choose(str(value), map(str, options), what)
         norm, last = HEAD_NORMS[head_norm]
-        width = getattr(encoder, 'width', dim) # Siamese refuses an encoder without one
-        projector = simsiam_projector(width, dim, layers) if head_norm == 'all' else mlp_head((width, *[dim] * layers), norm, last)
+        width = getattr(encoder, 'width', dim)  # Siamese refuses an encoder without one
+        projector = (
+            simsiam_projector(width, dim, layers)
+            if head_norm == 'all'
+            else mlp_head((width, *[dim] * layers), norm, last)
+        )
         super().__init__(encoder, projector, views)
-        if views is None: self.views = default_views(encoder, 'simsiam')
-        self.predictor = nn.Identity() if predictor is None else simsiam_predictor(dim, pred_dim) if norm else mlp_head((dim, pred_dim, dim), norm)
-        if predictor == 'fixed': self.predictor.requires_grad_(False)
+        if views is None:
+            self.views = default_views(encoder, 'simsiam')
+        self.predictor = (
+            nn.Identity()
+            if predictor is None
+            else simsiam_predictor(dim, pred_dim)
+            if norm
+            else mlp_head((dim, pred_dim, dim), norm)
+        )
+        if predictor == 'fixed':
+            self.predictor.requires_grad_(False)
         self.stop_gradient, self.symmetric = stop_gradient, symmetric
         self.distance = negative_cosine if similarity == 'cosine' else cross_entropy_similarity
 
@@ -58,12 +83,13 @@ class SimSiam(Siamese):
 
     def forward(
         self,
-        views: list, # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> dict:       # loss, std (1 = spread out, 0 = collapsed)
+        views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
+    ) -> dict:  # loss, std (1 = spread out, 0 = collapsed)
         "One step's loss. (section 3, equations 1 to 4)"
         x1, x2 = self.pair(views)
-        z1, z2 = self.embed(x1), self.embed(x2)                    # (B, d): two passes, two sets of batch statistics
-        p1, p2 = self.predictor(z1), self.predictor(z2)            # (B, d)
+        z1, z2 = self.embed(x1), self.embed(x2)  # (B, d): two passes, two sets of batch statistics
+        p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, d)
         loss = self.distance(p1, self.target(z2))
-        if self.symmetric: loss = (loss + self.distance(p2, self.target(z1))) / 2
+        if self.symmetric:
+            loss = (loss + self.distance(p2, self.target(z1))) / 2
         return dict(loss=loss, std=spread(z1))

@@ -19,35 +19,56 @@ from ..data.views import default_views
 # %% ../../nbs/methods/10_supmae.ipynb #supm0020
 class SupMAE(MaskedAutoencoder):
     "MAE with a second branch: the outputs of the visible patches are averaged and classified. (Liang, Li, Marculescu 2022; `models_supmae.py`)"
+
     def __init__(
         self,
-        encoder: nn.Module,            # the Encoder contract: width, grid, patch_size, in_chans
-        num_classes: int,              # outputs of the classifier; `training.build` reads it off the data set
-        hidden: int = 3072,            # hidden units of the classifier; 0: one linear layer
-        label_weight: float = .01,     # of the cross-entropy (lambda); 0: MAE
-        temperature: float = 10.,      # by which logits are divided (T)
-        pool: str = 'patches',         # what is classified: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
-        pixel_weight: float = 1.,      # of the reconstruction; 0: labels only, on a quarter of the patches, and no decoder runs
-        decoder_width: int = 512,      # Dd
-        decoder_depth: int = 1,        # blocks
-        decoder_heads: int = 16,       # attention heads of the decoder
-        mask_ratio: float = .75,       # share of hidden patches, 0 <= ratio < 1
-        norm_pix: bool = True,         # regress each patch's pixels normalised by its own mean and spread
-        masking: str = 'random',       # "random", "block" or "grid"
-        views: nn.Module | None = None, # makes the one augmented view; None: MAE's with ImageNet's mean and std
+        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans
+        num_classes: int,  # outputs of the classifier; `training.build` reads it off the data set
+        hidden: int = 3072,  # hidden units of the classifier; 0: one linear layer
+        label_weight: float = 0.01,  # of the cross-entropy (lambda); 0: MAE
+        temperature: float = 10.0,  # by which logits are divided (T)
+        pool: str = 'patches',  # what is classified: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
+        pixel_weight: float = 1.0,  # of the reconstruction; 0: labels only, on a quarter of the patches, and no decoder runs
+        decoder_width: int = 512,  # Dd
+        decoder_depth: int = 1,  # blocks
+        decoder_heads: int = 16,  # attention heads of the decoder
+        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        masking: str = 'random',  # "random", "block" or "grid"
+        views: nn.Module
+        | None = None,  # makes the one augmented view; None: MAE's with ImageNet's mean and std
     ):
-        super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking)
-        if num_classes < 2: raise ValueError(f"A classifier needs two classes or more, not {num_classes}: give num_classes, the number of labels.")
-        if not temperature > 0: raise ValueError(f"A temperature divides the logits and must be above 0, not {temperature}: SupMAE uses 10.")
-        if min(label_weight, pixel_weight) < 0 or label_weight == pixel_weight == 0: raise ValueError(f"The two losses have weights of 0 or more, not both 0: got label_weight={label_weight} and pixel_weight={pixel_weight}.")
-        self.num_classes, self.temperature, self.pool = num_classes, temperature, choose(pool, ('patches', 'encoder'), 'way to pool')
+        super().__init__(
+            encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking
+        )
+        if num_classes < 2:
+            raise ValueError(
+                f"A classifier needs two classes or more, not {num_classes}: give num_classes, the number of labels."
+            )
+        if not temperature > 0:
+            raise ValueError(
+                f"A temperature divides the logits and must be above 0, not {temperature}: SupMAE uses 10."
+            )
+        if min(label_weight, pixel_weight) < 0 or label_weight == pixel_weight == 0:
+            raise ValueError(
+                f"The two losses have weights of 0 or more, not both 0: got label_weight={label_weight} and pixel_weight={pixel_weight}."
+            )
+        self.num_classes, self.temperature, self.pool = (
+            num_classes,
+            temperature,
+            choose(pool, ('patches', 'encoder'), 'way to pool'),
+        )
         self.label_weight, self.pixel_weight = label_weight, pixel_weight
         self.classifier = mlp_head((encoder.width, *[hidden] * (hidden > 0), num_classes), bias=True)
         for m in self.classifier:
-            if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
         for part, weight in ((self.classifier, label_weight), (self.decoder, pixel_weight)):
-            if not weight: part.requires_grad_(False) # on many devices a branch that is off must not wait for gradients
-        if views is None: self.views = default_views(encoder, 'mae')
+            if not weight:
+                part.requires_grad_(False)  # on many devices a branch that is off must not wait for gradients
+        if views is None:
+            self.views = default_views(encoder, 'mae')
 
     def classify(self, latent: Features) -> Tensor:
         "Logits (B, classes) of encoded patches, visible or all. (`forward_classification`)"
@@ -55,34 +76,51 @@ class SupMAE(MaskedAutoencoder):
 
     def forward(
         self,
-        views: Tensor,                 # (B, C, H, W) normalised pictures, from `self.views`
+        views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
         labels: Tensor | None = None,  # (B,) int64, 0 .. num_classes - 1; None only where label_weight is 0
-        noise: Tensor | None = None,   # (B, N) sort keys of a random mask; None: drawn
-        mask: Mask | None = None,      # any mask of the contract instead of a drawn one
-    ) -> dict:                         # loss, both parts (log(num_classes) by chance for labels), and how often the classifier is right
+        noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
+        mask: Mask | None = None,  # any mask of the contract instead of a drawn one
+    ) -> (
+        dict
+    ):  # loss, both parts (log(num_classes) by chance for labels), and how often the classifier is right
         "One step's loss: pixels + lambda * cross-entropy(logits / T), both from one pass over the visible patches. (`train_one_epoch_supmae`)"
-        mask = self.draw_mask(views, noise, mask)                                            # 1 = hidden
-        latent, parts = self.encode(views, mask), {}                                         # patches (B, K, D)
-        if self.pixel_weight: parts['pixels'] = self.pixel_loss(self.decode(latent, mask, mask.hidden), views, mask)
+        mask = self.draw_mask(views, noise, mask)  # 1 = hidden
+        latent, parts = self.encode(views, mask), {}  # patches (B, K, D)
+        if self.pixel_weight:
+            parts['pixels'] = self.pixel_loss(self.decode(latent, mask, mask.hidden), views, mask)
         if self.label_weight:
             self.check_labels(labels, len(views))
-            logits = self.classify(latent)                                                   # (B, classes)
+            logits = self.classify(latent)  # (B, classes)
             parts['labels'] = F.cross_entropy(logits.float() / self.temperature, labels)
-        loss = self.pixel_weight * parts.get('pixels', 0.) + self.label_weight * parts.get('labels', 0.)
-        worth = dict(accuracy=(logits.detach().argmax(1) == labels).float().mean()) if self.label_weight else {}
+        loss = self.pixel_weight * parts.get('pixels', 0.0) + self.label_weight * parts.get('labels', 0.0)
+        worth = (
+            dict(accuracy=(logits.detach().argmax(1) == labels).float().mean()) if self.label_weight else {}
+        )
         return dict(loss=loss, **{k: v.detach() for k, v in parts.items()}, **worth)
 
 # %% ../../nbs/methods/10_supmae.ipynb #supm0021
 @patch
 def check_labels(
     self: SupMAE,
-    labels: Tensor | None, # what should be (B,) int64
-    batch: int,            # B
+    labels: Tensor | None,  # what should be (B,) int64
+    batch: int,  # B
 ) -> None:
     "One sentence for labels that the classifier can't learn from."
-    if labels is None: raise ValueError("SupMAE learns from labels and got none: give labels=(B,) int64, use `pretrain`, which hands them over, or use MAE, which needs none.")
-    if labels.shape != (batch,) or labels.dtype != torch.int64: raise ValueError(f"The labels of {batch} pictures are int64 ({batch},), not {labels.dtype} {tuple(labels.shape)}.")
+    if labels is None:
+        raise ValueError(
+            "SupMAE learns from labels and got none: give labels=(B,) int64, use `pretrain`, which hands them over, or use MAE, which needs none."
+        )
+    if labels.shape != (batch,) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"The labels of {batch} pictures are int64 ({batch},), not {labels.dtype} {tuple(labels.shape)}."
+        )
     refuse_one(self, batch)
     # Reading values would stop a GPU's queue and break torch.compile's graph; there the cross-entropy itself fails on a bad label
-    if labels.device.type == 'cpu' and not torch.compiler.is_compiling() and not (0 <= labels.min() and labels.max() < self.num_classes):
-        raise ValueError(f"The labels of {self.num_classes} classes are 0 to {self.num_classes - 1}, and these go from {labels.min()} to {labels.max()}: give num_classes of this data set, and leave out pictures without a label (-1).")
+    if (
+        labels.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not (0 <= labels.min() and labels.max() < self.num_classes)
+    ):
+        raise ValueError(
+            f"The labels of {self.num_classes} classes are 0 to {self.num_classes - 1}, and these go from {labels.min()} to {labels.max()}: give num_classes of this data set, and leave out pictures without a label (-1)."
+        )

@@ -11,20 +11,28 @@ from torch import nn
 
 # %% ../../nbs/studies/03_critical_factors.ipynb #02fe7678
 def norms(
-    model: nn.Module, # an encoder
-) -> dict[str, float]: # name of each matrix or kernel -> its norm
+    model: nn.Module,  # an encoder
+) -> dict[str, float]:  # name of each matrix or kernel -> its norm
     "How large the weights are."
     return {name: p.detach().norm().item() for name, p in model.named_parameters() if p.ndim > 1}
 
+
 @torch.no_grad()
 def norm_rescale(
-    model: nn.Module,            # changed in place
-    reference: dict[str, float], # `norms` of a model of the same architecture
-) -> nn.Module:                  # itself; with BatchNorm its running averages are those of the old weights: set them anew before eval mode
+    model: nn.Module,  # changed in place
+    reference: dict[str, float],  # `norms` of a model of the same architecture
+) -> (
+    nn.Module
+):  # itself; with BatchNorm its running averages are those of the old weights: set them anew before eval mode
     "Keep every weight's direction, take over the reference's norm. (revisitAIRL, `norm_rescale.py`, on matrices)"
     own = norms(model)
-    if own.keys() != reference.keys(): raise ValueError(f"The reference has other weights than this model: {sorted(own.keys() ^ reference.keys())[:3]}; use a model of the same architecture.")
-    if zero := [name for name, value in own.items() if not value]: raise ValueError(f"{zero[0]} is all zeros and has no direction to keep: rescale a trained model.")
+    if own.keys() != reference.keys():
+        raise ValueError(
+            f"The reference has other weights than this model: {sorted(own.keys() ^ reference.keys())[:3]}; use a model of the same architecture."
+        )
+    if zero := [name for name, value in own.items() if not value]:
+        raise ValueError(f"{zero[0]} is all zeros and has no direction to keep: rescale a trained model.")
     for name, p in model.named_parameters():
-        if name in own: p.mul_(reference[name] / own[name])
+        if name in own:
+            p.mul_(reference[name] / own[name])
     return model

@@ -8,4 +8,5 @@ __all__ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']
 # %% ../../nbs/training/00_training.ipynb #d83333b7
 from .loop import History, pretrain
 from .recipes import Recipe, build, recipe
+
 _all_ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']

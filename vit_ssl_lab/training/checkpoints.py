@@ -18,166 +18,246 @@ from ..core import sync_folder, write_whole
 # %% ../../nbs/training/03_checkpoints.ipynb #5a538f02
 def write_file(
     path: Path,  # where
-    data: bytes, # what
+    data: bytes,  # what
 ) -> None:
     "Write a file and wait until it is on the disk."
     with open(path, 'wb') as f:
-        f.write(data); f.flush(); os.fsync(f.fileno())
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../../nbs/training/03_checkpoints.ipynb #31a2498d
 def pack_optimizer(
-    optimizer: torch.optim.Optimizer, # any
-) -> tuple[dict[str, Tensor], dict]: # tensors by 'index.name', and what JSON holds
+    optimizer: torch.optim.Optimizer,  # any
+) -> tuple[dict[str, Tensor], dict]:  # tensors by 'index.name', and what JSON holds
     "Take an optimizer's state apart: tensors for safetensors, the rest for JSON."
     state = optimizer.state_dict()
     tensors, rest = {}, {}
     for i, values in state['state'].items():
         for name, v in values.items():
-            if isinstance(v, Tensor): tensors[f'{i}.{name}'] = v
-            elif v is not None: rest[f'{i}.{name}'] = v
+            if isinstance(v, Tensor):
+                tensors[f'{i}.{name}'] = v
+            elif v is not None:
+                rest[f'{i}.{name}'] = v
     return tensors, dict(values=rest, groups=state['param_groups'])
+
 
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer,  # of the same parameters; changed in place
-    tensors: dict[str, Tensor], rest: dict, # from `pack_optimizer`
+    tensors: dict[str, Tensor],
+    rest: dict,  # from `pack_optimizer`
 ) -> None:
     "Put an optimizer's state back."
     state = {}
     for key, v in [*tensors.items(), *rest['values'].items()]:
         i, name = key.split('.', 1)
-        state.setdefault(int(i), {})[name] = v.clone() if isinstance(v, Tensor) else v # safetensors' own memory is one unaligned buffer
+        state.setdefault(int(i), {})[name] = (
+            v.clone() if isinstance(v, Tensor) else v
+        )  # safetensors' own memory is one unaligned buffer
     optimizer.load_state_dict(dict(state=state, param_groups=rest['groups']))
 
 # %% ../../nbs/training/03_checkpoints.ipynb #a64f57f8
 @contextlib.contextmanager
 def disk_guard(
-    what: str,       # what is being written: "the log"
-    out: str | Path, # the run's folder
+    what: str,  # what is being written: "the log"
+    out: str | Path,  # the run's folder
 ) -> Iterator[None]:
     "Turn a full disk, or any other error in writing, into one sentence."
-    try: yield
+    try:
+        yield
     except OSError as e:
-        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else (e.strerror or str(e)).lower()
+        why = (
+            "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else (e.strerror or str(e)).lower()
+        )
         saved = checkpoints(out)
         kept = f"the checkpoint of step {saved[-1]} is whole" if saved else "there is no earlier checkpoint"
-        raise OSError(e.errno, f"Could not write {what} to {out}: {why}; {kept}. Make room or give another out, and start the same call again.") from e
+        raise OSError(
+            e.errno,
+            f"Could not write {what} to {out}: {why}; {kept}. Make room or give another out, and start the same call again.",
+        ) from e
 
 # %% ../../nbs/training/03_checkpoints.ipynb #39649cb7
 def folder_of(
-    out: str | Path, # the run's folder
-    step: int,       # updates made
+    out: str | Path,  # the run's folder
+    step: int,  # updates made
 ) -> Path:
     "Where the checkpoint of a step is, or would be."
     return Path(out) / 'checkpoints' / f'step-{step:08d}'
 
+
 def checkpoints(
-    out: str | Path, # the run's folder
-) -> list[int]:      # steps, rising
+    out: str | Path,  # the run's folder
+) -> list[int]:  # steps, rising
     "The steps of which a whole checkpoint is on the disk."
     return sorted(int(p.name.split('-')[1]) for p in (Path(out) / 'checkpoints').glob('step-*'))
 
+
 def save_checkpoint(
-    out: str | Path,                 # the run's folder
-    step: int,                       # updates made
-    tensors: dict[str, dict[str, Tensor]], # file name -> tensors: 'method', 'optimizer', ...
-    state: dict[str, Any],           # what JSON holds
-    keep: int = 2,                   # newest checkpoints that stay
-) -> Path:                           # the checkpoint's folder
+    out: str | Path,  # the run's folder
+    step: int,  # updates made
+    tensors: dict[str, dict[str, Tensor]],  # file name -> tensors: 'method', 'optimizer', ...
+    state: dict[str, Any],  # what JSON holds
+    keep: int = 2,  # newest checkpoints that stay
+) -> Path:  # the checkpoint's folder
     "Write a checkpoint beside the others, then rename it into place; drop the oldest."
     final = folder_of(out, step)
-    if final.exists(): return final
+    if final.exists():
+        return final
     temp = final.with_name(f'.{final.name}.tmp')
     with disk_guard(f"the checkpoint of step {step}", out):
         try:
-            shutil.rmtree(temp, ignore_errors=True); temp.mkdir(parents=True)
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir(parents=True)
             sums = {}
             for name, part in tensors.items():
-                data = tensor_bytes({k: v.detach().cpu().contiguous().clone() for k, v in part.items()}) # clones: tensors may share memory
-                write_file(temp / f'{name}.safetensors', data); sums[f'{name}.safetensors'] = [len(data), zlib.crc32(data)]
+                data = tensor_bytes(
+                    {k: v.detach().cpu().contiguous().clone() for k, v in part.items()}
+                )  # clones: tensors may share memory
+                write_file(temp / f'{name}.safetensors', data)
+                sums[f'{name}.safetensors'] = [len(data), zlib.crc32(data)]
             write_file(temp / 'state.json', json.dumps(dict(step=step, files=sums, **state)).encode())
-            sync_folder(temp); os.rename(temp, final); sync_folder(final.parent)
-        except BaseException: shutil.rmtree(temp, ignore_errors=True); raise
-    for old in checkpoints(out)[:-keep]: drop(folder_of(out, old))
+            sync_folder(temp)
+            os.rename(temp, final)
+            sync_folder(final.parent)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+    for old in checkpoints(out)[:-keep]:
+        drop(folder_of(out, old))
     return final
 
+
 def drop(
-    folder: Path, # of a checkpoint
+    folder: Path,  # of a checkpoint
 ) -> None:
     "Remove a checkpoint so that a crash in the middle leaves none that looks whole."
     hidden = folder.with_name(f'.{folder.name}.old')
-    shutil.rmtree(hidden, ignore_errors=True); os.rename(folder, hidden); shutil.rmtree(hidden, ignore_errors=True)
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
 
 def load_checkpoint(
-    out: str | Path,        # the run's folder
-    step: int | None = None, # which; None: the newest
-) -> tuple[dict[str, dict[str, Tensor]], dict]: # tensors by file name, state
+    out: str | Path,  # the run's folder
+    step: int | None = None,  # which; None: the newest
+) -> tuple[dict[str, dict[str, Tensor]], dict]:  # tensors by file name, state
     "Read a checkpoint back and check that it is whole. Nothing in it can execute."
     steps = checkpoints(out)
-    if not steps: raise FileNotFoundError(f"There is no checkpoint in {out}: train with out={str(out)!r} first.")
+    if not steps:
+        raise FileNotFoundError(f"There is no checkpoint in {out}: train with out={str(out)!r} first.")
     step = steps[-1] if step is None else step
-    if step not in steps: raise FileNotFoundError(f"There is no checkpoint of step {step} in {out}: there are {', '.join(map(str, steps))}.")
+    if step not in steps:
+        raise FileNotFoundError(
+            f"There is no checkpoint of step {step} in {out}: there are {', '.join(map(str, steps))}."
+        )
     folder = folder_of(out, step)
-    def damaged(name): return ValueError(f"The checkpoint {folder} is damaged ({name} is truncated or changed): remove that folder and run again; the run goes on from the checkpoint before it, or from the start.")
-    try: state = json.loads((folder / 'state.json').read_text()); files = state.pop('files')
-    except (OSError, ValueError, KeyError): raise damaged('state.json') from None
+
+    def damaged(name):
+        return ValueError(
+            f"The checkpoint {folder} is damaged ({name} is truncated or changed): remove that folder and run again; the run goes on from the checkpoint before it, or from the start."
+        )
+
+    try:
+        state = json.loads((folder / 'state.json').read_text())
+        files = state.pop('files')
+    except (OSError, ValueError, KeyError):
+        raise damaged('state.json') from None
     tensors = {}
     for name, (size, crc) in files.items():
         data = (folder / name).read_bytes() if (folder / name).exists() else b''
-        if len(data) != size or zlib.crc32(data) != crc: raise damaged(name)
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise damaged(name)
         tensors[name.removesuffix('.safetensors')] = load_tensors(data)
     return tensors, state
 
+
 def load_into(
-    module: nn.Module,          # changed in place
-    tensors: dict[str, Tensor], # its state dict, as saved
-    where: str,                 # for the message: which checkpoint
+    module: nn.Module,  # changed in place
+    tensors: dict[str, Tensor],  # its state dict, as saved
+    where: str,  # for the message: which checkpoint
 ) -> None:
     "Load a state dict strictly; a checkpoint of another shape gets one sentence."
     own = module.state_dict()
-    odd = [k for k in own if k not in tensors] + [k for k in tensors if k not in own] + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    odd = (
+        [k for k in own if k not in tensors]
+        + [k for k in tensors if k not in own]
+        + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    )
     if odd:
         k = odd[0]
-        raise ValueError(f"{where} is of another model: {k} is {tuple(tensors[k].shape) if k in tensors else 'absent'} there and "
-                         f"{tuple(own[k].shape) if k in own else 'absent'} here ({len(odd)} such tensors); build the method with the recipe in its run.json.")
+        raise ValueError(
+            f"{where} is of another model: {k} is {tuple(tensors[k].shape) if k in tensors else 'absent'} there and "
+            f"{tuple(own[k].shape) if k in own else 'absent'} here ({len(odd)} such tensors); build the method with the recipe in its run.json."
+        )
     module.load_state_dict(tensors)
 
 # %% ../../nbs/training/03_checkpoints.ipynb #8ef412a2
-FREE = ('scale', 'note', 'log_every', 'checkpoint_every', 'keep', 'probe_every', 'workers') # fields that change nothing in the weights
+FREE = (
+    'scale',
+    'note',
+    'log_every',
+    'checkpoint_every',
+    'keep',
+    'probe_every',
+    'workers',
+)  # fields that change nothing in the weights
+
 
 def read_run(
-    out: str | Path, # a run's folder
-) -> dict:           # 'recipe' and 'data'
+    out: str | Path,  # a run's folder
+) -> dict:  # 'recipe' and 'data'
     "What a run's folder says it is."
     path = Path(out) / 'run.json'
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileNotFoundError(f"{out} holds no run: there is no run.json in it; pretrain(..., out={str(out)!r}) makes one.") from None
-    except ValueError: raise ValueError(f"{path} is damaged: restore it, or give another out.") from None
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{out} holds no run: there is no run.json in it; pretrain(..., out={str(out)!r}) makes one."
+        ) from None
+    except ValueError:
+        raise ValueError(f"{path} is damaged: restore it, or give another out.") from None
+
 
 def differences(
-    old: dict, new: dict, # as in run.json
-) -> list[str]:           # "base_lr 0.001 there, 0.002 here"
+    old: dict,
+    new: dict,  # as in run.json
+) -> list[str]:  # "base_lr 0.001 there, 0.002 here"
     "Where two runs differ in what decides their weights."
-    a, b = ({**{k: v for k, v in run['recipe'].items() if k not in FREE}, **{f'data.{k}': v for k, v in run['data'].items()}} for run in (old, new))
+    a, b = (
+        {
+            **{k: v for k, v in run['recipe'].items() if k not in FREE},
+            **{f'data.{k}': v for k, v in run['data'].items()},
+        }
+        for run in (old, new)
+    )
     return [f"{k} {a.get(k)!r} there, {b.get(k)!r} here" for k in {**a, **b} if a.get(k) != b.get(k)]
 
+
 def claim(
-    out: str | Path, # the run's folder
-    run: dict,       # what wants to run
-    resume: bool,    # go on with what is there; False: remove it
-    write: bool,     # is this the process that writes?
+    out: str | Path,  # the run's folder
+    run: dict,  # what wants to run
+    resume: bool,  # go on with what is there; False: remove it
+    write: bool,  # is this the process that writes?
 ) -> None:
     "Make the folder this run's, or say whose it is."
-    out, run = Path(out), json.loads(json.dumps(run)) # tuples become lists, as in the file
+    out, run = Path(out), json.loads(json.dumps(run))  # tuples become lists, as in the file
     if resume and (out / 'run.json').exists():
         if odd := differences(read_run(out), run):
             more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-            raise ValueError(f"{out} belongs to another run ({'; '.join(odd[:3])}{more}): give another out, or resume=False to replace that run.")
-    if not write: return
+            raise ValueError(
+                f"{out} belongs to another run ({'; '.join(odd[:3])}{more}): give another out, or resume=False to replace that run."
+            )
+    if not write:
+        return
     with disk_guard('the run', out):
         (out / 'checkpoints').mkdir(parents=True, exist_ok=True)
-        for rest in (out / 'checkpoints').glob('.step-*'): shutil.rmtree(rest, ignore_errors=True) # what a killed run had half written
-        for rest in [*out.glob('.run.json.*.tmp'), *out.glob('.log.*.tmp')]: rest.unlink(missing_ok=True)
+        for rest in (out / 'checkpoints').glob('.step-*'):
+            shutil.rmtree(rest, ignore_errors=True)  # what a killed run had half written
+        for rest in [*out.glob('.run.json.*.tmp'), *out.glob('.log.*.tmp')]:
+            rest.unlink(missing_ok=True)
         if not resume:
-            for step in checkpoints(out): drop(folder_of(out, step))
-            for name in ('log.jsonl', 'log.csv'): (out / name).unlink(missing_ok=True)
+            for step in checkpoints(out):
+                drop(folder_of(out, step))
+            for name in ('log.jsonl', 'log.csv'):
+                (out / name).unlink(missing_ok=True)
         write_whole(out / 'run.json', json.dumps(run, indent=1).encode())

@@ -13,55 +13,92 @@ from .recipes import build, recipe
 
 # %% ../../nbs/training/05_many_devices.ipynb #ce764d67
 def settings(
-    pairs: Sequence[str], # "base_lr=1e-3", "encoder_options.depth=6"
-) -> dict[str, Any]:      # as `recipe` takes them
+    pairs: Sequence[str],  # "base_lr=1e-3", "encoder_options.depth=6"
+) -> dict[str, Any]:  # as `recipe` takes them
     "Read `--set` arguments. A value is a Python literal where it can be, else a string."
     found = {}
     for pair in pairs:
         name, equals, text = pair.partition('=')
-        if not equals or not name: raise ValueError(f"--set takes name=value, such as base_lr=1e-3 or encoder_options.depth=6; got {pair!r}.")
-        try: value = ast.literal_eval(text)
-        except (ValueError, SyntaxError): value = text
+        if not equals or not name:
+            raise ValueError(
+                f"--set takes name=value, such as base_lr=1e-3 or encoder_options.depth=6; got {pair!r}."
+            )
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
         name, dot, entry = name.partition('.')
-        if dot: found.setdefault(name, {})[entry] = value
-        else: found[name] = value
+        if dot:
+            found.setdefault(name, {})[entry] = value
+        else:
+            found[name] = value
     return found
 
 # %% ../../nbs/training/05_many_devices.ipynb #64c640d5
 def parse(
-    argv: Sequence[str] | None = None, # None: of the command
+    argv: Sequence[str] | None = None,  # None: of the command
 ) -> argparse.Namespace:
     "Read the command line."
-    p = argparse.ArgumentParser(prog='python -m vit_ssl_lab.training.cli', description="Pre-train a method with a recipe; started again with the same arguments it goes on where it stopped.")
-    p.add_argument('method', help="mae, ..."); p.add_argument('scale', nargs='?', default='laptop', help="laptop, slow, gpu or paper")
+    p = argparse.ArgumentParser(
+        prog='python -m vit_ssl_lab.training.cli',
+        description="Pre-train a method with a recipe; started again with the same arguments it goes on where it stopped.",
+    )
+    p.add_argument('method', help="mae, ...")
+    p.add_argument('scale', nargs='?', default='laptop', help="laptop, slow, gpu or paper")
     p.add_argument('--data', help="data set, if not the recipe's: scenes, fashion-mnist, folder:<path>, ...")
     p.add_argument('--out', required=True, help="folder of the run: log and checkpoints")
-    p.add_argument('--set', action='append', default=[], metavar='NAME=VALUE', help="change a field of the recipe; NAME.ENTRY for an entry of a dictionary")
-    p.add_argument('--no-resume', action='store_true', help="start over, and replace the run that is in --out")
+    p.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help="change a field of the recipe; NAME.ENTRY for an entry of a dictionary",
+    )
+    p.add_argument(
+        '--no-resume', action='store_true', help="start over, and replace the run that is in --out"
+    )
     p.add_argument('--tracker', action='append', default=[], help="one of accelerate's, such as tensorboard")
     p.add_argument('--device', help="cpu, cuda, ...; the best there is if not given")
     p.add_argument('--show', action='store_true', help="print the recipe and stop")
     return p.parse_args(argv)
 
+
 def run(
-    args: argparse.Namespace, # from `parse`
+    args: argparse.Namespace,  # from `parse`
 ) -> None:
     "What the command does."
     from accelerate import PartialState
     from vit_ssl_lab.data import load
     from vit_ssl_lab.training.loop import pretrain
+
     r = recipe(args.method, args.scale, **({'data': args.data} if args.data else {}), **settings(args.set))
-    if args.show: print(r.to_json()); return
+    if args.show:
+        print(r.to_json())
+        return
     state = PartialState(cpu=args.device == 'cpu' or not torch.cuda.is_available())
-    with state.local_main_process_first(): data = load(r.data, split='train', **r.data_options) # one process a machine downloads
-    pretrain(build(r, data), data, r, out=args.out, resume=not args.no_resume, trackers=args.tracker, device=args.device)
+    with state.local_main_process_first():
+        data = load(r.data, split='train', **r.data_options)  # one process a machine downloads
+    pretrain(
+        build(r, data),
+        data,
+        r,
+        out=args.out,
+        resume=not args.no_resume,
+        trackers=args.tracker,
+        device=args.device,
+    )
     state.destroy_process_group()
+
 
 def main() -> None:
     "The command line: what goes wrong is one sentence and exit code 1."
-    try: run(parse())
+    try:
+        run(parse())
     except (ValueError, OSError, FloatingPointError, RuntimeError) as e:
-        if type(e) is RuntimeError: raise # not one of ours
+        if type(e) is RuntimeError:
+            raise  # not one of ours
         sys.exit(f"{type(e).__name__}: {e}")
 
-if __name__ == '__main__' and '__file__' in globals(): main() # a notebook's cells are `__main__` too, but have no file
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # a notebook's cells are `__main__` too, but have no file

@@ -35,173 +35,226 @@ from .recipes import Plan, Recipe, build, plan
 
 # %% ../../nbs/training/04_pretrain.ipynb #dff6d428
 def seed_of(
-    *numbers: int, # the run's seed, what it is for, the step, ...
-) -> int:          # 63 bits
+    *numbers: int,  # the run's seed, what it is for, the step, ...
+) -> int:  # 63 bits
     "One well-mixed seed from several numbers."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
+
 def set_seed(
-    seed: int,            # from `seed_of`
-    device: torch.device, # where random numbers will be drawn
+    seed: int,  # from `seed_of`
+    device: torch.device,  # where random numbers will be drawn
 ) -> None:
     "Seed torch's global generators, of the CPU and of this device only: torch.manual_seed keeps a note with a stack trace for every device that was never used, which costs a millisecond and is never freed."
     torch.default_generator.manual_seed(seed)
-    if device.type == 'cuda': torch.cuda.manual_seed(seed)
-    if device.type == 'mps': torch.mps.manual_seed(seed)
+    if device.type == 'cuda':
+        torch.cuda.manual_seed(seed)
+    if device.type == 'mps':
+        torch.mps.manual_seed(seed)
 
-ORDER, PLACE, VIEWS, NOISE, FORWARD = range(5) # independent streams of chance
+
+ORDER, PLACE, VIEWS, NOISE, FORWARD = range(5)  # independent streams of chance
+
 
 class Order:
     "Which images each step sees: a new permutation every epoch, a function of seed and step alone."
-    def __init__(self,
-        plan: Plan, # the run's length
-        seed: int,  # of the run
-    ): self.plan, self.seed, self.epoch = plan, seed, None
 
-    def __call__(self,
-        step: int, # counted from 0
-    ) -> Tensor:   # (B,) int64 indices of the step's images
+    def __init__(
+        self,
+        plan: Plan,  # the run's length
+        seed: int,  # of the run
+    ):
+        self.plan, self.seed, self.epoch = plan, seed, None
+
+    def __call__(
+        self,
+        step: int,  # counted from 0
+    ) -> Tensor:  # (B,) int64 indices of the step's images
         epoch, i = divmod(step, self.plan.per_epoch)
         if epoch != self.epoch:
             g = torch.Generator().manual_seed(seed_of(self.seed, ORDER, epoch))
             self.epoch, self.perm = epoch, torch.randperm(self.plan.n, generator=g)
-        return self.perm[i * self.plan.batch:(i + 1) * self.plan.batch]
+        return self.perm[i * self.plan.batch : (i + 1) * self.plan.batch]
 
 # %% ../../nbs/training/04_pretrain.ipynb #214c0ca5
 def shard(
-    total: int, # images in the whole batch
+    total: int,  # images in the whole batch
     part: int,  # which part, from 0
-    parts: int, # how many
-) -> tuple[int, int]: # from, to
+    parts: int,  # how many
+) -> tuple[int, int]:  # from, to
     "The slice of a batch that belongs to one of `parts`, equal up to one image."
     return part * total // parts, (part + 1) * total // parts
 
+
 def parts_of(
-    total: int,      # images in the whole batch
-    rank: int, world: int, # this process, and how many
-    accumulate: int, # micro-batches of each process
-) -> list[tuple[int, int, float]]: # from, to, share of the whole batch
+    total: int,  # images in the whole batch
+    rank: int,
+    world: int,  # this process, and how many
+    accumulate: int,  # micro-batches of each process
+) -> list[tuple[int, int, float]]:  # from, to, share of the whole batch
     "The micro-batches of one process, as many as any process has. One that has no image left takes the first with share 0: the others wait for it."
     lo, hi = shard(total, rank, world)
     cuts = [(lo + a, lo + b) for a, b in (shard(hi - lo, i, accumulate) for i in range(accumulate)) if b > a]
-    return [(a, b, (b - a) / total) for a, b in cuts] + [(0, 1, 0.)] * (min(accumulate, math.ceil(total / world)) - len(cuts))
+    return [(a, b, (b - a) / total) for a, b in cuts] + [(0, 1, 0.0)] * (
+        min(accumulate, math.ceil(total / world)) - len(cuts)
+    )
 
 # %% ../../nbs/training/04_pretrain.ipynb #0f3f54a4
 def make_views(
-    views: nn.Module,    # a method's views
-    images: Tensor,      # (b, C, h, w) uint8, this part of the batch
-    lo: int, hi: int,    # which part it is
-    total: int,          # B of the whole batch
-    seed: int,           # of this step
-) -> Any:                # what the method's forward takes
+    views: nn.Module,  # a method's views
+    images: Tensor,  # (b, C, h, w) uint8, this part of the batch
+    lo: int,
+    hi: int,  # which part it is
+    total: int,  # B of the whole batch
+    seed: int,  # of this step
+) -> Any:  # what the method's forward takes
     "Views of one part of a batch, equal to that part of the views of the whole batch."
     set_seed(seed, images.device)
-    if hi - lo == total: return views(images)
-    if not hasattr(views, 'draw'): # views of another make: other pictures on every number of processes, but never twice the same chance
-        set_seed(seed_of(seed, lo), images.device); return views(images)
+    if hi - lo == total:
+        return views(images)
+    if not hasattr(
+        views, 'draw'
+    ):  # views of another make: other pictures on every number of processes, but never twice the same chance
+        set_seed(seed_of(seed, lo), images.device)
+        return views(images)
     draws = views.draw(total, images.shape[-2:], device=images.device)
     return views(images, draws=[type(d)(*(t[lo:hi] for t in d)) for d in draws])
 
+
 def asks_for(
-    method: nn.Module | type, # its forward says what it takes beside the views
-    name: str,         # 'noise', 'labels', 'captions'
+    method: nn.Module | type,  # its forward says what it takes beside the views
+    name: str,  # 'noise', 'labels', 'captions'
 ) -> bool:
     "Whether a method's forward has an argument of that name. Labels go only to a method that learns from them (SupMAE), captions too (FLIP)."
     return name in inspect.signature(method.forward).parameters
 
+
 def make_noise(
-    method: nn.Module,       # has a grid, or its encoder has; a method that needs other numbers than one a patch says their `noise_shape`
-    lo: int, hi: int, total: int, # which part, and B of the whole batch
-    seed: int,               # of this step
-    device: torch.device,    # where the method is
-) -> dict[str, Tensor]:      # {'noise': (b, N)}, or (b, *noise_shape), for a method that masks, {} for others
+    method: nn.Module,  # has a grid, or its encoder has; a method that needs other numbers than one a patch says their `noise_shape`
+    lo: int,
+    hi: int,
+    total: int,  # which part, and B of the whole batch
+    seed: int,  # of this step
+    device: torch.device,  # where the method is
+) -> dict[str, Tensor]:  # {'noise': (b, N)}, or (b, *noise_shape), for a method that masks, {} for others
     "The sort keys of the mask for one part of a batch."
-    if not asks_for(method, 'noise'): return {}
-    shape = getattr(method, 'noise_shape', None) or (math.prod(getattr(method, 'grid', None) or method.encoder.grid),)
+    if not asks_for(method, 'noise'):
+        return {}
+    shape = getattr(method, 'noise_shape', None) or (
+        math.prod(getattr(method, 'grid', None) or method.encoder.grid),
+    )
     set_seed(seed, device)
     return dict(noise=torch.rand(total, *shape, device=device)[lo:hi])
 
 # %% ../../nbs/training/04_pretrain.ipynb #519844d7
 class InMemory:
     "Images that moved to the device once, as uint8."
-    def __init__(self,
-        images: Tensor,       # (n, C, H, W) uint8
-        labels: Tensor,       # (n,) int64
-        device: torch.device, # where to train
-    ): self.images, self.labels = images.to(device), labels.to(device)
 
-    def __call__(self,
-        index: Tensor, # (b,) into the set
-    ) -> tuple[Tensor, Tensor, Tensor]: # pictures, their labels, and which they are
+    def __init__(
+        self,
+        images: Tensor,  # (n, C, H, W) uint8
+        labels: Tensor,  # (n,) int64
+        device: torch.device,  # where to train
+    ):
+        self.images, self.labels = images.to(device), labels.to(device)
+
+    def __call__(
+        self,
+        index: Tensor,  # (b,) into the set
+    ) -> tuple[Tensor, Tensor, Tensor]:  # pictures, their labels, and which they are
         index = index.to(self.images.device)
         return self.images[index], self.labels[index], index
 
+
 class Streamed:
     "Images that worker processes decode in the order in which the run will ask for them, from any step on."
-    def __init__(self,
-        data: Any,                       # a `FolderDataset`
+
+    def __init__(
+        self,
+        data: Any,  # a `FolderDataset`
         order: Callable[[int], Tensor],  # step -> indices of its images
-        parts: Callable[[int], list],    # batch size -> this process's parts
-        steps: range,                    # the steps that are left
-        seed: int,                       # of the run
-        device: torch.device,            # where the batches go
+        parts: Callable[[int], list],  # batch size -> this process's parts
+        steps: range,  # the steps that are left
+        seed: int,  # of the run
+        device: torch.device,  # where the batches go
     ):
         def items():
             for step in steps:
                 index = order(step)
-                at = torch.rand(len(index), 2, generator=torch.Generator().manual_seed(seed_of(seed, PLACE, step)))
-                if data.crop != 'random': at.fill_(.5)
-                for lo, hi, _ in parts(len(index)): yield [(int(i), float(x), float(y)) for i, (x, y) in zip(index[lo:hi], at[lo:hi])]
+                at = torch.rand(
+                    len(index), 2, generator=torch.Generator().manual_seed(seed_of(seed, PLACE, step))
+                )
+                if data.crop != 'random':
+                    at.fill_(0.5)
+                for lo, hi, _ in parts(len(index)):
+                    yield [(int(i), float(x), float(y)) for i, (x, y) in zip(index[lo:hi], at[lo:hi])]
+
         self.stream = data.stream(items(), device)
 
-    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]: return next(self.stream) # where a picture can't be decoded, another takes its place, and its index
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return next(self.stream)  # where a picture can't be decoded, another takes its place, and its index
+
 
 class Captions:
     "The captions of pictures, as numbers, for a method that learns from them: all at once for a set in memory, else batch by batch."
-    def __init__(self,
-        method: nn.Module,    # its `tokenize` turns texts into (n, L) int64
-        data: Any,            # with truths['caption']
-        device: torch.device, # where to train
+
+    def __init__(
+        self,
+        method: nn.Module,  # its `tokenize` turns texts into (n, L) int64
+        data: Any,  # with truths['caption']
+        device: torch.device,  # where to train
     ):
         self.method, self.texts, self.device = method, captions_of(data), device
         self.tokens = method.tokenize(self.texts).to(device) if hasattr(data, 'images') else None
 
-    def __call__(self,
-        index: Tensor, # (b,) into the set
-    ) -> Tensor:       # (b, L) int64
-        if self.tokens is not None: return self.tokens[index.to(self.device)]
+    def __call__(
+        self,
+        index: Tensor,  # (b,) into the set
+    ) -> Tensor:  # (b, L) int64
+        if self.tokens is not None:
+            return self.tokens[index.to(self.device)]
         return self.method.tokenize([self.texts[i] for i in index.tolist()]).to(self.device)
 
 # %% ../../nbs/training/04_pretrain.ipynb #b6398db3
 class History:
     "The log of a run: a row every few steps, and pictures and tables of it."
-    def __init__(self,
-        recipe: Recipe,                # what was run
-        plan: Plan,                    # its length in steps
-        out: str | Path | None = None, # its folder
+
+    def __init__(
+        self,
+        recipe: Recipe,  # what was run
+        plan: Plan,  # its length in steps
+        out: str | Path | None = None,  # its folder
     ):
         self.recipe, self.plan, self.out = recipe, plan, None if out is None else Path(out)
-        self.rows: list[dict] = []        # step, loss, lr, grad_norm, seconds, images, images_per_second, the method's own scalars
-        self.finished = False             # has the last step been made?
-        self.ema: nn.Module | None = None # the averaged encoder, where the recipe asks for one
+        self.rows: list[
+            dict
+        ] = []  # step, loss, lr, grad_norm, seconds, images, images_per_second, the method's own scalars
+        self.finished = False  # has the last step been made?
+        self.ema: nn.Module | None = None  # the averaged encoder, where the recipe asks for one
 
     @property
     def seconds(self) -> float:
         "Time in the training loop; all parts together where a run was resumed."
-        return self.rows[-1]['seconds'] if self.rows else 0.
+        return self.rows[-1]['seconds'] if self.rows else 0.0
 
     @property
     def images_per_second(self) -> float:
         "Median over the log, so that compiling and a busy moment don't count."
-        return float(np.median([r['images_per_second'] for r in self.rows[1:] or self.rows])) if self.rows else 0.
+        return (
+            float(np.median([r['images_per_second'] for r in self.rows[1:] or self.rows]))
+            if self.rows
+            else 0.0
+        )
 
     def frame(self):
         "The rows as a pandas table."
         import pandas as pd
+
         return pd.DataFrame(self.rows)
 
     def __repr__(self) -> str:
-        if not self.rows: return f"{self.recipe.method} on {self.recipe.data}: no step yet"
+        if not self.rows:
+            return f"{self.recipe.method} on {self.recipe.data}: no step yet"
         r = self.rows[-1]
         state = 'finished' if self.finished else f'step {r["step"]} of {self.plan.total}'
         return f"{self.recipe.method} on {self.recipe.data}: {state}, loss {r['loss']:.4f}, {r['step']} steps in {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s"
@@ -213,14 +266,25 @@ def figure(self: History) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(5.5, 2.6), layout='constrained')
     steps, loss = [r['step'] for r in self.rows], [r['loss'] for r in self.rows]
     many = len(loss) > 20
-    ax.plot(steps, loss, alpha=.35 if many else 1, label='loss of a batch')
+    ax.plot(steps, loss, alpha=0.35 if many else 1, label='loss of a batch')
     if many:
         k = max(2, len(loss) // 20)
-        ax.plot(steps[k - 1:], np.convolve(loss, np.ones(k) / k, 'valid'), color='C0', label=f'mean of {k} rows')
-    ax.set(xlabel='step', ylabel='loss', xlim=(0, self.plan.total), title=f'{self.recipe.method}, {self.recipe.scale}, {self.recipe.data}, seed {self.recipe.seed}')
+        ax.plot(
+            steps[k - 1 :], np.convolve(loss, np.ones(k) / k, 'valid'), color='C0', label=f'mean of {k} rows'
+        )
+    ax.set(
+        xlabel='step',
+        ylabel='loss',
+        xlim=(0, self.plan.total),
+        title=f'{self.recipe.method}, {self.recipe.scale}, {self.recipe.data}, seed {self.recipe.seed}',
+    )
     ax.legend(fontsize=8)
-    twin = ax.twinx(); twin.plot(steps, [r['lr'] for r in self.rows], color='C6', lw=1, ls=':'); twin.set_ylabel('learning rate (dotted)'); twin.grid(False)
+    twin = ax.twinx()
+    twin.plot(steps, [r['lr'] for r in self.rows], color='C6', lw=1, ls=':')
+    twin.set_ylabel('learning rate (dotted)')
+    twin.grid(False)
     return fig
+
 
 @patch(as_prop=True)
 def alt(self: History) -> str:
@@ -228,104 +292,158 @@ def alt(self: History) -> str:
     first, last = self.rows[0], self.rows[-1]
     return f"Loss over {last['step']} steps, from {first['loss']:.3g} to {last['loss']:.3g}, with the learning rate as a dotted line."
 
+
 @patch
 def plot(self: History) -> None:
     "Show the picture of the run."
-    if not self.rows: raise ValueError("There is no step to plot yet: call pretrain first.")
+    if not self.rows:
+        raise ValueError("There is no step to plot yet: call pretrain first.")
     pictures.show(self.figure(), self.alt)
 
 # %% ../../nbs/training/04_pretrain.ipynb #a670cadf
 class FileTracker(GeneralTracker):
     "accelerate's tracker for `log.jsonl` (grows with the run) and `log.csv` (the table, at the end)."
+
     name, requires_logging_directory, main_process_only = 'files', False, True
-    def __init__(self,
-        history: History, # its rows and folder
-    ): super().__init__(); self.history = history
+
+    def __init__(
+        self,
+        history: History,  # its rows and folder
+    ):
+        super().__init__()
+        self.history = history
 
     @property
-    def tracker(self): return self
-    def guard(self): return ckpt.disk_guard('the log', self.history.out)
+    def tracker(self):
+        return self
+
+    def guard(self):
+        return ckpt.disk_guard('the log', self.history.out)
 
     @on_main_process
-    def store_init_configuration(self, values: dict): # run.json has the recipe; here the rows from before a resume
+    def store_init_configuration(
+        self, values: dict
+    ):  # run.json has the recipe; here the rows from before a resume
         text = ''.join(json.dumps(r) + '\n' for r in self.history.rows)
-        with self.guard(): write_whole(self.history.out / 'log.jsonl', text.encode())
+        with self.guard():
+            write_whole(self.history.out / 'log.jsonl', text.encode())
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **kwargs):
-        with self.guard(), open(self.history.out / 'log.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(values) + '\n')
+        with self.guard(), open(self.history.out / 'log.jsonl', 'a', encoding='utf-8') as f:
+            f.write(json.dumps(values) + '\n')
 
     @on_main_process
     def finish(self):
         names, text = list(dict.fromkeys(k for r in self.history.rows for k in r)), io.StringIO(newline='')
-        table = csv.DictWriter(text, names, restval=''); table.writeheader(); table.writerows(self.history.rows)
-        with self.guard(): write_whole(self.history.out / 'log.csv', text.getvalue().encode())
+        table = csv.DictWriter(text, names, restval='')
+        table.writeheader()
+        table.writerows(self.history.rows)
+        with self.guard():
+            write_whole(self.history.out / 'log.csv', text.getvalue().encode())
+
 
 def read_log(
     out: Path,  # the run's folder
-    until: int, # last step that counts
+    until: int,  # last step that counts
 ) -> list[dict]:
     "The rows of a run up to a step. What a killed run wrote after its last checkpoint will be made again; a torn last line is no row."
     rows = []
-    for line in (out / 'log.jsonl').read_text(encoding='utf-8').splitlines() if (out / 'log.jsonl').exists() else []:
-        with contextlib.suppress(ValueError): rows.append(json.loads(line))
+    for line in (
+        (out / 'log.jsonl').read_text(encoding='utf-8').splitlines() if (out / 'log.jsonl').exists() else []
+    ):
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
     return [r for r in rows if r['step'] <= until]
 
 # %% ../../nbs/training/04_pretrain.ipynb #3075a188
 class Screen:
     "Shows how far a run is, and leaves one clean line (or one picture) behind."
-    def __init__(self,
-        history: History,   # the run
-        start: int,         # the step it starts from
-        live: bool | None,  # in a notebook: True keeps the picture, None shows it while the run lasts, False only a line
-        quiet: bool,        # nothing at all
+
+    def __init__(
+        self,
+        history: History,  # the run
+        start: int,  # the step it starts from
+        live: bool
+        | None,  # in a notebook: True keeps the picture, None shows it while the run lasts, False only a line
+        quiet: bool,  # nothing at all
     ):
         self.history, self.live, self.quiet = history, live, quiet
-        self.shell = type(get_ipython()).__name__ == 'ZMQInteractiveShell' # a real kernel, which can update what it has shown
+        self.shell = (
+            type(get_ipython()).__name__ == 'ZMQInteractiveShell'
+        )  # a real kernel, which can update what it has shown
         self.bar, self.handle, self.last = None, None, time.monotonic()
-        if quiet: return
-        if self.shell: self.handle = display({'text/plain': f'step {start} of {history.plan.total}'}, raw=True, display_id=True)
-        elif sys.stderr.isatty(): self.bar = tqdm(total=history.plan.total, initial=start, leave=False, unit='step')
+        if quiet:
+            return
+        if self.shell:
+            self.handle = display(
+                {'text/plain': f'step {start} of {history.plan.total}'}, raw=True, display_id=True
+            )
+        elif sys.stderr.isatty():
+            self.bar = tqdm(total=history.plan.total, initial=start, leave=False, unit='step')
 
     def update(self) -> None:
         "After each step."
-        if self.bar: self.bar.update(1)
-        if self.quiet or time.monotonic() - self.last < (5 if self.shell else 60): return
+        if self.bar:
+            self.bar.update(1)
+        if self.quiet or time.monotonic() - self.last < (5 if self.shell else 60):
+            return
         rows, self.last = self.history.rows, time.monotonic()
-        if not rows: return
-        if self.bar: self.bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
-        elif not self.shell: print(repr(self.history), flush=True)
-        elif self.live is False or len(rows) < 3: self.handle.update({'text/plain': repr(self.history)}, raw=True)
-        else: self.picture()
+        if not rows:
+            return
+        if self.bar:
+            self.bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+        elif not self.shell:
+            print(repr(self.history), flush=True)
+        elif self.live is False or len(rows) < 3:
+            self.handle.update({'text/plain': repr(self.history)}, raw=True)
+        else:
+            self.picture()
 
     def picture(self) -> None:
         "Put the picture of the run in the place of what is shown."
-        fig = self.history.figure(); data = pictures.png_bytes(fig); plt.close(fig)
-        self.handle.update({'image/png': base64.b64encode(data).decode(), 'text/plain': self.history.alt}, raw=True, metadata={'image/png': {'alt': self.history.alt}})
+        fig = self.history.figure()
+        data = pictures.png_bytes(fig)
+        plt.close(fig)
+        self.handle.update(
+            {'image/png': base64.b64encode(data).decode(), 'text/plain': self.history.alt},
+            raw=True,
+            metadata={'image/png': {'alt': self.history.alt}},
+        )
 
     def close(self) -> None:
         "The one line, or the picture, that stays."
-        if self.bar: self.bar.close()
-        if self.quiet or not self.history.rows: return
-        if self.shell and self.live: self.picture()
-        elif self.shell: self.handle.update({'text/plain': repr(self.history)}, raw=True)
-        else: print(repr(self.history), flush=True)
+        if self.bar:
+            self.bar.close()
+        if self.quiet or not self.history.rows:
+            return
+        if self.shell and self.live:
+            self.picture()
+        elif self.shell:
+            self.handle.update({'text/plain': repr(self.history)}, raw=True)
+        else:
+            print(repr(self.history), flush=True)
 
 # %% ../../nbs/training/04_pretrain.ipynb #0c60c1b0
 def device_settings(
-    recipe: Recipe,       # asks
-    device: torch.device, # has
-    total: int,           # steps: compiling costs a minute, a short run doesn't get it back
-) -> tuple[str, bool]:    # accelerate's mixed_precision; compile?
+    recipe: Recipe,  # asks
+    device: torch.device,  # has
+    total: int,  # steps: compiling costs a minute, a short run doesn't get it back
+) -> tuple[str, bool]:  # accelerate's mixed_precision; compile?
     "What 'auto' means here: bf16 and compiling pay on CUDA and never on a CPU."
     cuda = device.type == 'cuda'
-    bf16 = recipe.precision == 'bf16' or recipe.precision == 'auto' and cuda and torch.cuda.is_bf16_supported()
-    return 'bf16' if bf16 else 'no', cuda and total >= 500 if recipe.compile == 'auto' else bool(recipe.compile)
+    bf16 = (
+        recipe.precision == 'bf16' or recipe.precision == 'auto' and cuda and torch.cuda.is_bf16_supported()
+    )
+    return 'bf16' if bf16 else 'no', cuda and total >= 500 if recipe.compile == 'auto' else bool(
+        recipe.compile
+    )
+
 
 def make_accelerator(
-    precision: str,        # 'no', 'bf16'
+    precision: str,  # 'no', 'bf16'
     device: torch.device,  # where to train
-    **options,             # more arguments of `Accelerator`
+    **options,  # more arguments of `Accelerator`
 ) -> Accelerator:
     "accelerate for this run. What an earlier run in the same kernel chose is forgotten, except its processes."
     AcceleratorState._reset_state(reset_partial_state=False)
@@ -334,20 +452,46 @@ def make_accelerator(
 # %% ../../nbs/training/04_pretrain.ipynb #cbcc0706
 class Run:
     "Everything a run needs between two steps: the method on its device, optimizer, averaged copy, images."
-    def __init__(self,
-        method: nn.Module, data: Any, recipe: Recipe, # as in `pretrain`
-        accelerator: Accelerator,    # from `make_accelerator`
-        out: Path | None,            # the run's folder
+
+    def __init__(
+        self,
+        method: nn.Module,
+        data: Any,
+        recipe: Recipe,  # as in `pretrain`
+        accelerator: Accelerator,  # from `make_accelerator`
+        out: Path | None,  # the run's folder
     ):
         self.acc, self.device, self.out = accelerator, accelerator.device, out
-        self.method, self.data, self.recipe, self.plan = method.to(self.device).train(), data, recipe, plan(recipe, len(data))
-        if accelerator.num_processes > 1 if recipe.sync_bn == 'auto' else recipe.sync_bn: sync_batchnorm(method, self.device)
-        self.start, self.seconds, self.bad = 0, 0., None
-        self.look = self.device.type == 'cpu' and accelerator.num_processes == 1 # looking at every loss costs nothing
-        self.optimizer = make_optimizer(recipe.optimizer, param_groups(method, recipe.weight_decay, recipe.layer_decay, decay_all=recipe.decay_all, lr_factors=recipe.lr_factors, constant_lr=recipe.constant_lr), recipe.lr, recipe.betas, recipe.momentum)
+        self.method, self.data, self.recipe, self.plan = (
+            method.to(self.device).train(),
+            data,
+            recipe,
+            plan(recipe, len(data)),
+        )
+        if accelerator.num_processes > 1 if recipe.sync_bn == 'auto' else recipe.sync_bn:
+            sync_batchnorm(method, self.device)
+        self.start, self.seconds, self.bad = 0, 0.0, None
+        self.look = (
+            self.device.type == 'cpu' and accelerator.num_processes == 1
+        )  # looking at every loss costs nothing
+        self.optimizer = make_optimizer(
+            recipe.optimizer,
+            param_groups(
+                method,
+                recipe.weight_decay,
+                recipe.layer_decay,
+                decay_all=recipe.decay_all,
+                lr_factors=recipe.lr_factors,
+                constant_lr=recipe.constant_lr,
+            ),
+            recipe.lr,
+            recipe.betas,
+            recipe.momentum,
+        )
         self.params = [p for g in self.optimizer.param_groups for p in g['params']]
         self.ema = momentum_copy(method.encoder) if recipe.ema is not None else None
-        if device_settings(recipe, self.device, self.plan.total)[1]: method.compile()
+        if device_settings(recipe, self.device, self.plan.total)[1]:
+            method.compile()
         self.model = accelerator.prepare(method)
         self.order = Order(self.plan, recipe.seed)
 
@@ -357,46 +501,75 @@ class Run:
 
     def open_data(self) -> None:
         "Get the images, and captions where they are asked for, ready from the step on at which the run starts."
-        self.captions = Captions(self.method, self.data, self.device) if asks_for(self.method, 'captions') else None
-        if hasattr(self.data, 'images'): self.source = InMemory(self.data.images, self.data.labels, self.device); return
+        self.captions = (
+            Captions(self.method, self.data, self.device) if asks_for(self.method, 'captions') else None
+        )
+        if hasattr(self.data, 'images'):
+            self.source = InMemory(self.data.images, self.data.labels, self.device)
+            return
         data = self.data if self.recipe.workers is None else replace(self.data, workers=self.recipe.workers)
-        self.source = Streamed(data, Order(self.plan, self.recipe.seed), self.parts, range(self.start, self.plan.total), self.recipe.seed, self.device)
+        self.source = Streamed(
+            data,
+            Order(self.plan, self.recipe.seed),
+            self.parts,
+            range(self.start, self.plan.total),
+            self.recipe.seed,
+            self.device,
+        )
 
     def close(self) -> None:
         "Give the method back as it was: no compiled or autocast forward."
         self.acc.unwrap_model(self.model, keep_fp32_wrapper=False)
-        self.method.__dict__.pop('forward', None); self.method._compiled_call_impl = None
+        self.method.__dict__.pop('forward', None)
+        self.method._compiled_call_impl = None
         self.method.eval()
 
 # %% ../../nbs/training/04_pretrain.ipynb #593f690f
 @patch
-def update(self: Run,
-    step: int,               # from 0
-) -> dict[str, Tensor]:      # loss, grad_norm and the method's own scalars: this process's share of them
+def update(
+    self: Run,
+    step: int,  # from 0
+) -> dict[str, Tensor]:  # loss, grad_norm and the method's own scalars: this process's share of them
     "One update of the weights."
     r, seed, index, sums = self.recipe, self.recipe.seed, self.order(step), {}
-    set_lr(self.optimizer, lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr, r.schedule, self.plan.milestones))
+    set_lr(
+        self.optimizer,
+        lr_at(step, self.plan.total, self.plan.warmup, r.lr, r.min_lr, r.schedule, self.plan.milestones),
+    )
     parts = self.parts(len(index))
     for i, (lo, hi, share) in enumerate(parts):
         images, labels, which = self.source(index[lo:hi])
         x = make_views(self.method.views, images, lo, hi, len(index), seed_of(seed, VIEWS, step))
         more = make_noise(self.method, lo, hi, len(index), seed_of(seed, NOISE, step), self.device)
-        if asks_for(self.method, 'labels'): more['labels'] = labels
-        if self.captions: more['captions'] = self.captions(which)
-        set_seed(seed_of(seed, FORWARD, step, lo), self.device) # dropout and the like: other chance for every part
-        with bystander(not share), contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model):
+        if asks_for(self.method, 'labels'):
+            more['labels'] = labels
+        if self.captions:
+            more['captions'] = self.captions(which)
+        set_seed(
+            seed_of(seed, FORWARD, step, lo), self.device
+        )  # dropout and the like: other chance for every part
+        with (
+            bystander(not share),
+            contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model),
+        ):
             res = self.model(x, **more)
             self.acc.backward(res['loss'] * (share * self.acc.num_processes))
         for k, v in res.items():
-            if k == 'loss' or isinstance(v, (int, float)) or isinstance(v, Tensor) and v.ndim == 0: sums[k] = sums.get(k, 0) + share * torch.as_tensor(v, device=self.device).detach().float()
-    if hasattr(self.method, 'before_step'): self.method.before_step(step / self.plan.total)
+            if k == 'loss' or isinstance(v, (int, float)) or isinstance(v, Tensor) and v.ndim == 0:
+                sums[k] = sums.get(k, 0) + share * torch.as_tensor(v, device=self.device).detach().float()
+    if hasattr(self.method, 'before_step'):
+        self.method.before_step(step / self.plan.total)
     grads = [p.grad for p in self.params if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     self.note_bad(step, sums['loss'], norm)
-    if r.clip_grad is not None: torch._foreach_mul_(grads, (r.clip_grad / (norm + 1e-6)).clamp(max=1.))
-    self.optimizer.step(); self.optimizer.zero_grad()
-    if hasattr(self.method, 'after_step'): self.method.after_step((step + 1) / self.plan.total)
-    if self.ema is not None: momentum_update(self.ema, self.method.encoder, r.ema)
+    if r.clip_grad is not None:
+        torch._foreach_mul_(grads, (r.clip_grad / (norm + 1e-6)).clamp(max=1.0))
+    self.optimizer.step()
+    self.optimizer.zero_grad()
+    if hasattr(self.method, 'after_step'):
+        self.method.after_step((step + 1) / self.plan.total)
+    if self.ema is not None:
+        momentum_update(self.ema, self.method.encoder, r.ema)
     return dict(sums, grad_norm=norm)
 
 # %% ../../nbs/training/04_pretrain.ipynb #310e7851
@@ -404,26 +577,41 @@ def update(self: Run,
 def note_bad(self: Run, step: int, loss: Tensor, norm: Tensor) -> None:
     "Remember, on the device, the first step whose loss or gradient is no number."
     good = loss.isfinite() & norm.isfinite()
-    if self.look: return None if good else self.stop(step, loss.item())
-    if self.bad is None: self.bad = torch.full((), -1, dtype=torch.int64, device=self.device), torch.zeros((), device=self.device)
+    if self.look:
+        return None if good else self.stop(step, loss.item())
+    if self.bad is None:
+        self.bad = (
+            torch.full((), -1, dtype=torch.int64, device=self.device),
+            torch.zeros((), device=self.device),
+        )
     first = (self.bad[0] < 0) & ~good
     self.bad = torch.where(first, step, self.bad[0]), torch.where(first, loss, self.bad[1])
+
 
 @patch
 def check(self: Run) -> None:
     "Stop, in every process, if a step went wrong in any."
-    if self.bad is None: return
+    if self.bad is None:
+        return
     steps, losses = (self.acc.gather(b.reshape(1)).tolist() for b in self.bad)
     wrong = [(s, l) for s, l in zip(steps, losses) if s >= 0]
-    if wrong: self.stop(*min(wrong, key=lambda w: w[0]))
+    if wrong:
+        self.stop(*min(wrong, key=lambda w: w[0]))
+
 
 @patch
 def stop(self: Run, step: int, loss: float) -> None:
     "The one sentence for a run that went wrong."
     what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
     saved = ckpt.checkpoints(self.out) if self.out else []
-    kept = f"the last good checkpoint is step {saved[-1]} in {self.out}" if saved else "there is no checkpoint yet"
-    raise FloatingPointError(f"Training stopped at step {step + 1} of {self.plan.total}: {what}; {kept}. Try a smaller base_lr than {self.recipe.base_lr}, a longer warmup, or clip_grad=1.")
+    kept = (
+        f"the last good checkpoint is step {saved[-1]} in {self.out}"
+        if saved
+        else "there is no checkpoint yet"
+    )
+    raise FloatingPointError(
+        f"Training stopped at step {step + 1} of {self.plan.total}: {what}; {kept}. Try a smaller base_lr than {self.recipe.base_lr}, a longer warmup, or clip_grad=1."
+    )
 
 # %% ../../nbs/training/04_pretrain.ipynb #9c15fc4f
 @patch
@@ -432,20 +620,27 @@ def save(self: Run, step: int) -> None:
     if self.acc.is_main_process:
         optimizer, rest = ckpt.pack_optimizer(self.optimizer)
         tensors = dict(method=self.method.state_dict(), optimizer=optimizer)
-        if self.ema is not None: tensors['ema'] = self.ema.state_dict()
-        ckpt.save_checkpoint(self.out, step, tensors, dict(optimizer=rest, seconds=self.seconds), self.recipe.keep)
+        if self.ema is not None:
+            tensors['ema'] = self.ema.state_dict()
+        ckpt.save_checkpoint(
+            self.out, step, tensors, dict(optimizer=rest, seconds=self.seconds), self.recipe.keep
+        )
     self.acc.wait_for_everyone()
+
 
 @patch
 def restore(self: Run) -> None:
     "Go back to the newest checkpoint, if there is one."
-    if not ckpt.checkpoints(self.out): return
+    if not ckpt.checkpoints(self.out):
+        return
     tensors, state = ckpt.load_checkpoint(self.out)
     where = f"The checkpoint of step {state['step']} in {self.out}"
     ckpt.load_into(self.method, tensors['method'], where)
-    if self.ema is not None: ckpt.load_into(self.ema, tensors['ema'], where)
+    if self.ema is not None:
+        ckpt.load_into(self.ema, tensors['ema'], where)
     ckpt.unpack_optimizer(self.optimizer, tensors['optimizer'], state['optimizer'])
     self.start, self.seconds = state['step'], state['seconds']
+
 
 @patch
 def row(self: Run, step: int, sums: dict, before: tuple) -> dict:
@@ -455,8 +650,24 @@ def row(self: Run, step: int, sums: dict, before: tuple) -> dict:
     images = self.plan.seen(step)
     rate = (images - self.plan.seen(before[0])) / max(self.seconds - before[1], 1e-9)
     row = dict(zip(names, values))
-    return dict(step=step, loss=row.pop('loss'), lr=lr_at(step - 1, self.plan.total, self.plan.warmup, self.recipe.lr, self.recipe.min_lr, self.recipe.schedule, self.plan.milestones),
-                grad_norm=sums['grad_norm'].item(), seconds=round(self.seconds, 3), images=images, images_per_second=round(rate, 1), **row)
+    return dict(
+        step=step,
+        loss=row.pop('loss'),
+        lr=lr_at(
+            step - 1,
+            self.plan.total,
+            self.plan.warmup,
+            self.recipe.lr,
+            self.recipe.min_lr,
+            self.recipe.schedule,
+            self.plan.milestones,
+        ),
+        grad_norm=sums['grad_norm'].item(),
+        seconds=round(self.seconds, 3),
+        images=images,
+        images_per_second=round(rate, 1),
+        **row,
+    )
 
 # %% ../../nbs/training/04_pretrain.ipynb #9efca687
 @patch
@@ -469,88 +680,143 @@ def train(self: Run, history: History, screen: Screen, probe: Callable | None) -
         last = done == total
         probing = probe is not None and (last or r.probe_every is not None and done % r.probe_every == 0)
         if last or probing or done == 1 or done % r.log_every == 0:
-            self.check(); self.seconds = time.perf_counter() - clock
+            self.check()
+            self.seconds = time.perf_counter() - clock
             row = self.row(done, sums, before)
-            if probing: row |= self.probe(probe, done)
-            history.rows.append(row); self.acc.log(row, step=done)
+            if probing:
+                row |= self.probe(probe, done)
+            history.rows.append(row)
+            self.acc.log(row, step=done)
             before = done, time.perf_counter() - clock
         if self.out and (last or done % r.checkpoint_every == 0):
-            self.check(); self.seconds = time.perf_counter() - clock
+            self.check()
+            self.seconds = time.perf_counter() - clock
             self.save(done)
         screen.update()
+
 
 @patch
 def probe(self: Run, probe: Callable, step: int) -> dict[str, float]:
     "What the caller wants to know on the way, measured in eval mode by the first process."
-    if not self.acc.is_main_process: return {}
+    if not self.acc.is_main_process:
+        return {}
     self.method.eval()
-    with torch.no_grad(), alone(): values = probe(self.method, step) or {}
+    with torch.no_grad(), alone():
+        values = probe(self.method, step) or {}
     self.method.train()
     return {k: float(v) for k, v in values.items()}
 
 # %% ../../nbs/training/04_pretrain.ipynb #f4fc8835
 def identity(
-    recipe: Recipe, # every hyper-parameter
-    data: Any,      # the data set
-) -> dict: # what run.json holds
+    recipe: Recipe,  # every hyper-parameter
+    data: Any,  # the data set
+) -> dict:  # what run.json holds
     "What makes a run this run and no other."
     shape = list(data.images.shape[1:]) if hasattr(data, 'images') else [len(data.mean), data.size, data.size]
-    labels = zlib.crc32(data.labels.cpu().numpy().tobytes()) # which pictures, in which order: unlike pixels, the same on every machine that draws them
-    data_facts = dict(name=data.name, split=data.split, n=len(data), labels=labels, shape=shape, mean=list(data.mean), std=list(data.std))
-    return dict(recipe=asdict(recipe), data=data_facts, classes=list(data.classes)) # the names decide nothing: a run of before they were noted goes on
+    labels = zlib.crc32(
+        data.labels.cpu().numpy().tobytes()
+    )  # which pictures, in which order: unlike pixels, the same on every machine that draws them
+    data_facts = dict(
+        name=data.name,
+        split=data.split,
+        n=len(data),
+        labels=labels,
+        shape=shape,
+        mean=list(data.mean),
+        std=list(data.std),
+    )
+    return dict(
+        recipe=asdict(recipe), data=data_facts, classes=list(data.classes)
+    )  # the names decide nothing: a run of before they were noted goes on
+
 
 def pretrain(
-    method: nn.Module,              # encoder, views, forward, after_step; trained in place
-    data: Any,                      # a `Dataset` or `FolderDataset`
-    recipe: Recipe,                 # every hyper-parameter
+    method: nn.Module,  # encoder, views, forward, after_step; trained in place
+    data: Any,  # a `Dataset` or `FolderDataset`
+    recipe: Recipe,  # every hyper-parameter
     out: str | Path | None = None,  # the run's folder for log and checkpoints; None: nothing is written
-    resume: bool = True,            # go on from the newest checkpoint in `out`; False: start over
-    probe: Callable[[nn.Module, int], dict] | None = None, # (method, step) -> scalars for the log, every `recipe.probe_every` steps and at the end
-    live: bool | None = None,       # notebook: True keeps a picture of the run, None shows it only while it runs, False shows a line
-    quiet: bool = False,            # show nothing
-    trackers: Iterable[str] = (),   # more of accelerate's: 'tensorboard', ...; they need `out`
-    device: str | None = None,      # None: the best there is; 'cpu' forces the CPU
-) -> History:                       # the log; `method` is trained and in eval mode
+    resume: bool = True,  # go on from the newest checkpoint in `out`; False: start over
+    probe: Callable[[nn.Module, int], dict]
+    | None = None,  # (method, step) -> scalars for the log, every `recipe.probe_every` steps and at the end
+    live: bool
+    | None = None,  # notebook: True keeps a picture of the run, None shows it only while it runs, False shows a line
+    quiet: bool = False,  # show nothing
+    trackers: Iterable[str] = (),  # more of accelerate's: 'tensorboard', ...; they need `out`
+    device: str | None = None,  # None: the best there is; 'cpu' forces the CPU
+) -> History:  # the log; `method` is trained and in eval mode
     "Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or `torchrun` on many."
-    for name in trackers: choose(name, [str(t.value) for t in get_available_trackers()], 'tracker')
-    if trackers and not out: raise ValueError(f"The tracker {next(iter(trackers))!r} writes files: give out= a folder.")
+    for name in trackers:
+        choose(name, [str(t.value) for t in get_available_trackers()], 'tracker')
+    if trackers and not out:
+        raise ValueError(f"The tracker {next(iter(trackers))!r} writes files: give out= a folder.")
     device, out = torch.device(device) if device else best_device(), Path(out) if out else None
     history = History(recipe, plan(recipe, len(data)), out)
-    acc = make_accelerator(device_settings(recipe, device, history.plan.total)[0], device, log_with=[FileTracker(history), *trackers] if out else None, project_dir=out)
-    with torch.random.fork_rng(devices=[acc.device] if acc.device.type == 'cuda' else []), warnings.catch_warnings(), contextlib.ExitStack() as ends:
-        warnings.filterwarnings('ignore', message='Grad strides do not match') # DDP, of axes of length 1 (CLS, mask token): their strides mean nothing
-        if out: ckpt.claim(out, identity(recipe, data), resume, acc.is_main_process); acc.wait_for_everyone()
+    acc = make_accelerator(
+        device_settings(recipe, device, history.plan.total)[0],
+        device,
+        log_with=[FileTracker(history), *trackers] if out else None,
+        project_dir=out,
+    )
+    with (
+        torch.random.fork_rng(devices=[acc.device] if acc.device.type == 'cuda' else []),
+        warnings.catch_warnings(),
+        contextlib.ExitStack() as ends,
+    ):
+        warnings.filterwarnings(
+            'ignore', message='Grad strides do not match'
+        )  # DDP, of axes of length 1 (CLS, mask token): their strides mean nothing
+        if out:
+            ckpt.claim(out, identity(recipe, data), resume, acc.is_main_process)
+            acc.wait_for_everyone()
         run = Run(method, data, recipe, acc, out)
         ends.callback(run.close)
         if out:
-            run.restore(); history.rows = read_log(out, run.start)
-            acc.wait_for_everyone(); acc.init_trackers('tensorboard', config={k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(recipe).items()})
+            run.restore()
+            history.rows = read_log(out, run.start)
+            acc.wait_for_everyone()
+            acc.init_trackers(
+                'tensorboard',
+                config={
+                    k: v if isinstance(v, (int, float, str, bool)) else str(v)
+                    for k, v in asdict(recipe).items()
+                },
+            )
         run.open_data()
         screen = Screen(history, run.start, live, quiet or not acc.is_main_process)
         ends.callback(screen.close)
-        try: run.train(history, screen, probe); history.finished = True
+        try:
+            run.train(history, screen, probe)
+            history.finished = True
         except BaseException:
-            with contextlib.suppress(OSError): finish(acc) # the first error is the one to tell
+            with contextlib.suppress(OSError):
+                finish(acc)  # the first error is the one to tell
             raise
         finish(acc)
         history.ema = run.ema
     return history
 
+
 def finish(
-    acc: Accelerator, # of the run
+    acc: Accelerator,  # of the run
 ) -> None:
     "Close the trackers; the processes stay, a notebook may train again."
-    for tracker in acc.trackers: tracker.finish()
+    for tracker in acc.trackers:
+        tracker.finish()
 
 # %% ../../nbs/training/04_pretrain.ipynb #a1e5c3ed
 def load_run(
-    out: str | Path,         # a run's folder
-    step: int | None = None, # which checkpoint; None: the newest
-) -> nn.Module:              # the method with that checkpoint's weights, in eval mode, on the CPU
+    out: str | Path,  # a run's folder
+    step: int | None = None,  # which checkpoint; None: the newest
+) -> nn.Module:  # the method with that checkpoint's weights, in eval mode, on the CPU
     "Read a run back without its data set: the folder knows its recipe."
     run = ckpt.read_run(out)
     tensors, state = ckpt.load_checkpoint(out, step)
-    data = SimpleNamespace(mean=run['data']['mean'], std=run['data']['std'], classes=run.get('classes'), words=tensors['method'].get('text_encoder.vocabulary'))
+    data = SimpleNamespace(
+        mean=run['data']['mean'],
+        std=run['data']['std'],
+        classes=run.get('classes'),
+        words=tensors['method'].get('text_encoder.vocabulary'),
+    )
     method = build(Recipe(**run['recipe']), data)
     ckpt.load_into(method, tensors['method'], f"The checkpoint of step {state['step']} in {out}")
     return method.eval()

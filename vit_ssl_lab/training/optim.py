@@ -15,95 +15,133 @@ from ..core import choose
 
 # %% ../../nbs/training/02_optim.ipynb #b4766a19
 def lr_at(
-    step: int,          # updates made so far: 0 for the first
-    total: int,         # updates of the whole run
-    warmup: float,      # updates of linear warm-up
-    lr: float,          # peak
-    min_lr: float = 0., # where the cosine ends
-    schedule: str = 'cosine', # or "step": a tenth from each milestone on
-    milestones: tuple = (),   # updates, of "step"
+    step: int,  # updates made so far: 0 for the first
+    total: int,  # updates of the whole run
+    warmup: float,  # updates of linear warm-up
+    lr: float,  # peak
+    min_lr: float = 0.0,  # where the cosine ends
+    schedule: str = 'cosine',  # or "step": a tenth from each milestone on
+    milestones: tuple = (),  # updates, of "step"
 ) -> float:
     "Linear warm-up from 0, then half a cosine down to `min_lr`, updated every iteration (MAE: util/lr_sched.py), or steps (MoCo v1)."
-    if step < warmup: return lr * step / warmup
-    if choose(schedule, ('cosine', 'step'), 'schedule') == 'step': return lr * .1 ** sum(step >= m for m in milestones)
+    if step < warmup:
+        return lr * step / warmup
+    if choose(schedule, ('cosine', 'step'), 'schedule') == 'step':
+        return lr * 0.1 ** sum(step >= m for m in milestones)
     progress = (step - warmup) / max(total - warmup, 1e-12)
-    return min_lr + (lr - min_lr) * .5 * (1 + math.cos(math.pi * progress))
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 # %% ../../nbs/training/02_optim.ipynb #bf7294ea
 def layer_of(
     name: str,  # a parameter's name in the encoder
-    depth: int, # blocks of the encoder; stages of a ResNet
-) -> int:       # 0: patch embedding, position, CLS, a ResNet's stem; i + 1: block i, stage i + 1; depth + 1: norm and head
+    depth: int,  # blocks of the encoder; stages of a ResNet
+) -> int:  # 0: patch embedding, position, CLS, a ResNet's stem; i + 1: block i, stage i + 1; depth + 1: norm and head
     "The layer a parameter belongs to (MAE: util/lr_decay.py)."
-    if re.match(r'(cls_token|pos_embed|reg_token|patch_embed|conv1\b|bn1\b)', name): return 0
-    if m := re.match(r'layer(\d+)\.', name): return int(m.group(1))
-    if m := re.match(r'blocks\.(\d+)\.', name): return int(m.group(1)) + 1
+    if re.match(r'(cls_token|pos_embed|reg_token|patch_embed|conv1\b|bn1\b)', name):
+        return 0
+    if m := re.match(r'layer(\d+)\.', name):
+        return int(m.group(1))
+    if m := re.match(r'blocks\.(\d+)\.', name):
+        return int(m.group(1)) + 1
     return depth + 1
 
+
 def layers_of(
-    encoder: nn.Module, # a ViT, a ResNet, any other network of timm, or something else
+    encoder: nn.Module,  # a ViT, a ResNet, any other network of timm, or something else
 ) -> tuple[dict, int]:  # name of a parameter -> layer; number of layers between stem and head
     "All layers of an encoder. A network in stages (ConvNeXt, Swin) says through timm's `group_matcher` what belongs together: a block each, a change of size with the block behind it."
     depth = len(getattr(encoder, 'blocks', ())) or sum(hasattr(encoder, f'layer{i}') for i in range(1, 5))
-    if depth or not hasattr(encoder, 'group_matcher'): return {name: layer_of(name, depth) for name, _ in encoder.named_parameters()}, depth
+    if depth or not hasattr(encoder, 'group_matcher'):
+        return {name: layer_of(name, depth) for name, _ in encoder.named_parameters()}, depth
     layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
     return layers, max(layers.values()) - 1
 
+
 def within(
-    name: str,   # of a parameter
-    prefix: str, # "predictor", "encoder.patch_embed", or a whole name
+    name: str,  # of a parameter
+    prefix: str,  # "predictor", "encoder.patch_embed", or a whole name
 ) -> bool:
     "Does a parameter belong to a part of the model?"
     return name == prefix or name.startswith(f'{prefix}.')
 
+
 def param_groups(
-    model: nn.Module,                 # a method, an encoder, or an encoder with a head
-    weight_decay: float = .05,        # for matrices
-    layer_decay: float | None = None, # lr factor from one layer to the layer below; None: the same lr everywhere
-    no_decay: Iterable[str] = (),     # more names that don't decay, e.g. 'cls_token'
-    decay_all: bool = False,          # norms and biases decay too, as in MoCo and SimSiam
-    lr_factors: dict[str, float] | None = None, # prefix of names -> factor of their lr; of several the longest prefix counts
+    model: nn.Module,  # a method, an encoder, or an encoder with a head
+    weight_decay: float = 0.05,  # for matrices
+    layer_decay: float
+    | None = None,  # lr factor from one layer to the layer below; None: the same lr everywhere
+    no_decay: Iterable[str] = (),  # more names that don't decay, e.g. 'cls_token'
+    decay_all: bool = False,  # norms and biases decay too, as in MoCo and SimSiam
+    lr_factors: dict[str, float]
+    | None = None,  # prefix of names -> factor of their lr; of several the longest prefix counts
     constant_lr: Iterable[str] = (),  # prefixes of names whose lr stays at its peak
-) -> list[dict]:                      # for an optimizer; each group has its `lr_scale`
+) -> list[dict]:  # for an optimizer; each group has its `lr_scale`
     "Group parameters by weight decay and layer: 1-D tensors and biases don't decay, frozen ones are left out (MAE: add_weight_decay, param_groups_lrd; SimSiam: fix_lr)."
     encoder = getattr(model, 'encoder', model)
     (layers, depth), inside = layers_of(encoder), 'encoder.' if encoder is not model else ''
     groups, no_decay, factors, constant_lr = {}, set(no_decay), lr_factors or {}, tuple(constant_lr)
     names = [name for name, _ in model.named_parameters()]
     for prefix in (*factors, *constant_lr):
-        if not any(within(name, prefix) for name in names): choose(prefix, dict.fromkeys(part for name in names for part in (name.split('.')[0], name.rpartition('.')[0], name) if part), 'parameter or part with the name')
+        if not any(within(name, prefix) for name in names):
+            choose(
+                prefix,
+                dict.fromkeys(
+                    part
+                    for name in names
+                    for part in (name.split('.')[0], name.rpartition('.')[0], name)
+                    if part
+                ),
+                'parameter or part with the name',
+            )
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        decay = 0. if name in no_decay or not decay_all and (p.ndim <= 1 or name.endswith('.bias')) else weight_decay
-        layer = layers[name[len(inside):]] if name.startswith(inside) else depth + 1
-        scale = 1. if layer_decay is None else layer_decay ** (depth + 1 - layer)
-        scale *= factors[max(mine, key=len)] if (mine := [f for f in factors if within(name, f)]) else 1.
+        if not p.requires_grad:
+            continue
+        decay = (
+            0.0
+            if name in no_decay or not decay_all and (p.ndim <= 1 or name.endswith('.bias'))
+            else weight_decay
+        )
+        layer = layers[name[len(inside) :]] if name.startswith(inside) else depth + 1
+        scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - layer)
+        scale *= factors[max(mine, key=len)] if (mine := [f for f in factors if within(name, f)]) else 1.0
         constant = any(within(name, c) for c in constant_lr)
-        group = groups.setdefault((decay, scale, constant, p.ndim > 1), dict(params=[], weight_decay=decay, lr_scale=scale, constant_lr=constant))
+        group = groups.setdefault(
+            (decay, scale, constant, p.ndim > 1),
+            dict(params=[], weight_decay=decay, lr_scale=scale, constant_lr=constant),
+        )
         group['params'].append(p)
     return list(groups.values())
 
 # %% ../../nbs/training/02_optim.ipynb #fee7b50f
 def make_optimizer(
-    name: str,                  # 'adamw', 'sgd', 'lars'
-    groups: list[dict],         # from `param_groups`
-    lr: float,                  # peak learning rate
-    betas: tuple = (.9, .95),   # AdamW
-    momentum: float = .9,       # SGD, LARS
+    name: str,  # 'adamw', 'sgd', 'lars'
+    groups: list[dict],  # from `param_groups`
+    lr: float,  # peak learning rate
+    betas: tuple = (0.9, 0.95),  # AdamW
+    momentum: float = 0.9,  # SGD, LARS
 ) -> torch.optim.Optimizer:
     "AdamW and SGD of torch (fused where the device has it), LARS of timm."
     choose(name, ('adamw', 'sgd', 'lars'), 'optimizer')
     if name == 'lars':
         from timm.optim import Lars
-        for group in groups: group['always_adapt'] = group['params'][0].ndim > 1 # trust ratio on matrices only, also where nothing decays
+
+        for group in groups:
+            group['always_adapt'] = (
+                group['params'][0].ndim > 1
+            )  # trust ratio on matrices only, also where nothing decays
         return Lars(groups, lr=lr, momentum=momentum)
     fused = all(p.device.type in ('cpu', 'cuda') for g in groups for p in g['params'])
-    if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    if name == 'sgd':
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), fused=fused)
 
+
 def set_lr(
-    optimizer: torch.optim.Optimizer, # its groups may have `lr_scale`, and `constant_lr` to stay at the optimizer's own rate
-    lr: float,                        # of this iteration
+    optimizer: torch.optim.Optimizer,  # its groups may have `lr_scale`, and `constant_lr` to stay at the optimizer's own rate
+    lr: float,  # of this iteration
 ) -> None:
     "Give every group its learning rate."
-    for group in optimizer.param_groups: group['lr'] = (optimizer.defaults['lr'] if group.get('constant_lr') else lr) * group.get('lr_scale', 1.)
+    for group in optimizer.param_groups:
+        group['lr'] = (optimizer.defaults['lr'] if group.get('constant_lr') else lr) * group.get(
+            'lr_scale', 1.0
+        )

@@ -19,65 +19,96 @@ from ..encoders import ENCODERS, encoder
 @dataclass(frozen=True)
 class Recipe:
     "Every hyper-parameter of a pre-training run."
-    method: str                      # a name of `METHODS`
-    scale: str = 'own'               # 'laptop', 'slow', 'gpu', 'paper', or 'own'
-    data: str = 'scenes'             # a data set's name as `data.load` takes it
-    data_options: dict = field(default_factory=dict)    # more arguments of `data.load`
-    encoder: str = 'vit_nano'        # an encoder's name
-    encoder_options: dict = field(default_factory=dict) # more arguments of the encoder
+
+    method: str  # a name of `METHODS`
+    scale: str = 'own'  # 'laptop', 'slow', 'gpu', 'paper', or 'own'
+    data: str = 'scenes'  # a data set's name as `data.load` takes it
+    data_options: dict = field(default_factory=dict)  # more arguments of `data.load`
+    encoder: str = 'vit_nano'  # an encoder's name
+    encoder_options: dict = field(default_factory=dict)  # more arguments of the encoder
     method_options: dict = field(default_factory=dict)  # more arguments of the method
-    views: str | None = None         # a preset of `data.views`; None: the method's own name
-    views_options: dict = field(default_factory=dict)   # more arguments of the preset
-    img_size: int | tuple = 48       # pixels of a view: side, or (height, width)
-    patch_size: int | tuple | None = 8 # pixels of a patch; None: the encoder's default, and where there are no patches (ResNet)
-    batch_size: int = 128            # images in one update, over all processes and micro-batches
-    steps: int | None = None         # updates; give this or epochs
-    epochs: float | None = None      # passes over the data
-    drop_last: bool = True           # leave out an epoch's last, smaller batch
-    optimizer: str = 'adamw'         # 'adamw', 'sgd', 'lars'
-    base_lr: float = 1e-3            # learning rate before scaling
-    lr_scale: str | None = None      # 'batch/256': lr = base_lr * batch_size / 256; None: lr = base_lr
-    betas: tuple = (.9, .95)         # AdamW
-    momentum: float = .9             # SGD, LARS
-    weight_decay: float = .05        # on matrices only
-    decay_all: bool = False          # on norms and biases too (MoCo, SimSiam)
-    layer_decay: float | None = None # lr factor from one encoder layer down to the next; None: none
-    lr_factors: dict = field(default_factory=dict) # lr factor of parts of the method, by the beginning of their parameters' names: {'encoder.patch_embed': .1}
-    constant_lr: tuple = ()          # parts whose lr stays at the peak: ('predictor',) in SimSiam
-    schedule: str = 'cosine'         # or 'step': a tenth of the lr from each milestone on
-    milestones: tuple = ()           # of 'step', in the unit of warmup: below 1 a share of the run, else steps, or epochs where `epochs` is given
-    warmup: float = .1               # below 1: share of the run; else steps, or epochs where `epochs` is given
-    min_lr: float = 0.               # where the cosine ends
-    clip_grad: float | None = None   # largest gradient norm
-    accumulate: int = 1              # micro-batches an update, to save memory
-    precision: str = 'auto'          # 'fp32', 'bf16', 'auto': bf16 where CUDA has it
-    compile: bool | str = 'auto'     # torch.compile; 'auto': on CUDA and in long runs
-    sync_bn: bool | str = 'auto'     # BatchNorm over the whole batch of all processes; 'auto': yes
-    ema: float | None = None         # momentum of an averaged copy of the encoder, e.g. .999
-    seed: int = 0                    # of weights, data order, views and masks
-    log_every: int = 10              # steps between two rows of the log
-    checkpoint_every: int = 100      # steps between two checkpoints
-    keep: int = 2                    # newest checkpoints that stay on disk
-    probe_every: int | None = None   # steps between two calls of `probe`; None: only at the end
-    workers: int | None = None       # processes that decode a folder's images; None: by the machine
-    note: str = ''                   # where the figures come from
+    views: str | None = None  # a preset of `data.views`; None: the method's own name
+    views_options: dict = field(default_factory=dict)  # more arguments of the preset
+    img_size: int | tuple = 48  # pixels of a view: side, or (height, width)
+    patch_size: int | tuple | None = (
+        8  # pixels of a patch; None: the encoder's default, and where there are no patches (ResNet)
+    )
+    batch_size: int = 128  # images in one update, over all processes and micro-batches
+    steps: int | None = None  # updates; give this or epochs
+    epochs: float | None = None  # passes over the data
+    drop_last: bool = True  # leave out an epoch's last, smaller batch
+    optimizer: str = 'adamw'  # 'adamw', 'sgd', 'lars'
+    base_lr: float = 1e-3  # learning rate before scaling
+    lr_scale: str | None = None  # 'batch/256': lr = base_lr * batch_size / 256; None: lr = base_lr
+    betas: tuple = (0.9, 0.95)  # AdamW
+    momentum: float = 0.9  # SGD, LARS
+    weight_decay: float = 0.05  # on matrices only
+    decay_all: bool = False  # on norms and biases too (MoCo, SimSiam)
+    layer_decay: float | None = None  # lr factor from one encoder layer down to the next; None: none
+    lr_factors: dict = field(
+        default_factory=dict
+    )  # lr factor of parts of the method, by the beginning of their parameters' names: {'encoder.patch_embed': .1}
+    constant_lr: tuple = ()  # parts whose lr stays at the peak: ('predictor',) in SimSiam
+    schedule: str = 'cosine'  # or 'step': a tenth of the lr from each milestone on
+    milestones: tuple = ()  # of 'step', in the unit of warmup: below 1 a share of the run, else steps, or epochs where `epochs` is given
+    warmup: float = 0.1  # below 1: share of the run; else steps, or epochs where `epochs` is given
+    min_lr: float = 0.0  # where the cosine ends
+    clip_grad: float | None = None  # largest gradient norm
+    accumulate: int = 1  # micro-batches an update, to save memory
+    precision: str = 'auto'  # 'fp32', 'bf16', 'auto': bf16 where CUDA has it
+    compile: bool | str = 'auto'  # torch.compile; 'auto': on CUDA and in long runs
+    sync_bn: bool | str = 'auto'  # BatchNorm over the whole batch of all processes; 'auto': yes
+    ema: float | None = None  # momentum of an averaged copy of the encoder, e.g. .999
+    seed: int = 0  # of weights, data order, views and masks
+    log_every: int = 10  # steps between two rows of the log
+    checkpoint_every: int = 100  # steps between two checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk
+    probe_every: int | None = None  # steps between two calls of `probe`; None: only at the end
+    workers: int | None = None  # processes that decode a folder's images; None: by the machine
+    note: str = ''  # where the figures come from
 
     def __post_init__(self):
         choose(self.optimizer, ('adamw', 'sgd', 'lars'), 'optimizer')
         choose(self.precision, ('auto', 'fp32', 'bf16'), 'precision')
         choose(str(self.lr_scale), ('None', 'batch/256'), 'learning-rate rule')
-        choose(str(self.compile), ('auto', 'True', 'False'), 'value of compile'); choose(str(self.sync_bn), ('auto', 'True', 'False'), 'value of sync_bn')
+        choose(str(self.compile), ('auto', 'True', 'False'), 'value of compile')
+        choose(str(self.sync_bn), ('auto', 'True', 'False'), 'value of sync_bn')
         choose(self.schedule, ('cosine', 'step'), 'schedule')
-        if (self.steps is None) == (self.epochs is None): raise ValueError(f"A recipe needs its length as steps or as epochs: got steps={self.steps} and epochs={self.epochs}; give exactly one.")
-        for name in ('steps', 'epochs', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep', 'probe_every'):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"A recipe needs its length as steps or as epochs: got steps={self.steps} and epochs={self.epochs}; give exactly one."
+            )
+        for name in (
+            'steps',
+            'epochs',
+            'batch_size',
+            'accumulate',
+            'log_every',
+            'checkpoint_every',
+            'keep',
+            'probe_every',
+        ):
             value = getattr(self, name)
-            if value is not None and not value > 0: raise ValueError(f"{name}={value} of the recipe must be above 0.")
-        tuples = lambda v: tuple(map(tuples, v)) if isinstance(v, list) else {k: tuples(x) for k, x in v.items()} if isinstance(v, dict) else v
-        for f in fields(self): object.__setattr__(self, f.name, tuples(getattr(self, f.name)))  # JSON has no tuples
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} of the recipe must be above 0.")
+        tuples = lambda v: (
+            tuple(map(tuples, v))
+            if isinstance(v, list)
+            else {k: tuples(x) for k, x in v.items()}
+            if isinstance(v, dict)
+            else v
+        )
+        for f in fields(self):
+            object.__setattr__(self, f.name, tuples(getattr(self, f.name)))  # JSON has no tuples
         for name, example in (('constant_lr', "('predictor',)"), ('milestones', '(120, 160)')):
-            if not isinstance(getattr(self, name), tuple): raise ValueError(f"{name} is a tuple, such as {example}: got {getattr(self, name)!r}.")
-        if self.milestones and self.schedule != 'step': raise ValueError(f"milestones={self.milestones} mean nothing to a {self.schedule} schedule: give schedule='step', or no milestones.")
-        if bad := {k: v for k, v in self.lr_factors.items() if not v >= 0}: raise ValueError(f"A factor of a learning rate is 0 or more: got lr_factors={bad}.")
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} is a tuple, such as {example}: got {getattr(self, name)!r}.")
+        if self.milestones and self.schedule != 'step':
+            raise ValueError(
+                f"milestones={self.milestones} mean nothing to a {self.schedule} schedule: give schedule='step', or no milestones."
+            )
+        if bad := {k: v for k, v in self.lr_factors.items() if not v >= 0}:
+            raise ValueError(f"A factor of a learning rate is 0 or more: got lr_factors={bad}.")
 
     @property
     def lr(self) -> float:
@@ -89,36 +120,46 @@ class Recipe:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> 'Recipe': return cls(**json.loads(text))
+    def from_json(cls, text: str) -> 'Recipe':
+        return cls(**json.loads(text))
 
 # %% ../../nbs/training/01_recipes.ipynb #638351dd
 class Plan(NamedTuple):
     "A recipe's length in steps, for a data set of a given size."
-    total: int     # steps of the whole run
+
+    total: int  # steps of the whole run
     warmup: float  # steps of warm-up
-    per_epoch: int # steps of one pass over the data
-    batch: int     # images in one step
-    n: int         # images in the data set
-    milestones: tuple = () # steps at which the learning rate drops to a tenth, where the schedule is 'step'
+    per_epoch: int  # steps of one pass over the data
+    batch: int  # images in one step
+    n: int  # images in the data set
+    milestones: tuple = ()  # steps at which the learning rate drops to a tenth, where the schedule is 'step'
 
     def seen(self, step: int) -> int:
         "Images after `step` steps; an epoch's last batch may be smaller."
         epochs, i = divmod(step, self.per_epoch)
         return epochs * min(self.n, self.per_epoch * self.batch) + min(self.n, i * self.batch)
 
+
 def plan(
-    recipe: Recipe, # the run
-    n: int,         # images in the data set
+    recipe: Recipe,  # the run
+    n: int,  # images in the data set
 ) -> Plan:
     "Translate a recipe's epochs and shares into steps."
-    if n < 1: raise ValueError(f"The data set {recipe.data!r} holds no image: nothing can be learned from it.")
+    if n < 1:
+        raise ValueError(f"The data set {recipe.data!r} holds no image: nothing can be learned from it.")
     batch = min(recipe.batch_size, n)
     per_epoch = n // batch if recipe.drop_last else math.ceil(n / batch)
     total = recipe.steps or max(1, round(recipe.epochs * per_epoch))
     steps = lambda x: x * (total if x < 1 else 1 if recipe.steps else per_epoch)
     warmup, milestones = steps(recipe.warmup), tuple(steps(m) for m in recipe.milestones)
-    if warmup > total: raise ValueError(f"A warm-up of {warmup:.0f} steps is longer than the run of {total}: make warmup={recipe.warmup} smaller.")
-    if any(b <= a for a, b in zip((0, *milestones), (*milestones, total))): raise ValueError(f"The milestones must grow and lie inside the run of {total} steps: milestones={recipe.milestones} are its steps {milestones}.")
+    if warmup > total:
+        raise ValueError(
+            f"A warm-up of {warmup:.0f} steps is longer than the run of {total}: make warmup={recipe.warmup} smaller."
+        )
+    if any(b <= a for a, b in zip((0, *milestones), (*milestones, total))):
+        raise ValueError(
+            f"The milestones must grow and lie inside the run of {total} steps: milestones={recipe.milestones} are its steps {milestones}."
+        )
     return Plan(total, warmup, per_epoch, batch, n, milestones)
 
 # %% ../../nbs/training/01_recipes.ipynb #165f5672
@@ -146,280 +187,1082 @@ METHODS = {  # imported only when asked for, so that one method's notebook never
     'esvit': 'vit_ssl_lab.methods.esvit:EsViT',
 }
 
-_mae_laptop = Recipe('mae', 'laptop', encoder_options=dict(positions='sincos'), method_options=dict(decoder_width=64, decoder_depth=1, decoder_heads=2, norm_pix=False),
-    views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=1000, base_lr=2e-3, checkpoint_every=250)
+_mae_laptop = Recipe(
+    'mae',
+    'laptop',
+    encoder_options=dict(positions='sincos'),
+    method_options=dict(decoder_width=64, decoder_depth=1, decoder_heads=2, norm_pix=False),
+    views_options=dict(scale=(0.5, 1.0)),
+    img_size=48,
+    patch_size=8,
+    batch_size=64,
+    steps=1000,
+    base_lr=2e-3,
+    checkpoint_every=250,
+)
 
-FASHION = dict(img_size=28, patch_size=7, base_lr=3e-3, steps=1300, views_options=dict(scale=(.8, 1.)), method_options=dict(mask_ratio=.5)) # what the laptop recipe changes for fashion-mnist
+FASHION = dict(
+    img_size=28,
+    patch_size=7,
+    base_lr=3e-3,
+    steps=1300,
+    views_options=dict(scale=(0.8, 1.0)),
+    method_options=dict(mask_ratio=0.5),
+)  # what the laptop recipe changes for fashion-mnist
 
 RECIPES = {
     ('mae', 'laptop'): _mae_laptop,
     ('mae', 'slow'): replace(_mae_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
-    ('mae', 'gpu'): Recipe('mae', 'gpu', data='scenes', data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', encoder_options=dict(positions='sincos'),
-        method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6), img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256',
-        checkpoint_every=1000, log_every=50),
-    ('mae', 'paper'): Recipe('mae', 'paper', data='folder:imagenet', encoder='vit_large', encoder_options=dict(positions='sincos'),
-        method_options=dict(decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=.75, norm_pix=True), img_size=224, patch_size=16,
-        batch_size=4096, epochs=800, base_lr=1.5e-4, lr_scale='batch/256', warmup=40, checkpoint_every=3120, log_every=50,
+    ('mae', 'gpu'): Recipe(
+        'mae',
+        'gpu',
+        data='scenes',
+        data_options=dict(difficulty='hard', size=64, n=100_000),
+        encoder='vit_tiny',
+        encoder_options=dict(positions='sincos'),
+        method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6),
+        img_size=64,
+        patch_size=8,
+        batch_size=1024,
+        steps=4000,
+        base_lr=1.5e-4,
+        lr_scale='batch/256',
+        checkpoint_every=1000,
+        log_every=50,
+    ),
+    ('mae', 'paper'): Recipe(
+        'mae',
+        'paper',
+        data='folder:imagenet',
+        encoder='vit_large',
+        encoder_options=dict(positions='sincos'),
+        method_options=dict(
+            decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=0.75, norm_pix=True
+        ),
+        img_size=224,
+        patch_size=16,
+        batch_size=4096,
+        epochs=800,
+        base_lr=1.5e-4,
+        lr_scale='batch/256',
+        warmup=40,
+        checkpoint_every=3120,
+        log_every=50,
         note="arXiv 2111.06377, table 8 and section 4: ViT-L/16, 800 epochs (1600 for the final models), AdamW (0.9, 0.95), weight decay 0.05, "
-             "random resized crop (0.2, 1) and flip, normalised pixels as in the released models. The official run used fp16; here bf16."),
+        "random resized crop (0.2, 1) and flip, normalised pixels as in the released models. The official run used fp16; here bf16.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #4e1b1226
-_small_views = dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.) # strong hue, since scenes tints its garments; no blur, at 32 pixels little would be left
-_laptop_resnet = dict(encoder='resnet_nano', encoder_options=dict(stem='imagenet', zero_init_last=False), img_size=32, patch_size=None, batch_size=64, steps=600, views_options=_small_views, checkpoint_every=300) # views of 32 pixels from pictures of 48: more steps in a minute
-_laptop_vit = dict(data_options=dict(size=32), encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'), img_size=32, patch_size=8, batch_size=64, base_lr=2e-3,
-    views_options=dict(_small_views, solarize=0.), checkpoint_every=100) # in a minute the class token learns little, and a patch projection less than a convolution
-_gpu = dict(data_options=dict(difficulty='hard', size=64, n=100_000), encoder='vit_tiny', img_size=64, patch_size=8, batch_size=1024, steps=4000, base_lr=1.5e-4, lr_scale='batch/256', checkpoint_every=1000, log_every=50)
-_resnet50 = dict(data='folder:imagenet', encoder='resnet50', img_size=224, patch_size=None, checkpoint_every=5000, log_every=50)
-_vit_base = dict(data='folder:imagenet', encoder='vit_base', encoder_options=dict(positions='sincos'), img_size=224, patch_size=16, epochs=300, betas=(.9, .999), base_lr=1.5e-4, lr_scale='batch/256', warmup=40,
-    sync_bn=True, checkpoint_every=3120, log_every=50)
+_small_views = dict(
+    scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), blur=0.0
+)  # strong hue, since scenes tints its garments; no blur, at 32 pixels little would be left
+_laptop_resnet = dict(
+    encoder='resnet_nano',
+    encoder_options=dict(stem='imagenet', zero_init_last=False),
+    img_size=32,
+    patch_size=None,
+    batch_size=64,
+    steps=600,
+    views_options=_small_views,
+    checkpoint_every=300,
+)  # views of 32 pixels from pictures of 48: more steps in a minute
+_laptop_vit = dict(
+    data_options=dict(size=32),
+    encoder_options=dict(stem='conv', positions='sincos', global_pool='avg'),
+    img_size=32,
+    patch_size=8,
+    batch_size=64,
+    base_lr=2e-3,
+    views_options=dict(_small_views, solarize=0.0),
+    checkpoint_every=100,
+)  # in a minute the class token learns little, and a patch projection less than a convolution
+_gpu = dict(
+    data_options=dict(difficulty='hard', size=64, n=100_000),
+    encoder='vit_tiny',
+    img_size=64,
+    patch_size=8,
+    batch_size=1024,
+    steps=4000,
+    base_lr=1.5e-4,
+    lr_scale='batch/256',
+    checkpoint_every=1000,
+    log_every=50,
+)
+_resnet50 = dict(
+    data='folder:imagenet',
+    encoder='resnet50',
+    img_size=224,
+    patch_size=None,
+    checkpoint_every=5000,
+    log_every=50,
+)
+_vit_base = dict(
+    data='folder:imagenet',
+    encoder='vit_base',
+    encoder_options=dict(positions='sincos'),
+    img_size=224,
+    patch_size=16,
+    epochs=300,
+    betas=(0.9, 0.999),
+    base_lr=1.5e-4,
+    lr_scale='batch/256',
+    warmup=40,
+    sync_bn=True,
+    checkpoint_every=3120,
+    log_every=50,
+)
 
 # %% ../../nbs/training/01_recipes.ipynb #b8d22812
-RECIPES |= { # simclr
-    ('simclr', 'laptop'): (_simclr_laptop := Recipe('simclr', 'laptop', **_laptop_resnet, base_lr=3e-3, method_options=dict(hidden=256, dim=64))),
-    ('simclr', 'slow'): replace(_simclr_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
+RECIPES |= {  # simclr
+    ('simclr', 'laptop'): (
+        _simclr_laptop := Recipe(
+            'simclr', 'laptop', **_laptop_resnet, base_lr=3e-3, method_options=dict(hidden=256, dim=64)
+        )
+    ),
+    ('simclr', 'slow'): replace(
+        _simclr_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
     ('simclr', 'gpu'): Recipe('simclr', 'gpu', **_gpu, method_options=dict(hidden=1024)),
-    ('simclr', 'paper'): Recipe('simclr', 'paper', **_resnet50, batch_size=4096, epochs=100, optimizer='lars', base_lr=.3, lr_scale='batch/256', weight_decay=1e-6, warmup=10, sync_bn=True,
-        method_options=dict(hidden=None, dim=128, layers=2, temperature=.1),
+    ('simclr', 'paper'): Recipe(
+        'simclr',
+        'paper',
+        **_resnet50,
+        batch_size=4096,
+        epochs=100,
+        optimizer='lars',
+        base_lr=0.3,
+        lr_scale='batch/256',
+        weight_decay=1e-6,
+        warmup=10,
+        sync_bn=True,
+        method_options=dict(hidden=None, dim=128, layers=2, temperature=0.1),
         note="arXiv 2002.05709, sections 2 and 4: ResNet-50, LARS, learning rate 0.3 x batch/256 = 4.8, weight decay 1e-6 (the repository's command: 1e-4), 10 epochs of warm-up, 100 epochs (1000 for the best model), "
-             "BatchNorm over all devices. The official pictures stay in 0..1; here they are normalised."),
+        "BatchNorm over all devices. The official pictures stay in 0..1; here they are normalised.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #565b2818
-RECIPES |= { # byol
-    ('byol', 'laptop'): (_byol_laptop := Recipe('byol', 'laptop', **{**_laptop_resnet, **dict(views_options=dict(_small_views, solarize=0.))}, base_lr=1e-3, lr_factors={'predictor': 10.},
-        method_options=dict(hidden=256, dim=64, momentum=.9))), # in so few steps the predictor has to be ahead of the projector
+RECIPES |= {  # byol
+    ('byol', 'laptop'): (
+        _byol_laptop := Recipe(
+            'byol',
+            'laptop',
+            **{**_laptop_resnet, **dict(views_options=dict(_small_views, solarize=0.0))},
+            base_lr=1e-3,
+            lr_factors={'predictor': 10.0},
+            method_options=dict(hidden=256, dim=64, momentum=0.9),
+        )
+    ),  # in so few steps the predictor has to be ahead of the projector
     ('byol', 'slow'): replace(_byol_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=.99)),
-    ('byol', 'paper'): Recipe('byol', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), batch_size=4096, epochs=1000, optimizer='lars', base_lr=.2, lr_scale='batch/256', weight_decay=1.5e-6, warmup=10, sync_bn=True,
-        method_options=dict(hidden=4096, dim=256, momentum=.996, momentum_schedule='cosine'),
+    ('byol', 'gpu'): Recipe('byol', 'gpu', **_gpu, method_options=dict(hidden=1024, dim=128, momentum=0.99)),
+    ('byol', 'paper'): Recipe(
+        'byol',
+        'paper',
+        **_resnet50,
+        encoder_options=dict(zero_init_last=False),
+        batch_size=4096,
+        epochs=1000,
+        optimizer='lars',
+        base_lr=0.2,
+        lr_scale='batch/256',
+        weight_decay=1.5e-6,
+        warmup=10,
+        sync_bn=True,
+        method_options=dict(hidden=4096, dim=256, momentum=0.996, momentum_schedule='cosine'),
         note="arXiv 2006.07733, section 3.3 and the official code: ResNet-50, LARS, 0.2 x batch/256, weight decay 1.5e-6, 10 epochs of warm-up, 1000 epochs, momentum 0.996 to 1. "
-             "For 300 epochs: base_lr 0.3, momentum 0.99, weight decay 1e-6; for 100: 0.45, 0.99, 1e-6. The paper's results have residual gammas of 1 at the start, the released code zeros."),
+        "For 300 epochs: base_lr 0.3, momentum 0.99, weight decay 1e-6; for 100: 0.45, 0.99, 1e-6. The paper's results have residual gammas of 1 at the start, the released code zeros.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #6e359277
-RECIPES |= { # moco
-    ('moco', 'laptop'): (_moco_laptop := Recipe('moco', 'laptop', **{**_laptop_resnet, **dict(steps=500, checkpoint_every=250)}, views='mocov2', base_lr=3e-3, method_options=dict(dim=64, queue=256, momentum=.97, symmetric=True))),
+RECIPES |= {  # moco
+    ('moco', 'laptop'): (
+        _moco_laptop := Recipe(
+            'moco',
+            'laptop',
+            **{**_laptop_resnet, **dict(steps=500, checkpoint_every=250)},
+            views='mocov2',
+            base_lr=3e-3,
+            method_options=dict(dim=64, queue=256, momentum=0.97, symmetric=True),
+        )
+    ),
     ('moco', 'slow'): replace(_moco_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('moco', 'gpu'): Recipe('moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=.99)),
-    ('moco', 'paper'): Recipe('moco', 'paper', **_resnet50, encoder_options=dict(zero_init_last=False), views='mocov2', batch_size=256, epochs=200, optimizer='sgd', base_lr=.03, lr_scale='batch/256', weight_decay=1e-4, decay_all=True,
-        warmup=0, precision='fp32', sync_bn=False, method_options=dict(dim=128, queue=65536, momentum=.999, temperature=.2, mlp=True),
+    ('moco', 'gpu'): Recipe(
+        'moco', 'gpu', **_gpu, views='mocov2', method_options=dict(queue=8192, momentum=0.99)
+    ),
+    ('moco', 'paper'): Recipe(
+        'moco',
+        'paper',
+        **_resnet50,
+        encoder_options=dict(zero_init_last=False),
+        views='mocov2',
+        batch_size=256,
+        epochs=200,
+        optimizer='sgd',
+        base_lr=0.03,
+        lr_scale='batch/256',
+        weight_decay=1e-4,
+        decay_all=True,
+        warmup=0,
+        precision='fp32',
+        sync_bn=False,
+        method_options=dict(dim=128, queue=65536, momentum=0.999, temperature=0.2, mlp=True),
         note="MoCo v2, arXiv 2003.04297 and the official code (--mlp --moco-t 0.2 --aug-plus --cos): ResNet-50, SGD, 0.03 at a batch of 256 on 8 GPUs, weight decay 1e-4 on all parameters, 200 epochs (800 for the best model), BatchNorm on each GPU "
-             "with shuffled keys. The official cosine moves once an epoch, here every step. MoCo v1 (1911.05722): mlp=False, temperature 0.07, schedule='step' with milestones=(120, 160), weaker views."),
+        "with shuffled keys. The official cosine moves once an epoch, here every step. MoCo v1 (1911.05722): mlp=False, temperature 0.07, schedule='step' with milestones=(120, 160), weaker views.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #686bae08
-_simsiam_laptop = Recipe('simsiam', 'laptop', **_laptop_resnet, method_options=dict(dim=256, pred_dim=64), base_lr=1e-3, lr_factors={'predictor': 10.}, constant_lr=('predictor',), warmup=0)
+_simsiam_laptop = Recipe(
+    'simsiam',
+    'laptop',
+    **_laptop_resnet,
+    method_options=dict(dim=256, pred_dim=64),
+    base_lr=1e-3,
+    lr_factors={'predictor': 10.0},
+    constant_lr=('predictor',),
+    warmup=0,
+)
 
-RECIPES |= { # simsiam
+RECIPES |= {  # simsiam
     ('simsiam', 'laptop'): _simsiam_laptop,
-    ('simsiam', 'slow'): replace(_simsiam_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('simsiam', 'gpu'): Recipe('simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)),
-    ('simsiam', 'paper'): Recipe('simsiam', 'paper', **_resnet50, batch_size=512, epochs=100, optimizer='sgd', base_lr=.05, lr_scale='batch/256', weight_decay=1e-4, decay_all=True, constant_lr=('predictor',),
-        warmup=0, precision='fp32', sync_bn=True, method_options=dict(dim=2048, pred_dim=512, layers=3),
+    ('simsiam', 'slow'): replace(
+        _simsiam_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
+    ('simsiam', 'gpu'): Recipe(
+        'simsiam', 'gpu', **_gpu, method_options=dict(dim=1024, pred_dim=256), constant_lr=('predictor',)
+    ),
+    ('simsiam', 'paper'): Recipe(
+        'simsiam',
+        'paper',
+        **_resnet50,
+        batch_size=512,
+        epochs=100,
+        optimizer='sgd',
+        base_lr=0.05,
+        lr_scale='batch/256',
+        weight_decay=1e-4,
+        decay_all=True,
+        constant_lr=('predictor',),
+        warmup=0,
+        precision='fp32',
+        sync_bn=True,
+        method_options=dict(dim=2048, pred_dim=512, layers=3),
         note="arXiv 2011.10566, section 3 and the official code (--fix-pred-lr, as the released models): ResNet-50 with zero-initialised residual gammas, SGD, 0.05 x batch/256, weight decay 1e-4 on all parameters, 100 epochs, no warm-up, "
-             "BatchNorm over all devices. The official cosine moves once an epoch, here every step."),
+        "BatchNorm over all devices. The official cosine moves once an epoch, here every step.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #fbb3a030
-RECIPES |= { # mocov3
-    ('mocov3', 'laptop'): (_mocov3_laptop := Recipe('mocov3', 'laptop', **{**_laptop_resnet, **dict(steps=500, checkpoint_every=250, views_options=dict(_small_views, solarize=0.))}, base_lr=3e-3,
-        method_options=dict(hidden=256, dim=64, momentum=.95))), # a ResNet, as in the paper's table 1: in a minute its ViT hardly beats a random one
-    ('mocov3', 'slow'): replace(_mocov3_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
-    ('mocov3', 'gpu'): Recipe('mocov3', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(hidden=1024, dim=128)),
-    ('mocov3', 'paper'): Recipe('mocov3', 'paper', **_vit_base, batch_size=4096, weight_decay=.1, decay_all=True,
-        method_options=dict(hidden=4096, dim=256, temperature=.2, momentum=.99, momentum_schedule='cosine', freeze_patches=True),
+RECIPES |= {  # mocov3
+    ('mocov3', 'laptop'): (
+        _mocov3_laptop := Recipe(
+            'mocov3',
+            'laptop',
+            **{
+                **_laptop_resnet,
+                **dict(steps=500, checkpoint_every=250, views_options=dict(_small_views, solarize=0.0)),
+            },
+            base_lr=3e-3,
+            method_options=dict(hidden=256, dim=64, momentum=0.95),
+        )
+    ),  # a ResNet, as in the paper's table 1: in a minute its ViT hardly beats a random one
+    ('mocov3', 'slow'): replace(
+        _mocov3_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50
+    ),
+    ('mocov3', 'gpu'): Recipe(
+        'mocov3',
+        'gpu',
+        **_gpu,
+        encoder_options=dict(positions='sincos'),
+        method_options=dict(hidden=1024, dim=128),
+    ),
+    ('mocov3', 'paper'): Recipe(
+        'mocov3',
+        'paper',
+        **_vit_base,
+        batch_size=4096,
+        weight_decay=0.1,
+        decay_all=True,
+        method_options=dict(
+            hidden=4096,
+            dim=256,
+            temperature=0.2,
+            momentum=0.99,
+            momentum_schedule='cosine',
+            freeze_patches=True,
+        ),
         note="arXiv 2104.02057, section 4 and the official code: ViT-B/16, AdamW (0.9, 0.999), 1.5e-4 x batch/256, weight decay 0.1 on all trained parameters, 40 epochs of warm-up, 300 epochs, momentum 0.99 to 1, frozen patch projection, "
-             "BatchNorm over all devices. The official run used fp16; here bf16. ResNet-50: LARS, base_lr 0.6 (100 epochs) or 0.3 (300, 1000), weight decay 1e-6, temperature 1."),
+        "BatchNorm over all devices. The official run used fp16; here bf16. ResNet-50: LARS, base_lr 0.6 (100 epochs) or 0.3 (300, 1000), weight decay 1e-6, temperature 1.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #55a18338
-RECIPES |= { # momentum_projector
-    ('momentum_projector', 'laptop'): (_momentum_projector_laptop := Recipe('momentum_projector', 'laptop', **_laptop_resnet, views='simclr', base_lr=3e-3, method_options=dict(hidden=256, dim=64, momentum=.97))),
-    ('momentum_projector', 'slow'): replace(_momentum_projector_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('momentum_projector', 'gpu'): Recipe('momentum_projector', 'gpu', **_gpu, views='simclr', method_options=dict(hidden=1024, dim=128, momentum=.99)),
-    ('momentum_projector', 'paper'): Recipe('momentum_projector', 'paper', data='cifar100', encoder='resnet18', encoder_options=dict(stem='small'), views='simclr', views_options=dict(blur=0.), img_size=32, patch_size=None,
-        batch_size=256, epochs=200, optimizer='lars', base_lr=.4, lr_scale='batch/256', weight_decay=1e-5, warmup=10, checkpoint_every=1000, log_every=50,
-        method_options=dict(hidden=2048, dim=256, temperature=.2, momentum=.99),
+RECIPES |= {  # momentum_projector
+    ('momentum_projector', 'laptop'): (
+        _momentum_projector_laptop := Recipe(
+            'momentum_projector',
+            'laptop',
+            **_laptop_resnet,
+            views='simclr',
+            base_lr=3e-3,
+            method_options=dict(hidden=256, dim=64, momentum=0.97),
+        )
+    ),
+    ('momentum_projector', 'slow'): replace(
+        _momentum_projector_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
+    ('momentum_projector', 'gpu'): Recipe(
+        'momentum_projector',
+        'gpu',
+        **_gpu,
+        views='simclr',
+        method_options=dict(hidden=1024, dim=128, momentum=0.99),
+    ),
+    ('momentum_projector', 'paper'): Recipe(
+        'momentum_projector',
+        'paper',
+        data='cifar100',
+        encoder='resnet18',
+        encoder_options=dict(stem='small'),
+        views='simclr',
+        views_options=dict(blur=0.0),
+        img_size=32,
+        patch_size=None,
+        batch_size=256,
+        epochs=200,
+        optimizer='lars',
+        base_lr=0.4,
+        lr_scale='batch/256',
+        weight_decay=1e-5,
+        warmup=10,
+        checkpoint_every=1000,
+        log_every=50,
+        method_options=dict(hidden=2048, dim=256, temperature=0.2, momentum=0.99),
         note="UNVERIFIED: of arXiv 2208.05744 only the abstract was read, and there is no official code. These are the values of the first author's public fork of solo-learn for SimCLR on CIFAR-100: ResNet-18 with a small stem, 200 epochs, "
-             "batch 256, LARS, 0.4, weight decay 1e-5, head 2048 -> 256, temperature 0.2, momentum 0.99 to 1, jitter (.8, .8, .8, .2) without blur. The length of the warm-up (10 epochs, solo-learn's default) and the scale of the crop (0.08 to 1, SimCLR's) are guesses."),
+        "batch 256, LARS, 0.4, weight decay 1e-5, head 2048 -> 256, temperature 0.2, momentum 0.99 to 1, jitter (.8, .8, .8, .2) without blur. The length of the warm-up (10 epochs, solo-learn's default) and the scale of the crop (0.08 to 1, SimCLR's) are guesses.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #704251f3
-RECIPES |= { # sdssl
-    ('sdssl', 'laptop'): (_sdssl_laptop := Recipe('sdssl', 'laptop', **_laptop_vit, steps=300, views='mocov3', method_options=dict(base='simclr', hidden=256, dim=64, freeze_patches=False))),
+RECIPES |= {  # sdssl
+    ('sdssl', 'laptop'): (
+        _sdssl_laptop := Recipe(
+            'sdssl',
+            'laptop',
+            **_laptop_vit,
+            steps=300,
+            views='mocov3',
+            method_options=dict(base='simclr', hidden=256, dim=64, freeze_patches=False),
+        )
+    ),
     ('sdssl', 'slow'): replace(_sdssl_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
-    ('sdssl', 'gpu'): Recipe('sdssl', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mocov3', method_options=dict(hidden=1024, dim=128)),
-    ('sdssl', 'paper'): Recipe('sdssl', 'paper', **_vit_base, views='mocov3', batch_size=1024, weight_decay=.1, precision='fp32',
-        method_options=dict(base='mocov3', hidden=4096, dim=256, temperature=.2, momentum=.996),
+    ('sdssl', 'gpu'): Recipe(
+        'sdssl',
+        'gpu',
+        **_gpu,
+        encoder_options=dict(positions='sincos'),
+        views='mocov3',
+        method_options=dict(hidden=1024, dim=128),
+    ),
+    ('sdssl', 'paper'): Recipe(
+        'sdssl',
+        'paper',
+        **_vit_base,
+        views='mocov3',
+        batch_size=1024,
+        weight_decay=0.1,
+        precision='fp32',
+        method_options=dict(base='mocov3', hidden=4096, dim=256, temperature=0.2, momentum=0.996),
         note="arXiv 2111.12958 (its abstract) and the configurations of the official code: ViT-B/16, AdamW with default betas, 1.5e-4 x batch/256 (SimCLR: 1.3e-4), weight decay 0.1 on matrices only, 40 epochs of warm-up, 300 epochs, fp32, teacher 0.996 to 1, "
-             "temperature 0.2, hidden layers of 4096 (2048 in the intermediate heads). UNVERIFIED: the batch over all devices; the code says 128 a GPU, 1024 assumes eight of them."),
+        "temperature 0.2, hidden layers of 4096 (2048 in the intermediate heads). UNVERIFIED: the batch over all devices; the code says 128 a GPU, 1024 assumes eight of them.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked00
-_maskfeat_laptop = Recipe('maskfeat', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), method_options=dict(target='hog', target_options=dict(cell=4)), views='mae',
-    views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600, base_lr=2e-3, checkpoint_every=200) # all places are encoded: fewer steps in a minute than MAE
+_maskfeat_laptop = Recipe(
+    'maskfeat',
+    'laptop',
+    encoder_options=dict(positions='sincos', global_pool='avg'),
+    method_options=dict(target='hog', target_options=dict(cell=4)),
+    views='mae',
+    views_options=dict(scale=(0.5, 1.0)),
+    img_size=48,
+    patch_size=8,
+    batch_size=64,
+    steps=600,
+    base_lr=2e-3,
+    checkpoint_every=200,
+)  # all places are encoded: fewer steps in a minute than MAE
 
-RECIPES |= { # maskfeat
+RECIPES |= {  # maskfeat
     ('maskfeat', 'laptop'): _maskfeat_laptop,
-    ('maskfeat', 'slow'): replace(_maskfeat_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('maskfeat', 'gpu'): Recipe('maskfeat', 'gpu', **{**_gpu, **dict(base_lr=2e-4)}, encoder_options=dict(positions='sincos', global_pool='avg'), method_options=dict(target='hog', target_options=dict(cell=4)), views='mae', views_options=dict(scale=(.5, 1.))),
-    ('maskfeat', 'paper'): Recipe('maskfeat', 'paper', data='folder:imagenet', encoder='vit_base', method_options=dict(target='hog', target_options=dict(cell=8, bins=9, norm='l2'), mask_ratio=.4, masking='block'),
-        views='mae', views_options=dict(scale=(.5, 1.)), img_size=224, patch_size=16, batch_size=2048, epochs=1600, betas=(.9, .999), base_lr=2e-4, lr_scale='batch/256', weight_decay=.05, warmup=30, min_lr=1e-6, clip_grad=.02,
-        checkpoint_every=6250, log_every=50,
+    ('maskfeat', 'slow'): replace(
+        _maskfeat_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
+    ('maskfeat', 'gpu'): Recipe(
+        'maskfeat',
+        'gpu',
+        **{**_gpu, **dict(base_lr=2e-4)},
+        encoder_options=dict(positions='sincos', global_pool='avg'),
+        method_options=dict(target='hog', target_options=dict(cell=4)),
+        views='mae',
+        views_options=dict(scale=(0.5, 1.0)),
+    ),
+    ('maskfeat', 'paper'): Recipe(
+        'maskfeat',
+        'paper',
+        data='folder:imagenet',
+        encoder='vit_base',
+        method_options=dict(
+            target='hog', target_options=dict(cell=8, bins=9, norm='l2'), mask_ratio=0.4, masking='block'
+        ),
+        views='mae',
+        views_options=dict(scale=(0.5, 1.0)),
+        img_size=224,
+        patch_size=16,
+        batch_size=2048,
+        epochs=1600,
+        betas=(0.9, 0.999),
+        base_lr=2e-4,
+        lr_scale='batch/256',
+        weight_decay=0.05,
+        warmup=30,
+        min_lr=1e-6,
+        clip_grad=0.02,
+        checkpoint_every=6250,
+        log_every=50,
         note="arXiv 2112.09133 and SlowFast, configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml: ViT-B/16, AdamW (0.9, 0.999), weight decay 0.05, 2e-4 x batch/256, 30 epochs of warm-up, gradient norm clipped at 0.02, crop (0.5, 1) and flip, "
-             "no colour augmentation; 300 epochs in that file, 1600 for the released model. The batch of 2048 is mmpretrain's; SlowFast gives it a node. There the class token and the positions are decayed too, and biases of the network start at 0.02."),
+        "no colour augmentation; 300 epochs in that file, 1600 for the released model. The batch of 2048 is mmpretrain's; SlowFast gives it a node. There the class token and the positions are decayed too, and biases of the network start at 0.02.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked01
-RECIPES |= { # supmae
-    ('supmae', 'laptop'): (_supmae_laptop := replace(_mae_laptop, method='supmae', views='mae', encoder_options=dict(positions='sincos', stem='conv', global_pool='avg', fc_norm=False), steps=700, checkpoint_every=350,
-        method_options=dict(hidden=384, label_weight=.1, temperature=1., decoder_width=64, decoder_depth=1, decoder_heads=2, norm_pix=False))), # with ten classes, lambda / T of the paper is too small a gradient
-    ('supmae', 'slow'): replace(_supmae_laptop, scale='slow', steps=5000, checkpoint_every=1000, log_every=50),
-    ('supmae', 'gpu'): Recipe('supmae', 'gpu', **{**_gpu, **dict(base_lr=3e-4)}, views='mae', encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
-        method_options=dict(hidden=768, label_weight=.1, temperature=1., decoder_width=192, decoder_depth=1, decoder_heads=6)),
-    ('supmae', 'paper'): Recipe('supmae', 'paper', data='folder:imagenet', encoder='vit_base', encoder_options=dict(positions='sincos'), views='mae',
-        method_options=dict(hidden=3072, label_weight=.01, temperature=10., pool='patches', decoder_width=512, decoder_depth=1, decoder_heads=16, mask_ratio=.75, norm_pix=True), img_size=224, patch_size=16,
-        batch_size=4096, epochs=400, base_lr=1.5e-4, lr_scale='batch/256', warmup=20, sync_bn=False, checkpoint_every=3120, log_every=50,
+RECIPES |= {  # supmae
+    ('supmae', 'laptop'): (
+        _supmae_laptop := replace(
+            _mae_laptop,
+            method='supmae',
+            views='mae',
+            encoder_options=dict(positions='sincos', stem='conv', global_pool='avg', fc_norm=False),
+            steps=700,
+            checkpoint_every=350,
+            method_options=dict(
+                hidden=384,
+                label_weight=0.1,
+                temperature=1.0,
+                decoder_width=64,
+                decoder_depth=1,
+                decoder_heads=2,
+                norm_pix=False,
+            ),
+        )
+    ),  # with ten classes, lambda / T of the paper is too small a gradient
+    ('supmae', 'slow'): replace(
+        _supmae_laptop, scale='slow', steps=5000, checkpoint_every=1000, log_every=50
+    ),
+    ('supmae', 'gpu'): Recipe(
+        'supmae',
+        'gpu',
+        **{**_gpu, **dict(base_lr=3e-4)},
+        views='mae',
+        encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
+        method_options=dict(
+            hidden=768, label_weight=0.1, temperature=1.0, decoder_width=192, decoder_depth=1, decoder_heads=6
+        ),
+    ),
+    ('supmae', 'paper'): Recipe(
+        'supmae',
+        'paper',
+        data='folder:imagenet',
+        encoder='vit_base',
+        encoder_options=dict(positions='sincos'),
+        views='mae',
+        method_options=dict(
+            hidden=3072,
+            label_weight=0.01,
+            temperature=10.0,
+            pool='patches',
+            decoder_width=512,
+            decoder_depth=1,
+            decoder_heads=16,
+            mask_ratio=0.75,
+            norm_pix=True,
+        ),
+        img_size=224,
+        patch_size=16,
+        batch_size=4096,
+        epochs=400,
+        base_lr=1.5e-4,
+        lr_scale='batch/256',
+        warmup=20,
+        sync_bn=False,
+        checkpoint_every=3120,
+        log_every=50,
         note="arXiv 2205.14540; enyac-group/supmae, PRETRAIN.md, main_pretrain_supmae.py and misc/pretrain_log.txt: ViT-B/16, 400 epochs, 20 of warm-up, AdamW (0.9, 0.95), weight decay 0.05, random resized crop (0.2, 1) and flip, "
-             "normalised pixels, lambda 0.01 at temperature 10, one decoder block, BatchNorm per device. The batch is the released log's 4096 (peak 2.4e-3); the documented command has 2048. The official run used fp16; here bf16."),
+        "normalised pixels, lambda 0.01 at temperature 10, one decoder block, BatchNorm per device. The batch is the released log's 4096 (peak 2.4e-3); the documented command has 2048. The official run used fp16; here bf16.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked02
-_cmae_laptop = Recipe('cmae', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2), blur=0.), img_size=48, patch_size=8, batch_size=64, steps=600,
-    base_lr=2e-3, checkpoint_every=200, method_options=dict(contrast_weight=.3, decoder_width=64, decoder_depth=1, decoder_heads=2, feature_depth=1, hidden=256, dim=64, norm_pix=False, momentum=.97)) # at the published 0.996 the slow copy would hardly move in a minute; with equal weights the contrast's gradient is far the louder
+_cmae_laptop = Recipe(
+    'cmae',
+    'laptop',
+    encoder_options=dict(positions='sincos', global_pool='avg'),
+    views_options=dict(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), blur=0.0),
+    img_size=48,
+    patch_size=8,
+    batch_size=64,
+    steps=600,
+    base_lr=2e-3,
+    checkpoint_every=200,
+    method_options=dict(
+        contrast_weight=0.3,
+        decoder_width=64,
+        decoder_depth=1,
+        decoder_heads=2,
+        feature_depth=1,
+        hidden=256,
+        dim=64,
+        norm_pix=False,
+        momentum=0.97,
+    ),
+)  # at the published 0.996 the slow copy would hardly move in a minute; with equal weights the contrast's gradient is far the louder
 
-RECIPES |= { # cmae
+RECIPES |= {  # cmae
     ('cmae', 'laptop'): _cmae_laptop,
     ('cmae', 'slow'): replace(_cmae_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
-    ('cmae', 'gpu'): Recipe('cmae', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6, hidden=768, dim=128, momentum=.99)),
-    ('cmae', 'paper'): Recipe('cmae', 'paper', **{**_vit_base, **dict(betas=(.9, .95), epochs=1600)}, batch_size=4096, weight_decay=.05,
-        method_options=dict(decoder_width=512, decoder_depth=8, decoder_heads=16, feature_depth=2, hidden=1536, dim=256, mask_ratio=.65, group=2, temperature=.07, momentum=.996, momentum_schedule='constant'),
+    ('cmae', 'gpu'): Recipe(
+        'cmae',
+        'gpu',
+        **_gpu,
+        encoder_options=dict(positions='sincos'),
+        method_options=dict(
+            decoder_width=192, decoder_depth=4, decoder_heads=6, hidden=768, dim=128, momentum=0.99
+        ),
+    ),
+    ('cmae', 'paper'): Recipe(
+        'cmae',
+        'paper',
+        **{**_vit_base, **dict(betas=(0.9, 0.95), epochs=1600)},
+        batch_size=4096,
+        weight_decay=0.05,
+        method_options=dict(
+            decoder_width=512,
+            decoder_depth=8,
+            decoder_heads=16,
+            feature_depth=2,
+            hidden=1536,
+            dim=256,
+            mask_ratio=0.65,
+            group=2,
+            temperature=0.07,
+            momentum=0.996,
+            momentum_schedule='constant',
+        ),
         note="arXiv 2207.13532 and the configurations of the official code: ViT-B/16, AdamW (0.9, 0.95), 1.5e-4 x batch/256, weight decay 0.05, 40 epochs of warm-up, 1600 epochs (300 and 800 exist), 65 % hidden in groups of 2 by 2 patches "
-             "(the paper speaks of MAE's settings, 75 %), crops of 256 pixels with windows of 224 shifted by up to 31, BatchNorm over all devices. The official run used fp16; here bf16. There the scales of BatchNorm decay too."),
+        "(the paper speaks of MAE's settings, 75 %), crops of 256 pixels with windows of 224 shifted by up to 31, BatchNorm over all devices. The official run used fp16; here bf16. There the scales of BatchNorm decay too.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked03
-RECIPES |= { # macrl
-    ('macrl', 'laptop'): (_macrl_laptop := replace(_mae_laptop, method='macrl', views='macrl', encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False), views_options=dict(blur=0.), steps=900, checkpoint_every=300,
-        method_options=dict(contrast_weight=.03, dim=64, queue=1024, momentum=.97, decoder_width=64, decoder_depth=1, decoder_heads=2))), # with equal weights the contrast's gradient drowns the pixels'; at 0.99 the slow copy would hardly move in so few steps
+RECIPES |= {  # macrl
+    ('macrl', 'laptop'): (
+        _macrl_laptop := replace(
+            _mae_laptop,
+            method='macrl',
+            views='macrl',
+            encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
+            views_options=dict(blur=0.0),
+            steps=900,
+            checkpoint_every=300,
+            method_options=dict(
+                contrast_weight=0.03,
+                dim=64,
+                queue=1024,
+                momentum=0.97,
+                decoder_width=64,
+                decoder_depth=1,
+                decoder_heads=2,
+            ),
+        )
+    ),  # with equal weights the contrast's gradient drowns the pixels'; at 0.99 the slow copy would hardly move in so few steps
     ('macrl', 'slow'): replace(_macrl_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
-    ('macrl', 'gpu'): Recipe('macrl', 'gpu', **{**_gpu, **dict(base_lr=3e-4)}, views='macrl', encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
-        method_options=dict(queue=8192, momentum=.99, decoder_width=192, decoder_depth=2, decoder_heads=6)),
-    ('macrl', 'paper'): Recipe('macrl', 'paper', data='cifar10', encoder='vit_tiny', encoder_options=dict(positions='sincos'), views='macrl', img_size=32, patch_size=4,
-        method_options=dict(mask_ratio=.75, second_ratio=.5, error='l1', dim=128, queue=4096, temperature=.2, momentum=.99, decoder_width=192, decoder_depth=2, decoder_heads=3),
-        batch_size=512, epochs=200, base_lr=1.5e-4, lr_scale='batch/256', checkpoint_every=500, log_every=50,
+    ('macrl', 'gpu'): Recipe(
+        'macrl',
+        'gpu',
+        **{**_gpu, **dict(base_lr=3e-4)},
+        views='macrl',
+        encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
+        method_options=dict(queue=8192, momentum=0.99, decoder_width=192, decoder_depth=2, decoder_heads=6),
+    ),
+    ('macrl', 'paper'): Recipe(
+        'macrl',
+        'paper',
+        data='cifar10',
+        encoder='vit_tiny',
+        encoder_options=dict(positions='sincos'),
+        views='macrl',
+        img_size=32,
+        patch_size=4,
+        method_options=dict(
+            mask_ratio=0.75,
+            second_ratio=0.5,
+            error='l1',
+            dim=128,
+            queue=4096,
+            temperature=0.2,
+            momentum=0.99,
+            decoder_width=192,
+            decoder_depth=2,
+            decoder_heads=3,
+        ),
+        batch_size=512,
+        epochs=200,
+        base_lr=1.5e-4,
+        lr_scale='batch/256',
+        checkpoint_every=500,
+        log_every=50,
         note="UNVERIFIED. arXiv 2211.06012 gives, as far as could be read: two asymmetric masked branches with encoder and decoder each, a projector, a memory bank, L1, and CIFAR-10 among the data sets. No official code was found. "
-             "Mask ratios 0.75 and 0.5, the momentum encoder, temperature, queue, widths, optimizer, learning rate and epochs are this project's choice."),
+        "Mask ratios 0.75 and 0.5, the momentum encoder, temperature, queue, widths, optimizer, learning rate and epochs are this project's choice.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked04
-_occlusion_laptop = Recipe('occlusion', 'laptop', encoder_options=dict(positions='sincos', global_pool='avg'), views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600,
-    base_lr=2e-3, checkpoint_every=200, method_options=dict(similarity='decoder', strength=3., decoder_width=64, decoder_depth=1, decoder_heads=2, hidden=256, dim=64, norm_pix=False))
+_occlusion_laptop = Recipe(
+    'occlusion',
+    'laptop',
+    encoder_options=dict(positions='sincos', global_pool='avg'),
+    views='mae',
+    views_options=dict(scale=(0.5, 1.0)),
+    img_size=48,
+    patch_size=8,
+    batch_size=64,
+    steps=600,
+    base_lr=2e-3,
+    checkpoint_every=200,
+    method_options=dict(
+        similarity='decoder',
+        strength=3.0,
+        decoder_width=64,
+        decoder_depth=1,
+        decoder_heads=2,
+        hidden=256,
+        dim=64,
+        norm_pix=False,
+    ),
+)
 
-RECIPES |= { # occlusion
+RECIPES |= {  # occlusion
     ('occlusion', 'laptop'): _occlusion_laptop,
-    ('occlusion', 'slow'): replace(_occlusion_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('occlusion', 'gpu'): Recipe('occlusion', 'gpu', **_gpu, encoder_options=dict(positions='sincos'), views='mae', method_options=dict(similarity='decoder', decoder_width=192, decoder_depth=4, decoder_heads=6)),
-    ('occlusion', 'paper'): Recipe('occlusion', 'paper', **{**_vit_base, **dict(betas=(.9, .95), epochs=100)}, views='mae', batch_size=4096, weight_decay=.05,
-        method_options=dict(similarity='decoder', decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=.75, strength=1.),
-        note="UNVERIFIED: arXiv 2208.04164 takes MAE as its base, and there is no official code. MAE's settings (arXiv 2111.06377, table 8) with ViT-B/16; the 100 epochs, lambda = 1, normalised pixels, and everything of the contrastive similarity are guesses."),
+    ('occlusion', 'slow'): replace(
+        _occlusion_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
+    ('occlusion', 'gpu'): Recipe(
+        'occlusion',
+        'gpu',
+        **_gpu,
+        encoder_options=dict(positions='sincos'),
+        views='mae',
+        method_options=dict(similarity='decoder', decoder_width=192, decoder_depth=4, decoder_heads=6),
+    ),
+    ('occlusion', 'paper'): Recipe(
+        'occlusion',
+        'paper',
+        **{**_vit_base, **dict(betas=(0.9, 0.95), epochs=100)},
+        views='mae',
+        batch_size=4096,
+        weight_decay=0.05,
+        method_options=dict(
+            similarity='decoder',
+            decoder_width=512,
+            decoder_depth=8,
+            decoder_heads=16,
+            mask_ratio=0.75,
+            strength=1.0,
+        ),
+        note="UNVERIFIED: arXiv 2208.04164 takes MAE as its base, and there is no official code. MAE's settings (arXiv 2111.06377, table 8) with ViT-B/16; the 100 epochs, lambda = 1, normalised pixels, and everything of the contrastive similarity are guesses.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked05
 _extrema_vit = dict(positions='sincos', global_pool='class_attention')
 
-RECIPES |= { # extrema
-    ('extrema', 'laptop'): (_extrema_laptop := Recipe('extrema', 'laptop', encoder_options=_extrema_vit, img_size=48, patch_size=8, batch_size=64, steps=800, base_lr=1e-3, lr_factors={'predictor': 10.}, checkpoint_every=400,
-        views_options=dict(scale=(.5, 1.), jitter=(.4, .4, .4, .2)), # strong hue, since scenes tints its garments
-        method_options=dict(masks=2, mask_ratio=.75, hidden=256, dim=64, norm='batch', momentum=.97))), # heads with LayerNorm, as published, collapse here
-    ('extrema', 'slow'): replace(_extrema_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50),
-    ('extrema', 'gpu'): Recipe('extrema', 'gpu', **{**_gpu, **dict(batch_size=512, base_lr=5e-4)}, encoder_options=_extrema_vit, method_options=dict(masks=4, mask_ratio=.75, hidden=1024, norm='batch', momentum=.99)),
-    ('extrema', 'paper'): Recipe('extrema', 'paper', **{**_vit_base, **dict(betas=(.9, .95), encoder_options=dict(**_extrema_vit, class_depth=2, class_scale=.1, drop_path_rate=.1))}, batch_size=2048, weight_decay=.1,
-        method_options=dict(masks=5, mask_ratio=.8, hidden=4096, dim=256, momentum=.996, norm='layer'),
+RECIPES |= {  # extrema
+    ('extrema', 'laptop'): (
+        _extrema_laptop := Recipe(
+            'extrema',
+            'laptop',
+            encoder_options=_extrema_vit,
+            img_size=48,
+            patch_size=8,
+            batch_size=64,
+            steps=800,
+            base_lr=1e-3,
+            lr_factors={'predictor': 10.0},
+            checkpoint_every=400,
+            views_options=dict(
+                scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2)
+            ),  # strong hue, since scenes tints its garments
+            method_options=dict(masks=2, mask_ratio=0.75, hidden=256, dim=64, norm='batch', momentum=0.97),
+        )
+    ),  # heads with LayerNorm, as published, collapse here
+    ('extrema', 'slow'): replace(
+        _extrema_laptop, scale='slow', steps=4000, checkpoint_every=1000, log_every=50
+    ),
+    ('extrema', 'gpu'): Recipe(
+        'extrema',
+        'gpu',
+        **{**_gpu, **dict(batch_size=512, base_lr=5e-4)},
+        encoder_options=_extrema_vit,
+        method_options=dict(masks=4, mask_ratio=0.75, hidden=1024, norm='batch', momentum=0.99),
+    ),
+    ('extrema', 'paper'): Recipe(
+        'extrema',
+        'paper',
+        **{
+            **_vit_base,
+            **dict(
+                betas=(0.9, 0.95),
+                encoder_options=dict(**_extrema_vit, class_depth=2, class_scale=0.1, drop_path_rate=0.1),
+            ),
+        },
+        batch_size=2048,
+        weight_decay=0.1,
+        method_options=dict(masks=5, mask_ratio=0.8, hidden=4096, dim=256, momentum=0.996, norm='layer'),
         note="arXiv 2206.04667 (its abstract) and the command of the official README: ViT-B/16 with two class-attention blocks, LayerScale 0.1, drop path 0.1, AdamW (0.9, 0.95), 1.5e-4 x batch/256 = 1.2e-3, weight decay 0.1 on matrices only, "
-             "40 epochs of warm-up, 300 epochs, momentum 0.996 to 1, 5 masks of 80 % (or masks=8, mask_ratio=0.9). On ImageNet-22k 30 epochs; ViT-L: class_scale=1e-5. The official run used fp16; here bf16."),
+        "40 epochs of warm-up, 300 epochs, momentum 0.996 to 1, 5 masks of 80 % (or masks=8, mask_ratio=0.9). On ImageNet-22k 30 epochs; ViT-L: class_scale=1e-5. The official run used fp16; here bf16.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #masked06
-_mp3_encoder = dict(positions='none', class_token=False, global_pool='avg') # a table of positions would give the answer away; no loss asks a class token
+_mp3_encoder = dict(
+    positions='none', class_token=False, global_pool='avg'
+)  # a table of positions would give the answer away; no loss asks a class token
 
-RECIPES |= { # mp3
-    ('mp3', 'laptop'): (_mp3_laptop := Recipe('mp3', 'laptop', encoder_options=_mp3_encoder, views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=600, base_lr=2e-3, checkpoint_every=200)),
+RECIPES |= {  # mp3
+    ('mp3', 'laptop'): (
+        _mp3_laptop := Recipe(
+            'mp3',
+            'laptop',
+            encoder_options=_mp3_encoder,
+            views='mae',
+            views_options=dict(scale=(0.5, 1.0)),
+            img_size=48,
+            patch_size=8,
+            batch_size=64,
+            steps=600,
+            base_lr=2e-3,
+            checkpoint_every=200,
+        )
+    ),
     ('mp3', 'slow'): replace(_mp3_laptop, scale='slow', steps=5000, checkpoint_every=1000, log_every=50),
     ('mp3', 'gpu'): Recipe('mp3', 'gpu', **_gpu, encoder_options=_mp3_encoder, views='mae'),
-    ('mp3', 'paper'): Recipe('mp3', 'paper', data='folder:imagenet', encoder='vit_base', encoder_options=_mp3_encoder, views='mae', views_options=dict(scale=(.08, 1.)), img_size=224, patch_size=16,
-        batch_size=1024, epochs=100, betas=(.9, .999), base_lr=2.5e-4, lr_scale='batch/256', warmup=5, min_lr=1e-5, checkpoint_every=1250, log_every=50, method_options=dict(mask_ratio=.75),
+    ('mp3', 'paper'): Recipe(
+        'mp3',
+        'paper',
+        data='folder:imagenet',
+        encoder='vit_base',
+        encoder_options=_mp3_encoder,
+        views='mae',
+        views_options=dict(scale=(0.08, 1.0)),
+        img_size=224,
+        patch_size=16,
+        batch_size=1024,
+        epochs=100,
+        betas=(0.9, 0.999),
+        base_lr=2.5e-4,
+        lr_scale='batch/256',
+        warmup=5,
+        min_lr=1e-5,
+        checkpoint_every=1250,
+        log_every=50,
+        method_options=dict(mask_ratio=0.75),
         note="UNVERIFIED: of arXiv 2207.07611 the abstract and its figure were read, and there is no official code. ViT-B/16 and 100 epochs are what the paper's result on a short budget is about; a mask ratio of 0.75 for ImageNet is from memory; optimiser, "
-             "learning rate (5e-4 x batch/512), batch, warm-up and last rate are those of DeiT, on whose training code the paper is said to build, without mixup, cutmix, smoothing and RandAugment; crop and flip only, since the place is the place in the crop."),
+        "learning rate (5e-4 x batch/512), batch, warm-up and last rate are those of DeiT, on whose training code the paper is said to build, without mixup, cutmix, smoothing and RandAugment; crop and flip only, since the place is the place in the crop.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #ee12273c
-_flip_vit = dict(positions='sincos', global_pool='avg', class_token=False, fc_norm=False) # the mean of all patches behind the last norm: what each patch adds to a cosine can be told
+_flip_vit = dict(
+    positions='sincos', global_pool='avg', class_token=False, fc_norm=False
+)  # the mean of all patches behind the last norm: what each patch adds to a cosine can be told
 _flip_text = dict(text_encoder='text_nano', text_options=dict(context_length=12, own_words=True), dim=64)
 
-RECIPES |= { # flip
-    ('flip', 'laptop'): (_flip_laptop := Recipe('flip', 'laptop', encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), img_size=48, patch_size=8, batch_size=64, steps=800, base_lr=2e-3, weight_decay=.2, checkpoint_every=400,
-        method_options=dict(**_flip_text, mask_ratio=.5))),
+RECIPES |= {  # flip
+    ('flip', 'laptop'): (
+        _flip_laptop := Recipe(
+            'flip',
+            'laptop',
+            encoder_options=_flip_vit,
+            views='mae',
+            views_options=dict(scale=(0.5, 1.0)),
+            img_size=48,
+            patch_size=8,
+            batch_size=64,
+            steps=800,
+            base_lr=2e-3,
+            weight_decay=0.2,
+            checkpoint_every=400,
+            method_options=dict(**_flip_text, mask_ratio=0.5),
+        )
+    ),
     ('flip', 'slow'): replace(_flip_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
-    ('flip', 'gpu'): Recipe('flip', 'gpu', **{**_gpu, **dict(base_lr=2.5e-4)}, encoder_options=_flip_vit, views='mae', views_options=dict(scale=(.5, 1.)), weight_decay=.2,
-        method_options=dict(text_encoder='text_tiny', text_options=dict(context_length=16, own_words=True), dim=192, mask_ratio=.5)),
-    ('flip', 'paper'): Recipe('flip', 'paper', data='webdataset:laion400m', encoder='vit_large', encoder_options=dict(positions='sincos', no_embed_class=True, global_pool='avg', pool_include_prefix=True, fc_norm=False),
-        views='mae', views_options=dict(scale=(.5, 1.)), img_size=224, patch_size=16, batch_size=65_536, epochs=32, base_lr=4e-6, lr_scale='batch/256', weight_decay=.2, warmup=.004, checkpoint_every=1000, log_every=50,
-        method_options=dict(text_encoder='text_large', text_options=dict(context_length=32, truncate=True), dim=768, mask_ratio=.5),
+    ('flip', 'gpu'): Recipe(
+        'flip',
+        'gpu',
+        **{**_gpu, **dict(base_lr=2.5e-4)},
+        encoder_options=_flip_vit,
+        views='mae',
+        views_options=dict(scale=(0.5, 1.0)),
+        weight_decay=0.2,
+        method_options=dict(
+            text_encoder='text_tiny',
+            text_options=dict(context_length=16, own_words=True),
+            dim=192,
+            mask_ratio=0.5,
+        ),
+    ),
+    ('flip', 'paper'): Recipe(
+        'flip',
+        'paper',
+        data='webdataset:laion400m',
+        encoder='vit_large',
+        encoder_options=dict(
+            positions='sincos',
+            no_embed_class=True,
+            global_pool='avg',
+            pool_include_prefix=True,
+            fc_norm=False,
+        ),
+        views='mae',
+        views_options=dict(scale=(0.5, 1.0)),
+        img_size=224,
+        patch_size=16,
+        batch_size=65_536,
+        epochs=32,
+        base_lr=4e-6,
+        lr_scale='batch/256',
+        weight_decay=0.2,
+        warmup=0.004,
+        checkpoint_every=1000,
+        log_every=50,
+        method_options=dict(
+            text_encoder='text_large',
+            text_options=dict(context_length=32, truncate=True),
+            dim=768,
+            mask_ratio=0.5,
+        ),
         note="arXiv 2212.00794, section 4 and appendix A, and the official configurations: ViT-L/16, batch 65,536, 32 epochs of LAION-400M, AdamW (0.9, 0.95), weight decay 0.2, 4e-6 x batch/256, warm-up of 51.2 million samples (0.4 % of the run), "
-             "crops of 0.5 to 1, mask 50 %. Then unmasked tuning: mask_ratio=0, base_lr=4e-8, 0.32 epochs, warm-up of 25.6 million samples. Word pieces are CLIP's 49,408 instead of BERT's 30,523, pooled at a start token; the official code runs in float32, here bf16 with the loss in float32; "
-             "the released L/16 was trained on blurred faces. Needs more than one node; 65,536 captions and pictures are compared across all devices."),
+        "crops of 0.5 to 1, mask 50 %. Then unmasked tuning: mask_ratio=0, base_lr=4e-8, 0.32 epochs, warm-up of 25.6 million samples. Word pieces are CLIP's 49,408 instead of BERT's 30,523, pooled at a start token; the official code runs in float32, here bf16 with the loss in float32; "
+        "the released L/16 was trained on blurred faces. Needs more than one node; 65,536 captions and pictures are compared across all devices.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #e2fdfa69
-RECIPES |= { # fcmae
-    ('fcmae', 'laptop'): (_fcmae_laptop := Recipe('fcmae', 'laptop', encoder='convnextv2_yocto', method_options=dict(decoder_width=64, norm_pix=False), views='mae', views_options=dict(scale=(.5, 1.)),
-        img_size=48, patch_size=8, batch_size=64, steps=700, base_lr=2e-3, checkpoint_every=350)),
+RECIPES |= {  # fcmae
+    ('fcmae', 'laptop'): (
+        _fcmae_laptop := Recipe(
+            'fcmae',
+            'laptop',
+            encoder='convnextv2_yocto',
+            method_options=dict(decoder_width=64, norm_pix=False),
+            views='mae',
+            views_options=dict(scale=(0.5, 1.0)),
+            img_size=48,
+            patch_size=8,
+            batch_size=64,
+            steps=700,
+            base_lr=2e-3,
+            checkpoint_every=350,
+        )
+    ),
     ('fcmae', 'slow'): replace(_fcmae_laptop, scale='slow', steps=6000, checkpoint_every=1000, log_every=50),
-    ('fcmae', 'gpu'): Recipe('fcmae', 'gpu', **{**_gpu, **dict(encoder='convnextv2_atto')}, encoder_options=dict(stem_size=2), views='mae', method_options=dict(decoder_width=192)),
-    ('fcmae', 'paper'): Recipe('fcmae', 'paper', data='folder:imagenet', encoder='convnextv2_base', views='mae', img_size=224, patch_size=32, batch_size=4096, epochs=800, base_lr=1.5e-4, lr_scale='batch/256', warmup=40,
-        checkpoint_every=3120, log_every=50, method_options=dict(decoder_width=512, decoder_depth=1, mask_ratio=.6, norm_pix=True),
+    ('fcmae', 'gpu'): Recipe(
+        'fcmae',
+        'gpu',
+        **{**_gpu, **dict(encoder='convnextv2_atto')},
+        encoder_options=dict(stem_size=2),
+        views='mae',
+        method_options=dict(decoder_width=192),
+    ),
+    ('fcmae', 'paper'): Recipe(
+        'fcmae',
+        'paper',
+        data='folder:imagenet',
+        encoder='convnextv2_base',
+        views='mae',
+        img_size=224,
+        patch_size=32,
+        batch_size=4096,
+        epochs=800,
+        base_lr=1.5e-4,
+        lr_scale='batch/256',
+        warmup=40,
+        checkpoint_every=3120,
+        log_every=50,
+        method_options=dict(decoder_width=512, decoder_depth=1, mask_ratio=0.6, norm_pix=True),
         note="arXiv 2301.00808, appendix A.2, and the official code: ConvNeXt V2-B (all sizes alike), AdamW (0.9, 0.95), weight decay 0.05, 1.5e-4 x batch/256, 40 epochs of warm-up, 800 epochs (1600 for the final models), 60 % of cells of 32 pixels hidden, "
-             "random resized crop (0.2, 1); the code mirrors pictures too, as here. GRN and the mask token: not decayed and decayed here, both decayed in the official pre-training script."),
+        "random resized crop (0.2, 1); the code mirrors pictures too, as here. GRN and the mask token: not decayed and decayed here, both decayed in the official pre-training script.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #de8421e9
-_multicrop = dict(img_size=32, views='dino', views_options=dict(local=2, local_size=16, scale=(.5, 1.), local_scale=(.2, .5), jitter=(.4, .4, .4, .5), jitter_p=1., grey=.3, blur=0., solarize=0.)) # two large and two small crops of pictures of 48, in any hue, often in none: what colours alone tell is learned first, and says little about the class
-_laptop_heads = dict(dim=1024, hidden=256, bottleneck=64, norm='batch', teacher_temperature=.04, momentum=.95, freeze_last=.02) # without BatchNorm in the head, as published, all answers become uniform in so short a run
+_multicrop = dict(
+    img_size=32,
+    views='dino',
+    views_options=dict(
+        local=2,
+        local_size=16,
+        scale=(0.5, 1.0),
+        local_scale=(0.2, 0.5),
+        jitter=(0.4, 0.4, 0.4, 0.5),
+        jitter_p=1.0,
+        grey=0.3,
+        blur=0.0,
+        solarize=0.0,
+    ),
+)  # two large and two small crops of pictures of 48, in any hue, often in none: what colours alone tell is learned first, and says little about the class
+_laptop_heads = dict(
+    dim=1024,
+    hidden=256,
+    bottleneck=64,
+    norm='batch',
+    teacher_temperature=0.04,
+    momentum=0.95,
+    freeze_last=0.02,
+)  # without BatchNorm in the head, as published, all answers become uniform in so short a run
 _dino_vit = dict(positions='sincos', global_pool='avg', class_token=False, dynamic_img_size=True)
 
-RECIPES |= { # dino
-    ('dino', 'laptop'): (_dino_laptop := Recipe('dino', 'laptop', **_multicrop, encoder_options=_dino_vit, patch_size=8, batch_size=64, steps=500, base_lr=1e-3, checkpoint_every=100, method_options=_laptop_heads)),
+RECIPES |= {  # dino
+    ('dino', 'laptop'): (
+        _dino_laptop := Recipe(
+            'dino',
+            'laptop',
+            **_multicrop,
+            encoder_options=_dino_vit,
+            patch_size=8,
+            batch_size=64,
+            steps=500,
+            base_lr=1e-3,
+            checkpoint_every=100,
+            method_options=_laptop_heads,
+        )
+    ),
     ('dino', 'slow'): replace(_dino_laptop, scale='slow', steps=3000, checkpoint_every=1000, log_every=50),
-    ('dino', 'gpu'): Recipe('dino', 'gpu', **{**_gpu, **dict(base_lr=5e-4)}, encoder_options=dict(positions='sincos', dynamic_img_size=True), views_options=dict(local=4, local_size=24),
-        method_options=dict(dim=8192, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
-    ('dino', 'paper'): Recipe('dino', 'paper', data='folder:imagenet', encoder='vit_small', encoder_options=dict(dynamic_img_size=True, drop_path_rate=.1), img_size=224, patch_size=16, batch_size=1024, epochs=800,
-        betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-5, weight_decay=.04, checkpoint_every=5000, log_every=50, views_options=dict(scale=(.25, 1.), local=10, local_scale=(.05, .25)),
-        method_options=dict(norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 800, momentum=.996, freeze_last=1 / 800, clip=None),
+    ('dino', 'gpu'): Recipe(
+        'dino',
+        'gpu',
+        **{**_gpu, **dict(base_lr=5e-4)},
+        encoder_options=dict(positions='sincos', dynamic_img_size=True),
+        views_options=dict(local=4, local_size=24),
+        method_options=dict(dim=8192, hidden=1024, norm='batch', teacher_temperature=0.04, momentum=0.99),
+    ),
+    ('dino', 'paper'): Recipe(
+        'dino',
+        'paper',
+        data='folder:imagenet',
+        encoder='vit_small',
+        encoder_options=dict(dynamic_img_size=True, drop_path_rate=0.1),
+        img_size=224,
+        patch_size=16,
+        batch_size=1024,
+        epochs=800,
+        betas=(0.9, 0.999),
+        base_lr=5e-4,
+        lr_scale='batch/256',
+        warmup=10,
+        min_lr=1e-5,
+        weight_decay=0.04,
+        checkpoint_every=5000,
+        log_every=50,
+        views_options=dict(scale=(0.25, 1.0), local=10, local_scale=(0.05, 0.25)),
+        method_options=dict(
+            norm_last=False,
+            teacher_temperature=0.07,
+            warm_temperature=0.04,
+            warm_up=30 / 800,
+            momentum=0.996,
+            freeze_last=1 / 800,
+            clip=None,
+        ),
         note="arXiv 2104.14294 and the arguments of the released ViT-S/16 (README of the official code): 800 epochs, batch 1024, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-5, no clipping, teacher's temperature 0.04 to 0.07 in 30 epochs, "
-             "2 crops of 224 (0.25 to 1) and 10 of 96 (0.05 to 0.25), drop path 0.1. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here."),
+        "2 crops of 224 (0.25 to 1) and 10 of 96 (0.05 to 0.25), drop path 0.1. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #54cb04e5
-RECIPES |= { # esvit
-    ('esvit', 'laptop'): (_esvit_laptop := Recipe('esvit', 'laptop', **{**_multicrop, 'views_options': dict(_multicrop['views_options'], jitter=(.3, .3, .2, .03), jitter_p=.8, grey=0.)}, data_options=dict(size=32), encoder='swin_nano', patch_size=2, batch_size=32, steps=300,
-        base_lr=5e-4, checkpoint_every=100, method_options=dict(_laptop_heads, momentum=.99))), # colours change little: partners are found by untrained features first, and stronger changes make most of them wrong
+RECIPES |= {  # esvit
+    ('esvit', 'laptop'): (
+        _esvit_laptop := Recipe(
+            'esvit',
+            'laptop',
+            **{
+                **_multicrop,
+                'views_options': dict(
+                    _multicrop['views_options'], jitter=(0.3, 0.3, 0.2, 0.03), jitter_p=0.8, grey=0.0
+                ),
+            },
+            data_options=dict(size=32),
+            encoder='swin_nano',
+            patch_size=2,
+            batch_size=32,
+            steps=300,
+            base_lr=5e-4,
+            checkpoint_every=100,
+            method_options=dict(_laptop_heads, momentum=0.99),
+        )
+    ),  # colours change little: partners are found by untrained features first, and stronger changes make most of them wrong
     ('esvit', 'slow'): replace(_esvit_laptop, scale='slow', steps=2000, checkpoint_every=500, log_every=50),
-    ('esvit', 'gpu'): Recipe('esvit', 'gpu', **{**_gpu, **dict(encoder='swin_nano', patch_size=2, batch_size=512, base_lr=5e-4)}, encoder_options=dict(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
-        views='dino', views_options=dict(local=4, local_size=32), method_options=dict(dim=4096, hidden=1024, norm='batch', teacher_temperature=.04, momentum=.99)),
-    ('esvit', 'paper'): Recipe('esvit', 'paper', data='folder:imagenet', encoder='swin_tiny', encoder_options=dict(drop_path_rate=.1), img_size=224, patch_size=4, batch_size=512, epochs=300, views='dino',
-        betas=(.9, .999), base_lr=5e-4, lr_scale='batch/256', warmup=10, min_lr=1e-6, weight_decay=.04, checkpoint_every=5000, log_every=50,
-        method_options=dict(region=.5, norm_last=False, teacher_temperature=.07, warm_temperature=.04, warm_up=30 / 300, momentum=.996, freeze_last=1 / 300, clip=3.),
+    ('esvit', 'gpu'): Recipe(
+        'esvit',
+        'gpu',
+        **{**_gpu, **dict(encoder='swin_nano', patch_size=2, batch_size=512, base_lr=5e-4)},
+        encoder_options=dict(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)),
+        views='dino',
+        views_options=dict(local=4, local_size=32),
+        method_options=dict(dim=4096, hidden=1024, norm='batch', teacher_temperature=0.04, momentum=0.99),
+    ),
+    ('esvit', 'paper'): Recipe(
+        'esvit',
+        'paper',
+        data='folder:imagenet',
+        encoder='swin_tiny',
+        encoder_options=dict(drop_path_rate=0.1),
+        img_size=224,
+        patch_size=4,
+        batch_size=512,
+        epochs=300,
+        views='dino',
+        betas=(0.9, 0.999),
+        base_lr=5e-4,
+        lr_scale='batch/256',
+        warmup=10,
+        min_lr=1e-6,
+        weight_decay=0.04,
+        checkpoint_every=5000,
+        log_every=50,
+        method_options=dict(
+            region=0.5,
+            norm_last=False,
+            teacher_temperature=0.07,
+            warm_temperature=0.04,
+            warm_up=30 / 300,
+            momentum=0.996,
+            freeze_last=1 / 300,
+            clip=3.0,
+        ),
         note="arXiv 2106.09785 and the released arguments (issue 10 of the official code): Swin-T, window 7, 300 epochs, batch 512 on 16 GPUs, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-6, gradients clipped to 3 tensor by tensor, last layers frozen in the first epoch, "
-             "2 crops of 224 and 8 of 96. Window 14: encoder_options=dict(window_size=14), region loss from epoch 180 to 200 on. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here."),
+        "2 crops of 224 and 8 of 96. Window 14: encoder_options=dict(window_size=14), region loss from epoch 180 to 200 on. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; fp16 there, bf16 here.",
+    ),
 }
 
 # %% ../../nbs/training/01_recipes.ipynb #851ed064
 def recipe(
-    method: str,     # 'mae', ...
-    scale: str = 'laptop', # 'laptop', 'slow', 'gpu', 'paper'
-    **overrides: Any, # any field of `Recipe`; a dict is merged into the recipe's own
+    method: str,  # 'mae', ...
+    scale: str = 'laptop',  # 'laptop', 'slow', 'gpu', 'paper'
+    **overrides: Any,  # any field of `Recipe`; a dict is merged into the recipe's own
 ) -> Recipe:
     "Find a recipe by name and change some of its fields."
     choose(method, dict.fromkeys(m for m, _ in RECIPES), 'method')
@@ -427,52 +1270,85 @@ def recipe(
     base = RECIPES[method, scale]
     return change(base, **overrides)
 
+
 def change(
-    base: Recipe,    # where to start from
-    **overrides: Any, # any field; a dict is merged into the recipe's own
+    base: Recipe,  # where to start from
+    **overrides: Any,  # any field; a dict is merged into the recipe's own
 ) -> Recipe:
     "A copy of a recipe with other values. Giving steps takes the epochs away, and the other way round; another data set starts without the old one's options, an encoder of another family without the old one's options and patches."
-    for name in overrides: choose(name, [f.name for f in fields(Recipe)], 'field of a recipe')
-    if overrides.get('data', base.data) != base.data: base = replace(base, data_options={})
-    if ENCODERS.get(overrides.get('encoder', base.encoder)) != ENCODERS.get(base.encoder): base = replace(base, encoder_options={}, patch_size=None)
+    for name in overrides:
+        choose(name, [f.name for f in fields(Recipe)], 'field of a recipe')
+    if overrides.get('data', base.data) != base.data:
+        base = replace(base, data_options={})
+    if ENCODERS.get(overrides.get('encoder', base.encoder)) != ENCODERS.get(base.encoder):
+        base = replace(base, encoder_options={}, patch_size=None)
     for name, value in overrides.items():
-        if isinstance(value, dict): overrides[name] = {**getattr(base, name), **value}
-    if overrides.get('steps'): overrides.setdefault('epochs', None)
-    if overrides.get('epochs'): overrides.setdefault('steps', None)
+        if isinstance(value, dict):
+            overrides[name] = {**getattr(base, name), **value}
+    if overrides.get('steps'):
+        overrides.setdefault('epochs', None)
+    if overrides.get('epochs'):
+        overrides.setdefault('steps', None)
     return replace(base, **overrides)
 
 # %% ../../nbs/training/01_recipes.ipynb #ec4d408f
 def method_class(
-    name: str, # of `METHODS`
-) -> type:     # a Method
+    name: str,  # of `METHODS`
+) -> type:  # a Method
     "The class behind a method's name, imported now."
     module, name = METHODS[choose(name, METHODS, 'method')].split(':')
     return getattr(importlib.import_module(module), name)
 
+
 def text_of(
-    options: dict, # of the method: text_encoder (a name), text_options
-    data: Any,     # whose captions it will read
+    options: dict,  # of the method: text_encoder (a name), text_options
+    data: Any,  # whose captions it will read
 ) -> nn.Module:
     "The text encoder a recipe names. With `own_words` it knows the word pieces of the data's captions only."
     from vit_ssl_lab.data.image_text import captions_of
     from vit_ssl_lab.encoders.text import own_words, text_encoder
+
     text, known = dict(options.get('text_options', {})), getattr(data, 'words', None)
-    if text.pop('own_words', False): text['words'] = own_words(captions_of(data)) if known is None else known
+    if text.pop('own_words', False):
+        text['words'] = own_words(captions_of(data)) if known is None else known
     return text_encoder(options.get('text_encoder', 'text_base'), **text)
 
+
 def build(
-    recipe: Recipe, # the run
-    data: Any,      # its data set: channels, mean and std are read off; and the number of classes, for a method that learns from labels; and the captions, for one that learns from them
-) -> nn.Module:     # the method, with its encoder and its views
+    recipe: Recipe,  # the run
+    data: Any,  # its data set: channels, mean and std are read off; and the number of classes, for a method that learns from labels; and the captions, for one that learns from them
+) -> nn.Module:  # the method, with its encoder and its views
     "Make the method a recipe describes: encoder, views and method from their names. The weights are drawn from the recipe's seed."
     from vit_ssl_lab.data.views import views
+
     Method, options = method_class(recipe.method), recipe.method_options
-    if 'num_classes' in inspect.signature(Method).parameters and 'num_classes' not in options: # its classifier has one output a class
-        if not getattr(data, 'classes', None): raise ValueError(f"{Method.__name__} learns from labels, and this data set names no classes: use one with labels, or give the recipe method_options=dict(num_classes=...).")
+    if (
+        'num_classes' in inspect.signature(Method).parameters and 'num_classes' not in options
+    ):  # its classifier has one output a class
+        if not getattr(data, 'classes', None):
+            raise ValueError(
+                f"{Method.__name__} learns from labels, and this data set names no classes: use one with labels, or give the recipe method_options=dict(num_classes=...)."
+            )
         options = dict(options, num_classes=len(data.classes))
-    with torch.random.fork_rng(devices=[]): # the weights are drawn on the CPU
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
         torch.default_generator.manual_seed(recipe.seed)
-        enc = encoder(recipe.encoder, img_size=recipe.img_size, patch_size=recipe.patch_size, in_chans=len(data.mean), **recipe.encoder_options)
-        if 'text_encoder' in inspect.signature(Method).parameters: options = {**{k: v for k, v in options.items() if k != 'text_options'}, 'text_encoder': text_of(options, data)}
-        pictures = views(recipe.views or recipe.method, size=recipe.img_size, mean=data.mean, std=data.std, **recipe.views_options)
+        enc = encoder(
+            recipe.encoder,
+            img_size=recipe.img_size,
+            patch_size=recipe.patch_size,
+            in_chans=len(data.mean),
+            **recipe.encoder_options,
+        )
+        if 'text_encoder' in inspect.signature(Method).parameters:
+            options = {
+                **{k: v for k, v in options.items() if k != 'text_options'},
+                'text_encoder': text_of(options, data),
+            }
+        pictures = views(
+            recipe.views or recipe.method,
+            size=recipe.img_size,
+            mean=data.mean,
+            std=data.std,
+            **recipe.views_options,
+        )
         return Method(enc, views=pictures, **options)
