@@ -1,4 +1,5 @@
-"""make bench: every benchmark of this folder, one after the other; tables on the screen, figures under results/bench_*.json."""
+"""make bench: every benchmark of this folder, one after the other; tables on the screen, figures under
+results/bench_*.json."""
 
 import importlib, sys
 import pandas as pd

@@ -1,4 +1,5 @@
-"""How long a reader waits for a reconstruction after a click: the laptop model on the CPU, one picture, every pane.  Run: python -m benchmarks.explorers"""
+"""How long a reader waits for a reconstruction after a click: the laptop model on the CPU, one picture, every
+pane. Run: python -m benchmarks.explorers"""
 
 import json, time
 from statistics import median
@@ -13,7 +14,8 @@ from vit_ssl_lab.training import build, recipe
 def main(clicks: int = 40) -> dict:
     test = load('scenes', 'test')
     method = build(recipe('mae', 'laptop'), test).eval()
-    widget, times = ReconstructionExplorer(method, test), []
+    widget = ReconstructionExplorer(method, test)
+    times = []
     model = []
     for seed in range(clicks):
         start = time.perf_counter()

@@ -1,18 +1,18 @@
-"""The fair benchmark: every method gets the same encoder, pictures, views, budget, number of tuning trials and seeds.
+"""The fair benchmark: every method gets the same encoder, pictures, views, budget, number of tuning trials
+and seeds.
 
-A row is tuned by three pre-training runs that differ in the learning rate only, judged by kNN on held-out training
-pictures; the best is then run with three seeds and scored on the test set. Each run is a process of its own, on one thread, so that time and memory are its own.
-Stored under results/fair_benchmark.json, row by row.
+A row is tuned by three pre-training runs that differ in the learning rate only, judged by kNN on held-out
+training pictures; the best is then run with three seeds and scored on the test set. Each run is a process
+of its own, on one thread, so that time and memory are its own. Stored under results/fair_benchmark.json,
+row by row.
 
-    python -m benchmarks.fair              # what is missing
-    python -m benchmarks.fair simclr byol  # these rows, anew
-"""
+python -m benchmarks.fair # what is missing python -m benchmarks.fair simclr byol # these rows, anew"""
 
 import argparse, json, os, resource, subprocess, sys
 from dataclasses import replace
 import torch
 from vit_ssl_lab.data import load
-from vit_ssl_lab.evaluation import diagnose, extract, knn, linear_probe, random_encoder_like
+from vit_ssl_lab.evaluation import describe_health, extract, knn, linear_probe, random_encoder_like
 from vit_ssl_lab.evaluation.features import RawPixels
 from vit_ssl_lab.results import load_result, results_dir, save_result
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -22,7 +22,10 @@ from vit_ssl_lab.training.recipes import METHODS, method_class
 NAME = 'fair_benchmark'
 ROWS = tuple(METHODS)  # a new method joins there
 BASELINES = ('raw pixels', 'random encoder')
-SEEDS, FACTORS, TUNING_SEED = (0, 1, 2), (1 / 3, 1.0, 3.0), 100  # the same for every row
+# the same for every row
+SEEDS = (0, 1, 2)
+FACTORS = (1 / 3, 1.0, 3.0)
+TUNING_SEED = 100
 BUDGET = dict(
     data='scenes',
     encoder='vit_nano',
@@ -40,9 +43,8 @@ BUDGET = dict(
 )
 RATE = 2e-3  # the middle learning rate of every row
 OPTIONS = dict(data_options=dict(size=32), encoder_options=dict(positions='sincos', global_pool='avg'))
-VIEWS = dict(
-    views='mocov2', views_options=dict(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), blur=0.0)
-)  # of every Siamese row; a method that masks keeps its own, which belong to its idea
+# of every Siamese row; a method that masks keeps its own, which belong to its idea
+VIEWS = dict(views='mocov2', views_options=dict(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), blur=0.0))
 OWN_ENCODER = {  # what a method can't do without; the rest is the common encoder
     'extrema': dict(encoder_options=dict(positions='sincos', global_pool='class_attention')),
     'mp3': dict(encoder_options=dict(positions='none', class_token=False, global_pool='avg')),
@@ -64,7 +66,8 @@ def plan_of(row: str, factor: float, seed: int):
 
 
 def parts():
-    "Labelled pictures for the bank, for tuning and for the test; of all rows only SupMAE sees labels, and FLIP captions, in pre-training."
+    """Labelled pictures for the bank, for tuning and for the test; of all rows only SupMAE sees labels, and
+    FLIP captions, in pre-training."""
     train, test = (load(BUDGET['data'], split, **OPTIONS['data_options']) for split in ('train', 'test'))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7))
     return train, train.at(order[:3000]), train.at(order[3000:5000]), test.subset(2000)
@@ -113,7 +116,7 @@ def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
         memory_mib=memory,
         loss=history.rows[-1]['loss'],
         parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
-        health=diagnose(extract(method.encoder, test)[0]),
+        health=describe_health(extract(method.encoder, test)[0]),
         **own,
     )
 
@@ -162,7 +165,8 @@ def main(rows=()) -> dict:
 
     figures = known()
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
-        made, figures = make_row(row), known()
+        made = make_row(row)
+        figures = known()
         figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
         save_result(NAME, figures, **budget)
         print(

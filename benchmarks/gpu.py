@@ -1,5 +1,6 @@
-"""On one CUDA GPU: MAE ViT-L/16 at 224 pixels in bf16, ours with and without compile beside transformers', as a share of the measured matmul peak;
-and a two-view step (SimCLR, ViT-S/16) with augmentation, phase by phase.  Run: python -m benchmarks.gpu"""
+"""On one CUDA GPU: MAE ViT-L/16 at 224 pixels in bf16, ours with and without compile beside transformers', as
+a share of the measured matmul peak; and a two-view step (SimCLR, ViT-S/16) with augmentation, phase by
+phase. Run: python -m benchmarks.gpu"""
 
 import json, time
 from statistics import median
@@ -46,7 +47,8 @@ def mae_rows(batch: int, peak: float) -> list[dict]:
         'ours, compiled': lambda: torch.compile(MAE(vit_large(positions='sincos'))),
         'transformers': lambda: ViTMAEForPreTraining(large),
     }
-    x, rows = torch.randn(batch, 3, 224, 224, device='cuda'), []
+    x = torch.randn(batch, 3, 224, 224, device='cuda')
+    rows = []
     for name, make in arms.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -82,7 +84,8 @@ def mae_rows(batch: int, peak: float) -> list[dict]:
 
 
 def phases(step, rounds: int = 20, warm: int = 5) -> dict[str, float]:
-    "Median milliseconds of each phase of a step on the GPU's own clock; the step calls the `mark` it is given before each phase, and at its end."
+    """Median milliseconds of each phase of a step on the GPU's own clock; the step calls the `mark` it is
+    given before each phase, and at its end."""
 
     def events():
         out = []
@@ -131,7 +134,8 @@ def two_view_rows(batch: int = 256) -> list[dict]:
             optimizer.zero_grad()
             mark('end')
 
-        whole, parts = timed(step), phases(step)
+        whole = timed(step)
+        parts = phases(step)
         rows.append(
             dict(
                 what='two views, SimCLR ViT-S/16',

@@ -1,16 +1,17 @@
 """HOG of a batch: pictures a second of ours, of the official layer's form, and of scikit-image.
 
-Ours and the official form (a tensor of one picture a bin, filled by scatter and then cut into cells; written anew here) give the same numbers and run on the same device, and on a GPU too where there is one. scikit-image
-takes one grey picture at a time, so each of its colour pictures is three calls; its settings are the ones that it shares with ours (plain difference, one cell a block). Arms take turns, so that a slow moment of the
-machine meets all of them; figures are medians over the rounds. Run: python benchmarks/hog.py
-"""
+Ours and the official form (a tensor of one picture a bin, filled by scatter and then cut into cells;
+written anew here) give the same numbers and run on the same device, and on a GPU too where there is one.
+scikit-image takes one grey picture at a time, so each of its colour pictures is three calls; its settings
+are the ones that it shares with ours (plain difference, one cell a block). Arms take turns, so that a slow
+moment of the machine meets all of them; figures are medians over the rounds. Run: python benchmarks/hog.py"""
 
 import argparse, math, os, time
 from statistics import median
 import torch
 import torch.nn.functional as F
 from skimage.feature import hog as skimage_hog
-from vit_ssl_lab.components.targets import hog
+from vit_ssl_lab.components.hog import hog
 from vit_ssl_lab.results import save_result
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -25,7 +26,8 @@ def official_form(x, cell, bins=9):
     c = x.shape[1]
     kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=x.device).expand(c, 1, 3, 3)
     padded = F.pad(x, (1, 1, 1, 1), mode='reflect')
-    gx, gy = F.conv2d(padded, kernel, groups=c), F.conv2d(padded, kernel.mT, groups=c)
+    gx = F.conv2d(padded, kernel, groups=c)
+    gy = F.conv2d(padded, kernel.mT, groups=c)
     votes = torch.stack([gx, gy], -1).norm(dim=-1)[:, :, None]
     bin_of = (torch.atan2(gx, gy) / math.pi * bins).floor().long()[:, :, None] % bins
     out = x.new_zeros(*gx.shape[:2], bins, *gx.shape[2:]).scatter_add_(2, bin_of, votes)
@@ -41,11 +43,12 @@ def scikit_image(x, cell):
 def measure(size: int, cell: int, batch: int, rounds: int) -> dict[str, list[float]]:
     "Pictures a second of every arm, round by round."
     x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    # the last is slow: fewer pictures
     arms = {
         'ours': (ours, x),
         'official form': (official_form, x),
         'scikit-image': (scikit_image, x[: max(1, batch // 16)]),
-    }  # the last is slow: fewer pictures
+    }
     if torch.cuda.is_available():
         arms |= {f'{name}, GPU': (f, x.cuda()) for name, (f, _) in list(arms.items())[:2]}
     away = (ours(x, cell) - official_form(x, cell)).abs()

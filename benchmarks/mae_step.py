@@ -1,18 +1,19 @@
-"""One MAE training step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 4, float32, beside transformers' ViTMAE and lightly's parts.
+"""One MAE training step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 4, float32, beside
+transformers' ViTMAE and lightly's parts.
 
-All arms do the same work: encoder of 12 blocks and width 384 on 49 visible patches, decoder of 8 blocks and width 512 on 196, loss on normalised pixels.
-Arms take turns in one process, in an order drawn for each round; figures are medians over the turns, ratios are taken turn by turn, by the clock (with
-their quartiles) and by the processor's time of this process.
+All arms do the same work: encoder of 12 blocks and width 384 on 49 visible patches, decoder of 8 blocks
+and width 512 on 196, loss on normalised pixels. Arms take turns in one process, in an order drawn for each
+round; figures are medians over the turns, ratios are taken turn by turn, by the clock (with their
+quartiles) and by the processor's time of this process.
 
-Memory is measured in a process of its own for each arm, beside the built model's weights, over three steps, in four ways:
- - activations: what the forward pass leaves for the backward pass;
- - tensors: the most bytes that tensors hold at a time (gradients and AdamW's averages are in it), whatever the allocator does;
- - peak: growth of the resident set with each large tensor in a mapping of its own (MALLOC_MMAP_THRESHOLD_, the same for all arms), so that memory that is freed is
-   memory given back: code, libraries' buffers and all;
- - heap: the same with glibc's malloc as it is. It keeps the holes that freed tensors leave and fills them badly (a block of memory can't take an aligned tensor of its
-   own size), so this figure holds 80 to 130 MiB of holes in all arms.
-Run: python -m benchmarks.mae_step
-"""
+Memory is measured in a process of its own for each arm, beside the built model's weights, over three
+steps, in four ways: - activations: what the forward pass leaves for the backward pass; - tensors: the most
+bytes that tensors hold at a time (gradients and AdamW's averages are in it), whatever the allocator does;
+- peak: growth of the resident set with each large tensor in a mapping of its own (MALLOC_MMAP_THRESHOLD_,
+the same for all arms), so that memory that is freed is memory given back: code, libraries' buffers and
+all; - heap: the same with glibc's malloc as it is. It keeps the holes that freed tensors leave and fills
+them badly (a block of memory can't take an aligned tensor of its own size), so this figure holds 80 to 130
+MiB of holes in all arms. Run: python -m benchmarks.mae_step"""
 
 import json, os, random, resource, subprocess, sys, time, warnings
 from statistics import median, quantiles
@@ -109,7 +110,8 @@ def make(name: str):  # the step, which returns the loss, and the model
 
 
 def grown(name: str) -> float:
-    "In a process of its own: MiB by which the resident set grows from the built model to the peak of three steps."
+    """In a process of its own:
+    MiB by which the resident set grows from the built model to the peak of three steps."""
     step, _ = make(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
@@ -155,7 +157,8 @@ def turns(
     threads: int, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:  # arm -> seconds by the clock and of processor time
     torch.set_num_threads(threads)
-    steps, times = {name: make(name)[0] for name in ARMS}, {name: [] for name in ARMS}
+    steps = {name: make(name)[0] for name in ARMS}
+    times = {name: [] for name in ARMS}
     order = random.Random(0)
     for step in [*steps.values()] * 2:
         step()  # warm-up
@@ -170,7 +173,8 @@ def turns(
 
 
 def main(rounds: int = 21) -> dict:
-    rows, kept = [], {name: memory(name) for name in ARMS}
+    rows = []
+    kept = {name: memory(name) for name in ARMS}
     for threads in (1, 2):
         times = turns(threads, rounds)
         for name in ARMS:

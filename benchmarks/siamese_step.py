@@ -1,10 +1,12 @@
-"""One SimCLR training step, augmentation included: ours beside the same step put together from lightly's parts.
+"""One SimCLR training step, augmentation included: ours beside the same step put together from lightly's
+parts.
 
-Both make two views of 64 colour pictures of 48 pixels in memory (random resized crop, flip, colour jitter, grey, blur, normalise with SimCLR's figures), pass the
-128 views through a Vision Transformer of width 96 and 4 blocks and SimCLR's head, and update by AdamW. Ours augments the batch at once; lightly's transform takes PIL
-pictures one by one, here in the same process, so that each arm's processor time is all there. With workers lightly's clock would show less, its processor time would not.
-Arms take turns; figures are medians over the turns, ratios are taken turn by turn. Run: python -m benchmarks.siamese_step
-"""
+Both make two views of 64 colour pictures of 48 pixels in memory (random resized crop, flip, colour jitter,
+grey, blur, normalise with SimCLR's figures), pass the 128 views through a Vision Transformer of width 96
+and 4 blocks and SimCLR's head, and update by AdamW. Ours augments the batch at once; lightly's transform
+takes PIL pictures one by one, here in the same process, so that each arm's processor time is all there.
+With workers lightly's clock would show less, its processor time would not. Arms take turns; figures are
+medians over the turns, ratios are taken turn by turn. Run: python -m benchmarks.siamese_step"""
 
 import json, time, warnings
 from statistics import median
@@ -36,11 +38,9 @@ class Lightly(nn.Module):
         from lightly.models.modules import SimCLRProjectionHead
         from timm.models.vision_transformer import VisionTransformer
 
-        self.encoder, self.head, self.loss = (
-            VisionTransformer(**MODEL),
-            SimCLRProjectionHead(96, 96, 128),
-            NTXentLoss(temperature=0.1),
-        )
+        self.encoder = VisionTransformer(**MODEL)
+        self.head = SimCLRProjectionHead(96, 96, 128)
+        self.loss = NTXentLoss(temperature=0.1)
 
     def forward(self, views):
         z1, z2 = self.head(self.encoder(torch.cat(views))).chunk(2)
@@ -50,7 +50,8 @@ class Lightly(nn.Module):
 def lightly(images):
     from lightly.transforms import SimCLRTransform
 
-    model, transform = Lightly(), SimCLRTransform(input_size=SIZE)
+    model = Lightly()
+    transform = SimCLRTransform(input_size=SIZE)
     pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
     return model, lambda index: [torch.stack(v) for v in zip(*(transform(pictures[i]) for i in index))], model
 
@@ -65,7 +66,8 @@ def make(name: str, images):
     optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=1e-4)
 
     def step():
-        index, marks = torch.randperm(len(images))[:BATCH], []
+        index = torch.randperm(len(images))[:BATCH]
+        marks = []
 
         def mark():
             marks.append((time.perf_counter(), time.process_time()))
@@ -87,7 +89,8 @@ def make(name: str, images):
 
 def turns(threads: int, rounds: int, images) -> dict:
     torch.set_num_threads(threads)
-    steps, times = {name: make(name, images) for name in ARMS}, {name: [] for name in ARMS}
+    steps = {name: make(name, images) for name in ARMS}
+    times = {name: [] for name in ARMS}
     for step in steps.values():
         step()
         step()  # warm-up
@@ -99,7 +102,8 @@ def turns(threads: int, rounds: int, images) -> dict:
 
 def main(rounds: int = 21) -> dict:
     warnings.filterwarnings('ignore')
-    images, rows = load('scenes').images[:1024], []
+    images = load('scenes').images[:1024]
+    rows = []
     for threads in (1, 2):
         times = turns(threads, rounds, images)
         for name in ARMS:

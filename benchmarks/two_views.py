@@ -1,10 +1,10 @@
 """Two augmented views of Fashion-MNIST: pictures a second of four pipelines that do the same work.
 
-Every arm makes MoCo v2's two views (random resized crop, flip, colour jitter, grey, blur, normalise) from the pictures in memory, with all cores of the
-machine: ours and kornia batched with one thread a core, lightly and torchvision on PIL with one worker process a core. Arms take turns, so that a
-slow moment of the machine meets all of them; figures are medians over the turns. Processor time stands beside the clock: it says the same on a machine
-that has other work to do. Run: python benchmarks/two_views.py
-"""
+Every arm makes MoCo v2's two views (random resized crop, flip, colour jitter, grey, blur, normalise) from
+the pictures in memory, with all cores of the machine: ours and kornia batched with one thread a core,
+lightly and torchvision on PIL with one worker process a core. Arms take turns, so that a slow moment of
+the machine meets all of them; figures are medians over the turns. Processor time stands beside the clock:
+it says the same on a machine that has other work to do. Run: python benchmarks/two_views.py"""
 
 import argparse, os, time, warnings
 from statistics import median
@@ -24,7 +24,8 @@ class Pictures(torch.utils.data.Dataset):
     "The pictures as PIL images, with a transform: what a torchvision or lightly user has."
 
     def __init__(self, images, transform):
-        self.arrays, self.transform = images.permute(0, 2, 3, 1).squeeze(-1).numpy(), transform
+        self.arrays = images.permute(0, 2, 3, 1).squeeze(-1).numpy()
+        self.transform = transform
 
     def __len__(self):
         return len(self.arrays)
@@ -96,7 +97,10 @@ def kornia(images, batch, mean, std):
     import kornia.augmentation as K
 
     size = images.shape[-1]
-    three = lambda v: torch.tensor(v if len(v) == 3 else list(v) * 3)
+
+    def three(v):
+        return torch.tensor(v if len(v) == 3 else list(v) * 3)
+
     one = K.AugmentationSequential(
         K.RandomResizedCrop((size, size), (0.2, 1.0)),
         K.RandomHorizontalFlip(),
@@ -129,7 +133,9 @@ def measure(images, mean, std, batch, rounds, seconds):
         for name, pipeline in pipelines.items():
             for _ in range(2 * CORES + 1):
                 next(pipeline)  # what worker processes made while others ran doesn't count
-            start, used, n = time.perf_counter(), cpu_seconds(), 0
+            start = time.perf_counter()
+            used = cpu_seconds()
+            n = 0
             while time.perf_counter() - start < seconds:
                 n += len(next(pipeline)[0])
             rates[name].append((n / (time.perf_counter() - start), n / (cpu_seconds() - used)))
@@ -143,12 +149,14 @@ def main(
     pictures: int = 20_000,
     threads: int | None = None,
 ) -> dict:
-    "Measure grey (28 px, as the data set is) and colour (the same pictures in three channels); store and return {'rows': [...]}."
+    """Measure grey (28 px, as the data set is) and colour (the same pictures in three channels); store and
+    return {'rows': [...]}."""
     warnings.filterwarnings('ignore')
     torch.set_num_threads(threads or CORES)
     torch.manual_seed(0)
     np.random.seed(0)
-    data, rows = load('fashion-mnist').subset(pictures), []
+    data = load('fashion-mnist').subset(pictures)
+    rows = []
     for kind, images, mean, std in [
         ('grey 28 px', data.images, data.mean, data.std),
         ('colour 28 px', data.images.expand(-1, 3, -1, -1).contiguous(), data.mean * 3, data.std * 3),

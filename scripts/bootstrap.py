@@ -1,6 +1,7 @@
 """Set the workbook up on a fresh machine, on any system: python scripts/bootstrap.py [env] [data] [browser].
 
-Needs only Python's standard library. Each step is quick when nothing is to be done, and says in one sentence what is missing."""
+Needs only Python's standard library.
+Each step is quick when nothing is to be done, and says in one sentence what is missing."""
 
 import hashlib, os, shutil, subprocess, sys
 from pathlib import Path
@@ -20,15 +21,16 @@ def run(*command: str, **kw) -> bool:
 
 
 def env() -> None:
-    "Make .venv and install the package with the tested versions, unless this has been done for these very files."
+    """Make .venv and install the package with the tested versions, unless this has been done for these very
+    files."""
     if sys.version_info < (3, 10):
         stop(
             f"Python 3.10 or later is needed, this is {sys.version.split()[0]}: run make PYTHON=python3.12, for example."
         )
-    stamp, digest = (
-        VENV / '.ready',
-        hashlib.sha256(b''.join((ROOT / f).read_bytes() for f in INPUTS) + sys.version.encode()).hexdigest(),
-    )
+    stamp = VENV / '.ready'
+    digest = hashlib.sha256(
+        b''.join((ROOT / f).read_bytes() for f in INPUTS) + sys.version.encode()
+    ).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     if not PYTHON.exists() and not run(sys.executable, '-m', 'venv', VENV):
@@ -82,7 +84,8 @@ def data() -> None:
 
 
 def emoji() -> None:
-    "Emoji of four designers (8 MB): through npm, where it is installed, into the folder that the package looks in; without them FLIP's notebook says so and goes on."
+    """Emoji of four designers (8 MB): through npm, where it is installed, into the folder that the package
+    looks in; without them FLIP's notebook says so and goes on."""
     paths = "from vit_ssl_lab.data.image_text import DESIGNERS, icon_folders; print(next((1 for f in icon_folders() if all((f / d / 'icons.json').is_file() for d in DESIGNERS.values())), 0)); from vit_ssl_lab.data.datasets import places; print(places()[0]); print(*(f'@iconify-json/{d}' for d in DESIGNERS.values()))"
     have, folder, packages = (
         subprocess.run([PYTHON, '-c', paths], capture_output=True, text=True).stdout.strip().splitlines()[-3:]
@@ -111,7 +114,8 @@ def emoji() -> None:
 
 
 def fashion() -> None:
-    "Fashion-MNIST: where the package finds it, else Debian's package, else a download; without it digits stand in."
+    """Fashion-MNIST: where the package finds it, else Debian's package, else a download; without it digits
+    stand in."""
     have = [PYTHON, '-c', "from vit_ssl_lab.data import load; load('fashion-mnist', 'test')"]
     if run(*have, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         return

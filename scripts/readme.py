@@ -10,7 +10,8 @@ FOLDER = 'docs/readme'
 
 
 def readme() -> tuple[str, dict[str, bytes]]:  # the page, and its pictures by file name
-    "The page that index.ipynb makes. Hidden cells and `#|` lines are left out; each picture carries its alt text."
+    """The page that index.ipynb makes.
+    Hidden cells and `#|` lines are left out; each picture carries its alt text."""
     nb = nbformat.read(ROOT / 'index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide', c.source, re.M)]
     alts = [

@@ -1,6 +1,7 @@
-"""The tour without a browser: run index.ipynb in a real kernel, write _out/tour.html with its pictures, print the scores."""
+"""The tour without a browser: run index.ipynb in a real kernel, write _out/tour.html with its pictures, print
+the scores."""
 
-import re, sys
+import re
 from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter

@@ -1,4 +1,5 @@
-"""A real Chromium and a real JupyterLab for the tests of widgets. Nothing leaves the machine: every host but 127.0.0.1 is unknown to the browser."""
+"""A real Chromium and a real JupyterLab for the tests of widgets.
+Nothing leaves the machine: every host but 127.0.0.1 is unknown to the browser."""
 
 import contextlib, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
@@ -6,6 +7,9 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `make test` installs it")
+# Seconds to wait for something that usually takes one or two. Only a hang, or a very busy machine, needs
+# more.
+PATIENCE = 60
 FLAGS = [
     '--no-sandbox',
     '--disable-gpu',
@@ -39,7 +43,8 @@ def jupyter_lab(root: Path, **env: str):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    token, log = secrets.token_hex(16), root / 'lab.log'
+    token = secrets.token_hex(16)
+    log = root / 'lab.log'
     folders = {
         name: str(root / '.jupyter' / name.lower())
         for name in (
@@ -74,7 +79,7 @@ def jupyter_lab(root: Path, **env: str):
             command, env={**os.environ, **folders, **env}, stdout=out, stderr=out, start_new_session=True
         )
         try:
-            for _ in range(480):
+            for _ in range(2400):
                 try:
                     urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=5)
                     break
@@ -94,17 +99,17 @@ def jupyter_lab(root: Path, **env: str):
                 process.wait()
 
 
-def run_all(page, address: str, token: str, name: str, done: str, timeout: float = 120) -> None:
-    "Open a notebook, run all its cells, wait for the text `done` that its last cell prints. `timeout` in seconds."
+def run_all(page, address: str, token: str, name: str, done: str, timeout: float = 600) -> None:
+    """Open a notebook, run all its cells, wait for the text `done` that its last cell prints. `timeout` in
+    seconds."""
     from playwright.sync_api import expect
 
-    page.goto(
-        f'{address}/doc/tree/{name}?token={token}&reset', timeout=90_000
-    )  # one document: no tabs, no launcher
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
+    # one document: no tabs, no launcher
+    page.goto(f'{address}/doc/tree/{name}?token={token}&reset', timeout=600_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=600_000)
     # 'Run All' before the kernel is up is dropped without a word
     expect(page.locator('#jp-main-statusbar')).to_contain_text(
-        re.compile(r'\(ipykernel\) \| Idle'), timeout=90_000
+        re.compile(r'\(ipykernel\) \| Idle'), timeout=600_000
     )
     page.click('.jp-Notebook .jp-MarkdownCell')
     page.get_by_role('menuitem', name='Run', exact=True).click()

@@ -1,8 +1,35 @@
-"""Fixtures of several test files: a browser, an exported page in it without a network, and groups of processes."""
+"""What all tests share: seeds, markers, a browser, an exported page in it without a network, and groups of
+processes."""
 
+import random
+
+import numpy as np
 import pytest
-from browser import chromium
+import torch
+from browser import PATIENCE, chromium
 from two_processes import group
+
+OTHER_MARKERS = {'slow', 'browser', 'notebooks', 'processes', 'gpu'}
+
+
+def pytest_collection_modifyitems(items):
+    "A test that has none of the other markers (pytest.ini) is a unit test."
+    for item in items:
+        if 'browser' in item.fixturenames:
+            item.add_marker('browser')
+        if {'two', 'three'} & set(item.fixturenames):
+            item.add_marker('processes')
+        if not any(marker.name in OTHER_MARKERS for marker in item.iter_markers()):
+            item.add_marker('unit')
+
+
+@pytest.fixture(autouse=True)
+def global_seed():
+    """Each test starts from the same state of the global generators, so `torch.rand(3)` in a test is always
+    the same."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope='module')
@@ -14,15 +41,23 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    "Open the exported page of an explorer with the network off; afterwards nothing was asked for and nothing went wrong."
+    """Open the exported page of an explorer without a network; afterwards check what it asked for and that
+    nothing went wrong."""
     context = browser.new_context(
         viewport=dict(width=1000, height=900), offline=True, reduced_motion='reduce'
     )
-    page, asked, wrong = context.new_page(), [], []
-    page.set_default_timeout(15_000)
-    page.on('request', lambda r: asked.append(r.url))
-    page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+    page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    requests = []
+    errors = []
+
+    def on_console(message):
+        if message.type == 'error':
+            errors.append(message.text)
+
+    page.on('request', lambda request: requests.append(request.url))
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.on('console', on_console)
 
     def open_it(explorer):
         explorer.to_html(tmp_path / 'page.html')
@@ -32,7 +67,9 @@ def open_page(browser, tmp_path):
 
     yield open_it
     context.close()
-    assert not wrong and all(url.startswith('file:') for url in asked) and len(asked) <= 1
+    assert not errors
+    assert all(url.startswith('file:') for url in requests)
+    assert len(requests) <= 1
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,10 @@
-"A run of a second that has all a run can have, shared by the tests of training. Importable by a child process."
+"""A run of a second that has all a run can have, shared by the tests of training.
+Importable by a child process."""
 
 import os, signal, threading, time
 import torch
-import sklearn.datasets  # here, so that a fork server has imported all before it makes children
-import vit_ssl_lab.methods.mae
+import sklearn.datasets  # noqa: F401, so that a fork server has imported all before it makes children
+import vit_ssl_lab.methods.mae  # noqa: F401
 from vit_ssl_lab.data import load
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt, loop
@@ -26,7 +27,8 @@ def small(**changes):
 
 def whole(out=None, **changes):
     "Train it in this process: the method and its history."
-    r, data = small(**changes), load('digits')
+    r = small(**changes)
+    data = load('digits')
     method = build(r, data)
     return method, pretrain(method, data, r, out=out, quiet=True, device='cpu')
 
@@ -46,7 +48,8 @@ def die_while_writing(write: int):
 
 
 def die_after(steps: int, more: float):
-    "SIGKILL, from a clock that knows nothing of the run, some steps after the start and `more` times the length of a step later."
+    """SIGKILL, from a clock that knows nothing of the run, some steps after the start and `more` times the
+    length of a step later."""
     true, times = loop.Run.update, []
 
     def update(self, step):

@@ -15,7 +15,7 @@ from vit_ssl_lab.components.attention import (
     rollout,
 )
 from vit_ssl_lab.components.masking import random_masking
-from vit_ssl_lab.encoders.vit import ViT, vit_nano
+from vit_ssl_lab.encoders.vit import vit_nano
 
 
 @pytest.fixture(
@@ -60,7 +60,8 @@ def test_maps_equal_the_slow_path(vit):
 
 def test_maps_equal_timms_extractor():
     torch.manual_seed(0)
-    vit, x = vit_nano(img_size=16).eval(), torch.randn(2, 3, 16, 16)
+    vit = vit_nano(img_size=16).eval()
+    x = torch.randn(2, 3, 16, 16)
     maps = attention_maps(vit, x)
     for b in vit.blocks:
         b.attn.fused_attn = False
@@ -71,18 +72,19 @@ def test_maps_equal_timms_extractor():
 def test_looking_changes_nothing(vit):
     x = torch.randn(2, 3, 16, 24)
     vit.train()
-    before, state = vit(x).pooled, {k: v.clone() for k, v in vit.state_dict().items()}
+    before = vit(x).pooled
+    state = {k: v.clone() for k, v in vit.state_dict().items()}
     attention_maps(vit, x)
-    assert (
-        vit.training and all(m.training for m in vit.modules()) and all(b.attn.fused_attn for b in vit.blocks)
-    )
+    assert vit.training
+    assert all(m.training for m in vit.modules())
+    assert all(b.attn.fused_attn for b in vit.blocks)
     assert not any(m._forward_hooks for m in vit.modules())
-    assert torch.equal(vit(x).pooled, before) and all(
-        torch.equal(state[k], v) for k, v in vit.state_dict().items()
-    )
+    assert torch.equal(vit(x).pooled, before)
+    assert all(torch.equal(state[k], v) for k, v in vit.state_dict().items())
     with pytest.raises(ValueError):
         attention_maps(vit, torch.randn(2, 3, 16, 16))  # a failure in the middle leaves no hooks either
-    assert not any(m._forward_hooks for m in vit.modules()) and vit.training
+    assert not any(m._forward_hooks for m in vit.modules())
+    assert vit.training
 
 
 def test_batch_norm_of_a_convolutional_stem_is_not_fed_by_looking():
@@ -132,10 +134,8 @@ def test_filter_pca_equals_scikit_learn():
     from sklearn.decomposition import PCA
 
     weight = torch.randn(40, 3, 4, 4)
-    ours, theirs = (
-        filter_pca(weight, 10),
-        PCA(10, svd_solver='full').fit(weight.flatten(1).numpy()).components_,
-    )
+    ours = filter_pca(weight, 10)
+    theirs = PCA(10, svd_solver='full').fit(weight.flatten(1).numpy()).components_
     similarity = (ours.flatten(1) * torch.tensor(theirs)).sum(1).abs()
     torch.testing.assert_close(similarity, torch.ones(10), rtol=0, atol=1e-4)
 

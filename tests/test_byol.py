@@ -21,9 +21,8 @@ def small(seed: int = 0, enc: dict = {}, **kw) -> BYOL:
 
 
 def mlp(a, h, b):
-    return nn.Sequential(
-        nn.Linear(a, h), nn.BatchNorm1d(h), nn.ReLU(), nn.Linear(h, b, bias=False)
-    )  # networks.py: MLP
+    # networks.py: MLP
+    return nn.Sequential(nn.Linear(a, h), nn.BatchNorm1d(h), nn.ReLU(), nn.Linear(h, b, bias=False))
 
 
 class Peer(nn.Module):
@@ -31,11 +30,9 @@ class Peer(nn.Module):
 
     def __init__(self, encoder, hidden, dim):
         super().__init__()
-        self.encoder, self.projector, self.predictor = (
-            encoder,
-            mlp(encoder.width, hidden, dim),
-            mlp(dim, hidden, dim),
-        )
+        self.encoder = encoder
+        self.projector = mlp(encoder.width, hidden, dim)
+        self.predictor = mlp(dim, hidden, dim)
         self.criterion = NegativeCosineSimilarity()
 
     def start_target(self):
@@ -82,7 +79,8 @@ def test_equal_to_lightly_over_three_steps():
     )
     for step in range(3):
         x = two(seed=step)
-        res, theirs = ours(x), peer(*x)
+        res = ours(x)
+        theirs = peer(*x)
         torch.testing.assert_close(res['loss'], theirs, atol=1e-5, rtol=0)
         mine.zero_grad()
         his.zero_grad()
@@ -103,9 +101,12 @@ def test_equal_to_lightly_over_three_steps():
 
 
 def test_one_lars_step():
-    "As the official optimizer: trust ratio 0.001 |w| / |g + decay w|; biases and norms neither decayed nor adapted (optimizers.py)."
+    """As the official optimizer: trust ratio 0.001 |w| / |g + decay w|; biases and norms neither decayed nor
+    adapted (optimizers.py)."""
     ours, peer, pairs = with_peer()
-    x, lr, decay = two(), 0.2, 1.5e-6
+    x = two()
+    lr = 0.2
+    decay = 1.5e-6
     ours(x)['loss'].backward()
     peer(*x).backward()
     make_optimizer('lars', param_groups(ours, decay), lr).step()
@@ -117,9 +118,13 @@ def test_one_lars_step():
 
 
 def test_loss_by_hand():
-    "Squared distance of unit vectors, both directions, not halved (helpers.py: regression_loss); 0 for equal, 4 for orthogonal, 8 for opposite."
+    """Squared distance of unit vectors, both directions, not halved (helpers.py: regression_loss); 0 for
+    equal, 4 for orthogonal, 8 for opposite."""
     p1, p2, y1, y2 = torch.randn(4, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    unit = lambda v: v / v.norm(dim=1, keepdim=True)
+
+    def unit(v):
+        return v / v.norm(dim=1, keepdim=True)
+
     by_hand = ((unit(p1) - unit(y2)).square().sum(1) + (unit(p2) - unit(y1)).square().sum(1)).mean()
     criterion = NegativeCosineSimilarity()
     for other in (by_hand, 4 + 2 * (criterion(p1, y2) + criterion(p2, y1))):
@@ -132,27 +137,32 @@ def test_loss_by_hand():
 
 
 def test_loss_at_initialisation():
-    "Directions that know nothing of each other cost 4; without predictor two equal views cost 0, and so does a constant."
+    """Directions that know nothing of each other cost 4; without predictor two equal views cost 0, and so
+    does a constant."""
     assert regression_loss(*torch.randn(2, 512, 512)).item() == pytest.approx(2, abs=0.02)
-    none, x = small(predictor=False), two()
+    none = small(predictor=False)
+    x = two()
     assert none([x[0], x[0]])['loss'].item() == pytest.approx(0, abs=1e-5)
     assert regression_loss(torch.ones(4, 3), torch.ones(4, 3)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_schedule_of_the_target():
-    "tau(k) = 1 - (1 - tau)(cos(pi k / K) + 1) / 2 with k counted from 1, so that the last update has tau = 1; lightly counts the same from 0 to K."
-    m, K = small(momentum=0.996), 50
+    """tau(k) = 1 - (1 - tau)(cos(pi k / K) + 1) / 2 with k counted from 1, so that the last update has tau =
+    1; lightly counts the same from 0 to K."""
+    m = small(momentum=0.996)
+    K = 50
     for k in range(K + 1):
         official = 1 - (1 - 0.996) * 0.5 * (1 + math.cos(math.pi * min(k, K) / K))
-        assert m.momentum_at(k / K) == pytest.approx(official, abs=1e-12) and m.momentum_at(
-            k / K
-        ) == pytest.approx(cosine_schedule(k, K + 1, 0.996, 1.0), abs=1e-9)
+        assert m.momentum_at(k / K) == pytest.approx(official, abs=1e-12)
+        assert m.momentum_at(k / K) == pytest.approx(cosine_schedule(k, K + 1, 0.996, 1.0), abs=1e-9)
     assert small(momentum=0.9, momentum_schedule='constant').momentum_at(0.7) == 0.9
 
 
 def test_the_target_follows_after_the_step():
-    "The order of the official update: gradient, optimizer, then the target towards the new weights. Buffers stay its own."
-    m, x = small(momentum=0.9, momentum_schedule='constant'), two()
+    """The order of the official update: gradient, optimizer, then the target towards the new weights.
+    Buffers stay its own."""
+    m = small(momentum=0.9, momentum_schedule='constant')
+    x = two()
     old = {n: p.clone() for n, p in m.momentum_projector.named_parameters()}
     m(x)['loss'].backward()
     torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1).step()
@@ -170,7 +180,8 @@ def test_the_target_follows_after_the_step():
 
 @pytest.mark.parametrize('momentum, moved', [(0.0, True), (1.0, False)])
 def test_limits_of_the_momentum(momentum, moved):
-    m, x = small(momentum=momentum, momentum_schedule='constant'), two()
+    m = small(momentum=momentum, momentum_schedule='constant')
+    x = two()
     start = [p.clone() for p in m.momentum_encoder.parameters()]
     m(x)['loss'].backward()
     torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1).step()
@@ -180,19 +191,19 @@ def test_limits_of_the_momentum(momentum, moved):
 
 
 def test_no_gradient_into_the_target():
-    m, x = small(), two()
+    m = small()
+    x = two()
     m(x)['loss'].backward()
     slow = [*m.momentum_encoder.parameters(), *m.momentum_projector.parameters()]
-    assert (
-        all(p.grad is None and not p.requires_grad for p in slow) and not m.momentum_embed(x[0]).requires_grad
-    )
+    assert all(p.grad is None and not p.requires_grad for p in slow)
+    assert not m.momentum_embed(x[0]).requires_grad
     learned = {p for g in param_groups(m) for p in g['params']}
-    assert not learned & set(slow) and {*m.predictor.parameters()} <= learned
+    assert not learned & set(slow)
+    assert {*m.predictor.parameters()} <= learned
     with torch.no_grad():
-        y1, y2 = (
-            m.momentum_embed(x[0]),
-            m.momentum_embed(x[1]),
-        )  # the whole gradient is the one with the targets as numbers
+        # the whole gradient is the one with the targets as numbers
+        y1 = m.momentum_embed(x[0])
+        y2 = m.momentum_embed(x[1])
     by_numbers = regression_loss(m.predictor(m.embed(x[0])), y2) + regression_loss(
         m.predictor(m.embed(x[1])), y1
     )
@@ -202,7 +213,8 @@ def test_no_gradient_into_the_target():
 
 
 def test_without_stop_gradient_both_sides_learn():
-    m, x = small(stop_gradient=False), two()
+    m = small(stop_gradient=False)
+    x = two()
     z1, z2 = m.embed(x[0]), m.embed(x[1])
     loss = regression_loss(m.predictor(z1), z2) + regression_loss(m.predictor(z2), z1)
     online = [p for p in m.parameters() if p.requires_grad]
@@ -221,9 +233,8 @@ def test_start_of_the_target():
             if not a.requires_grad:
                 assert torch.equal(a, b), f"{name} is a fixed table"
             elif a.ndim > 1:
-                assert not torch.equal(a, b) and b.std().item() == pytest.approx(a.std().item(), rel=0.5), (
-                    name
-                )
+                assert not torch.equal(a, b), name
+                assert b.std().item() == pytest.approx(a.std().item(), rel=0.5), name
     again = small(target='random', enc=dict(positions='sincos'))
     assert all(
         torch.equal(a, b)
@@ -233,24 +244,25 @@ def test_start_of_the_target():
 
 
 def test_heads():
-    "A bias in front of the normalisation, none at the end; no BatchNorm where norm is None; no predictor where it is switched off."
-    names = lambda head: [n for n, _ in head.named_parameters()]
+    """A bias in front of the normalisation, none at the end; no BatchNorm where norm is None; no predictor
+    where it is switched off."""
+
+    def names(head):
+        return [n for n, _ in head.named_parameters()]
+
     m = small()
     assert (
         names(m.projector) == names(m.predictor) == ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight']
     )
-    assert names(small(norm=None).projector) == ['0.weight', '0.bias', '2.weight'] and isinstance(
-        small(predictor=False).predictor, nn.Identity
-    )
+    assert names(small(norm=None).projector) == ['0.weight', '0.bias', '2.weight']
+    assert isinstance(small(predictor=False).predictor, nn.Identity)
 
 
 def test_views_and_resnet_by_the_same_class():
     m = BYOL(encoder('resnet_nano', img_size=24), hidden=32, dim=16)
-    assert (
-        [p.blur for p in m.views.policies] == [1.0, 0.1]
-        and [p.solarize for p in m.views.policies] == [0.0, 0.2]
-        and m.views.size == (24, 24)
-    )
+    assert [p.blur for p in m.views.policies] == [1.0, 0.1]
+    assert [p.solarize for p in m.views.policies] == [0.0, 0.2]
+    assert m.views.size == (24, 24)
     m(m.views(torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)))['loss'].backward()
     m.after_step(0.5)
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)
@@ -270,7 +282,9 @@ def test_recipe():
         1.5e-6,
         10,
     )
-    assert r.lr == pytest.approx(3.2) and r.method_options['momentum'] == 0.996 and r.sync_bn is True
+    assert r.lr == pytest.approx(3.2)
+    assert r.method_options['momentum'] == 0.996
+    assert r.sync_bn is True
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"CMAE against the official implementation's stored numbers, MoCo v3's contrast, MAE in the limit, a loop in float64; whole runs, two processes, bad input."
+"""CMAE against the official implementation's stored numbers, MoCo v3's contrast, MAE in the limit, a loop in
+float64; whole runs, two processes, bad input."""
 
 import json, math, zlib
 from pathlib import Path
@@ -125,24 +126,22 @@ def test_official_numbers():
     adamw = torch.optim.AdamW(
         [p for p in m.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05
     )
-    close, B, seen = (
-        lambda a, b: np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-6, atol=1e-8),
-        GOLDEN['batch'],
-        {},
-    )
+
+    def close(a, b):
+        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-6, atol=1e-8)
+
+    B = GOLDEN['batch']
+    seen = {}
     m.predictor.register_forward_hook(lambda module, given, out: seen.update(q=out))
     m.momentum_projector.register_forward_hook(lambda module, given, out: seen.update(k=out))
     for t, step in enumerate(GOLDEN['steps']):
         i = np.arange(B * 3 * 64 * 64)
         x = torch.tensor(np.sin(i * 0.11 + t) + np.cos(i * 0.013 - t)).reshape(B, 3, 64, 64)
-        views, noise = (
-            [x, 0.8 * x + 0.2 * torch.tensor(np.sin(i * 0.17 + 1 + t)).reshape(B, 3, 64, 64)],
-            (wave((B, 16), f'noise {t}') + 1) / 2,
-        )
+        views = [x, 0.8 * x + 0.2 * torch.tensor(np.sin(i * 0.17 + 1 + t)).reshape(B, 3, 64, 64)]
+        noise = (wave((B, 16), f'noise {t}') + 1) / 2
         mask = m.draw_mask(x, noise)
-        assert [''.join(str(int(v)) for v in row) for row in mask.mask[:2]] == step['mask'] and mask.mask.sum(
-            1
-        ).eq(step['hidden']).all()
+        assert [''.join(str(int(v)) for v in row) for row in mask.mask[:2]] == step['mask']
+        assert mask.mask.sum(1).eq(step['hidden']).all()
         close(m.predict(x, mask)[0, 5, :6], step['prediction'])
         out = m(views, noise)
         close(out['contrast'], step['contrast'])
@@ -167,11 +166,9 @@ def test_official_numbers():
 
 def test_loss_by_hand_in_float64():
     "Picture by picture, patch by patch."
-    m, (x, whole), noise = (
-        make(torch.float64, pixel_weight=0.7, contrast_weight=1.3),
-        two(dtype=torch.float64),
-        sort_keys(n=4),
-    )
+    m = make(torch.float64, pixel_weight=0.7, contrast_weight=1.3)
+    x, whole = two(dtype=torch.float64)
+    noise = sort_keys(n=4)
     mask = mask_of('group', 6, (4, 4), 0.65, noise=noise)
     f = m.encoder(x, mask.keep)
     pred = m.decoder(f.patches, mask.keep, f.pooled)
@@ -182,10 +179,8 @@ def test_loss_by_hand_in_float64():
                 continue
             r, c = divmod(i, 4)
             p = x[b, :, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8].permute(1, 2, 0).flatten()
-            total, count = (
-                total + ((pred[b, i] - (p - p.mean()) / (p.var() + 1e-6).sqrt()) ** 2).mean(),
-                count + 1,
-            )
+            total = total + ((pred[b, i] - (p - p.mean()) / (p.var() + 1e-6).sqrt()) ** 2).mean()
+            count = count + 1
     q = m.predictor(m.projector(m.feature_decoder(f.patches, mask.keep, f.pooled).mean(1)))
     slow, patches = m.momentum_encoder, []
     slow.norm.register_forward_pre_hook(lambda module, given: patches.append(given[0]))
@@ -200,7 +195,8 @@ def test_loss_by_hand_in_float64():
 
 
 def test_the_contrast_is_mocov3s():
-    m, v3 = make(), MoCoV3(vit(), hidden=16, dim=8, temperature=0.07)
+    m = make()
+    v3 = MoCoV3(vit(), hidden=16, dim=8, temperature=0.07)
     seen = {}
     m.predictor.register_forward_hook(lambda module, given, out: seen.update(q=out))
     m.momentum_projector.register_forward_hook(lambda module, given, out: seen.update(k=out))
@@ -212,8 +208,10 @@ def test_the_contrast_is_mocov3s():
 
 @pytest.mark.parametrize('masking', ['group', 'random'])
 def test_weight_0_is_mae(masking):
-    "Loss and gradient, from the same sort keys; and with weight 1 the encoder and the decoder start from the same numbers."
-    noise, results = sort_keys(), []
+    """Loss and gradient, from the same sort keys; and with weight 1 the encoder and the decoder start from
+    the same numbers."""
+    noise = sort_keys()
+    results = []
     for method in (make(masking=masking, contrast_weight=0.0), make(masking=masking)):
         torch.manual_seed(0)
         mae = MAE(vit(), 32, 1, 4, mask_ratio=0.65, masking=masking)
@@ -224,7 +222,8 @@ def test_weight_0_is_mae(masking):
         torch.testing.assert_close(out['pixels'], expected['loss'].detach(), rtol=0, atol=0)
         results.append((grads(method), grads(mae)))
     torch.testing.assert_close(*results[0], rtol=0, atol=0)
-    assert results[1][0].keys() > results[1][1].keys() and not torch.equal(
+    assert results[1][0].keys() > results[1][1].keys()
+    assert not torch.equal(
         results[1][0]['encoder.blocks.0.attn.qkv.weight'], results[1][1]['encoder.blocks.0.attn.qkv.weight']
     )
 
@@ -233,19 +232,18 @@ def test_the_contrast_alone_learns():
     m = make(pixel_weight=0.0)
     m(two(), sort_keys())['loss'].backward()
     g = grads(m)
-    assert (
-        g['encoder.blocks.0.attn.qkv.weight'].abs().sum() > 0
-        and all(v.abs().sum() == 0 for n, v in g.items() if n.startswith('decoder.'))
-        and not any(n.startswith('momentum') for n in g)
-    )
+    assert g['encoder.blocks.0.attn.qkv.weight'].abs().sum() > 0
+    assert all(v.abs().sum() == 0 for n, v in g.items() if n.startswith('decoder.'))
+    assert not any(n.startswith('momentum') for n in g)
 
 
 def test_without_a_feature_decoder_the_visible_tokens_speak():
-    m, x, noise = make(feature_depth=0), two()[0], sort_keys()
+    m = make(feature_depth=0)
+    x = two()[0]
+    noise = sort_keys()
     mask = m.draw_mask(x, noise)
-    assert m.feature_decoder is None and torch.equal(
-        m.summary(m.encode(x, mask), mask), m.encoder(x, mask.keep).patches.mean(1)
-    )
+    assert m.feature_decoder is None
+    assert torch.equal(m.summary(m.encode(x, mask), mask), m.encoder(x, mask.keep).patches.mean(1))
 
 
 def test_chance_and_the_slow_copy():
@@ -268,21 +266,23 @@ def test_chance_and_the_slow_copy():
 
 def test_a_convolutional_stem_a_mean_of_patches_and_its_own_views():
     m = make(encoder=vit(stem='conv', global_pool='avg'))
-    assert isinstance(m.views, ShiftedViews) and (m.views.margin, m.views.shift) == (5, 4)
+    assert isinstance(m.views, ShiftedViews)
+    assert (m.views.margin, m.views.shift) == (5, 4)
     out = m(m.views(torch.randint(256, (6, 3, 40, 40), dtype=torch.uint8)))
     out['loss'].backward()
-    assert all(v.isfinite() for v in out.values()) and all(
-        p.grad is not None for p in m.encoder.patch_embed.parameters()
-    )
+    assert all(v.isfinite() for v in out.values())
+    assert all(p.grad is not None for p in m.encoder.patch_embed.parameters())
     r = m.reconstruct(torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8))
-    assert r.prediction.shape == (2, 3, 32, 32) and r.mask.sum(1).eq(12).all()
+    assert r.prediction.shape == (2, 3, 32, 32)
+    assert r.mask.sum(1).eq(12).all()
 
 
 # --- whole runs
 
 
 def tiny(**changes):
-    "CMAE in miniature on 1,438 digits of 8 x 8 pixels. SGD without momentum: the change of the weights is the gradient."
+    """CMAE in miniature on 1,438 digits of 8 x 8 pixels.
+    SGD without momentum: the change of the weights is the gradient."""
     options = dict(
         decoder_width=16,
         decoder_depth=1,
@@ -326,9 +326,10 @@ def train(r):
     method = build(r, data).double()
     for module in (method.encoder, method.momentum_encoder):
         module.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
+    # forward_intermediates goes past the encoder's own hook
     method.momentum_encoder.patch_embed.register_forward_pre_hook(
         lambda module, args: (args[0].double(), *args[1:])
-    )  # forward_intermediates goes past the encoder's own hook
+    )
     method.hidden_patches = lambda x, mask, of=method.hidden_patches: of(x.double(), mask)
     history = pretrain(method, data, r, quiet=True, device='cpu')
     return [(row['loss'], row['grad_norm']) for row in history.rows], method.state_dict()
@@ -348,9 +349,13 @@ def test_two_processes_train_as_one():
 
 
 def test_scales():
-    assert recipe('cmae', 'paper').lr == pytest.approx(2.4e-3) and {
-        recipe('cmae', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')
-    } == {'laptop', 'slow', 'gpu', 'paper'}
+    assert recipe('cmae', 'paper').lr == pytest.approx(2.4e-3)
+    assert {recipe('cmae', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')} == {
+        'laptop',
+        'slow',
+        'gpu',
+        'paper',
+    }
     for s, weight in (('laptop', 0.3), ('gpu', 1.0)):
         assert build(recipe('cmae', s), load('digits')).contrast_weight == weight
 

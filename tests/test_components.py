@@ -1,4 +1,5 @@
-"Patches, positions, masks, heads, the decoder, targets and momentum: properties, and equality with independent implementations."
+"""Patches, positions, masks, heads, the decoder, targets and momentum: properties, and equality with
+independent implementations."""
 
 import itertools, math
 import numpy as np
@@ -42,16 +43,21 @@ from vit_ssl_lab.components.positions import (
     sincos_2d,
     sincos_nd,
 )
-from vit_ssl_lab.components.targets import (
+from vit_ssl_lab.components.patches import (
     flat_fraction,
-    masked_mse,
     normalise_patches,
     unnormalise_honest,
     unnormalise_leaky,
 )
+from vit_ssl_lab.components.losses import masked_mse
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-seeded = lambda seed: torch.Generator().manual_seed(seed)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 small = st.integers(1, 5)
 grids = st.tuples(st.integers(1, 16), st.integers(1, 16)).filter(lambda g: g[0] * g[1] > 1)
 
@@ -95,9 +101,8 @@ def test_grid_of_agrees_with_division_or_refuses(h, w, ph, pw):
 @pytest.mark.parametrize('grid, width', [((14, 14), 768), ((3, 7), 16), ((1, 5), 8)])
 def test_sincos_2d_is_transformers_table(grid, width):
     theirs = build_2d_sinusoidal_position_embedding(*grid, width, cls_token=True)
-    theirs = torch.cat(
-        [theirs[:, width // 2 :], theirs[:, : width // 2]], dim=1
-    )  # its own rotation to MAE's layout, see ViTMAEEmbeddings
+    # its own rotation to MAE's layout, see ViTMAEEmbeddings
+    theirs = torch.cat([theirs[:, width // 2 :], theirs[:, : width // 2]], dim=1)
     torch.testing.assert_close(sincos_2d(grid, width, prefix=1)[0], theirs, atol=1e-6, rtol=0)
 
 
@@ -138,11 +143,12 @@ def test_sincos_2d_is_the_formula():
 def test_sincos_nd_gives_each_place_its_own_vector(grid, pairs, prefix):
     table = sincos_nd(tuple(grid), 2 * pairs, prefix)
     n = math.prod(grid)
-    assert table.shape == (1, prefix + n, 2 * pairs) and table.dtype == torch.float32
-    assert table[0, :prefix].eq(0).all() and len(table[0, prefix:].unique(dim=0)) == n
-    torch.testing.assert_close(
-        table[0, prefix:].norm(dim=1), torch.full((n,), math.sqrt(pairs))
-    )  # sin^2 + cos^2 = 1 a pair
+    assert table.shape == (1, prefix + n, 2 * pairs)
+    assert table.dtype == torch.float32
+    assert table[0, :prefix].eq(0).all()
+    assert len(table[0, prefix:].unique(dim=0)) == n
+    # sin^2 + cos^2 = 1 a pair
+    torch.testing.assert_close(table[0, prefix:].norm(dim=1), torch.full((n,), math.sqrt(pairs)))
 
 
 @pytest.mark.parametrize('old, new', [((14, 14), (24, 24)), ((4, 6), (8, 5)), ((14, 14), (7, 7))])
@@ -168,7 +174,9 @@ def test_aligned_resampling_is_scipys(old, new):
 def test_resampling_a_sequence_keeps_dtype_and_ends():
     table = torch.randn(1, 10, 4, generator=seeded(0)).half()
     out = resample_positions(table, (10,), (19,), prefix=0, mode='bilinear-aligned')
-    assert out.shape == (1, 19, 4) and out.dtype == torch.float16 and torch.equal(out[:, ::2], table)
+    assert out.shape == (1, 19, 4)
+    assert out.dtype == torch.float16
+    assert torch.equal(out[:, ::2], table)
 
 
 def test_similarity_is_the_cosine():
@@ -212,13 +220,16 @@ def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
             mask_of(kind, batch, grid, ratio)
         return
     m, again = (mask_of(kind, batch, grid, ratio, generator=seeded(seed)) for _ in range(2))
-    assert m.keep.shape == (batch, k) and m.mask.shape == (batch, n) and m.keep.dtype == torch.int64
+    assert m.keep.shape == (batch, k)
+    assert m.mask.shape == (batch, n)
+    assert m.keep.dtype == torch.int64
     assert all(len(set(row)) == k for row in m.keep.tolist())
-    assert (
-        m.mask.gather(1, m.keep).eq(0).all() and m.mask.sum(1).eq(n - k).all()
-    )  # the kept are the zeros, all others ones
+    # the kept are the zeros, all others ones
+    assert m.mask.gather(1, m.keep).eq(0).all()
+    assert m.mask.sum(1).eq(n - k).all()
     assert set(m.mask.unique().tolist()) <= {0.0, 1.0}
-    assert torch.equal(m.keep, again.keep) and torch.equal(m.mask, again.mask)
+    assert torch.equal(m.keep, again.keep)
+    assert torch.equal(m.mask, again.mask)
     tokens = torch.arange(batch * n).reshape(batch, n, 1)
     assert torch.equal(take(tokens, m.keep)[..., 0], m.keep + n * torch.arange(batch)[:, None])
 
@@ -232,11 +243,9 @@ def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
 )
 def test_groups_keep_the_contract_on_any_number_of_axes(batch, axes, ratio, seed):
     "Checked group by group with slices, patch by patch."
-    grid, group, groups = (
-        tuple(g * s for g, s in axes),
-        tuple(s for _, s in axes),
-        math.prod(g for g, _ in axes),
-    )
+    grid = tuple(g * s for g, s in axes)
+    group = tuple(s for _, s in axes)
+    groups = math.prod(g for g, _ in axes)
     k = int(groups * (1 - ratio))
     if k == 0:
         with pytest.raises(ValueError, match='leaves none'):
@@ -244,36 +253,37 @@ def test_groups_keep_the_contract_on_any_number_of_axes(batch, axes, ratio, seed
         return
     noise = torch.rand(batch, groups, generator=seeded(seed))
     m = group_masking(batch, grid, ratio, group=group, noise=noise)
-    picture, kept_groups = m.mask.reshape(batch, *grid), noise.argsort(1)[:, :k]
+    picture = m.mask.reshape(batch, *grid)
+    kept_groups = noise.argsort(1)[:, :k]
     for i, at in enumerate(itertools.product(*(range(g) for g, _ in axes))):
         block = picture[(slice(None), *(slice(a * s, a * s + s) for a, s in zip(at, group)))].flatten(1)
         assert torch.equal(block, (~(kept_groups == i).any(1)).float()[:, None].expand_as(block))
-    assert (
-        m.keep.shape == (batch, k * math.prod(group))
-        and m.mask.gather(1, m.keep).eq(0).all()
-        and all(len(set(row)) == len(row) for row in m.keep.tolist())
-    )
+    assert m.keep.shape == (batch, k * math.prod(group))
+    assert m.mask.gather(1, m.keep).eq(0).all()
+    assert all(len(set(row)) == len(row) for row in m.keep.tolist())
     assert sorted(group_members(grid, group).flatten().tolist()) == list(range(math.prod(grid)))
 
 
 def test_noise_of_patches_serves_groups():
-    "Whoever hands out one number a patch need not know the groups; and any part of a batch is masked as in the whole."
+    """Whoever hands out one number a patch need not know the groups; and any part of a batch is masked as in
+    the whole."""
     noise = torch.rand(6, 64, generator=seeded(0))
     whole = mask_of('group', 6, (8, 8), 0.65, noise=noise)
-    assert whole.keep.shape == (6, 20) and torch.equal(
-        whole.keep[2:5], mask_of('group', 3, (8, 8), 0.65, noise=noise[2:5]).keep
-    )
+    assert whole.keep.shape == (6, 20)
+    assert torch.equal(whole.keep[2:5], mask_of('group', 3, (8, 8), 0.65, noise=noise[2:5]).keep)
     assert torch.equal(
         whole.mask, group_masking(6, (8, 8), 0.65, noise=noise[:, group_members((8, 8), 2)[:, 0]]).mask
     )
 
 
 def test_random_masking_is_transformers():
-    noise, tokens = torch.rand(5, 49, generator=seeded(0)), torch.randn(5, 49, 8, generator=seeded(1))
+    noise = torch.rand(5, 49, generator=seeded(0))
+    tokens = torch.randn(5, 49, 8, generator=seeded(1))
     theirs = ViTMAEEmbeddings(ViTMAEConfig(hidden_size=8, image_size=28, patch_size=4, mask_ratio=0.75))
     visible, mask, _ = theirs.random_masking(tokens, noise)
     m = random_masking(5, (7, 7), 0.75, noise=noise)
-    assert torch.equal(m.mask, mask) and torch.equal(take(tokens, m.keep), visible)
+    assert torch.equal(m.mask, mask)
+    assert torch.equal(take(tokens, m.keep), visible)
 
 
 def test_random_masking_is_uniform():
@@ -296,9 +306,9 @@ def test_blocks_hang_together_and_cover_the_picture():
         f(200, (14, 14), 0.5, generator=seeded(0)).mask for f in (block_masking, random_masking)
     )
     assert neighbours(block, (14, 14)) > 0.85 > 0.55 > neighbours(scattered, (14, 14))
-    assert (
-        0.02 < block.mean(0).min() and block.mean(0).max() < 0.9
-    )  # no patch is always hidden or always visible; corners are rarest, since blocks lie inside
+    # no patch is always hidden or always visible; corners are rarest, since blocks lie inside
+    assert 0.02 < block.mean(0).min()
+    assert block.mean(0).max() < 0.9
     assert len(block.unique(dim=0)) > 190
 
 
@@ -319,9 +329,8 @@ def test_grid_masking_keeps_one_of_four():
     assert mask[::2, ::2].eq(0).all()
     chess = grid_masking(1, (8, 8), 0.5).mask.reshape(8, 8)
     assert torch.equal(chess, (torch.arange(8)[:, None] + torch.arange(8)) % 2.0)
-    assert (
-        F.avg_pool2d(grid_masking(1, (8, 8), 0.9375).mask.reshape(1, 1, 8, 8), 4).eq(15 / 16).all()
-    )  # one of sixteen
+    # one of sixteen
+    assert F.avg_pool2d(grid_masking(1, (8, 8), 0.9375).mask.reshape(1, 1, 8, 8), 4).eq(15 / 16).all()
 
 
 @few
@@ -329,11 +338,13 @@ def test_grid_masking_keeps_one_of_four():
 def test_a_painted_mask_is_what_was_painted(grid, seed):
     hidden = torch.rand(grid, generator=seeded(seed)) < 0.5
     hidden[0, 0] = False
-    m, flat, batch = mask_from(hidden, grid), mask_from(hidden.flatten()), mask_from(hidden[None].float())
-    assert torch.equal(m.mask[0].bool(), hidden.flatten()) and torch.equal(
-        m.keep[0], (~hidden.flatten()).nonzero()[:, 0]
-    )
-    assert torch.equal(m.keep, flat.keep) and torch.equal(m.keep, batch.keep)
+    m = mask_from(hidden, grid)
+    flat = mask_from(hidden.flatten())
+    batch = mask_from(hidden[None].float())
+    assert torch.equal(m.mask[0].bool(), hidden.flatten())
+    assert torch.equal(m.keep[0], (~hidden.flatten()).nonzero()[:, 0])
+    assert torch.equal(m.keep, flat.keep)
+    assert torch.equal(m.keep, batch.keep)
 
 
 # --- the decoder
@@ -351,10 +362,8 @@ def decoders(n=16, width=24, dd=32, depth=2):
         layer_norm_eps=1e-6,
         attn_implementation='eager',
     )
-    theirs, ours = (
-        ViTMAEDecoder(config, num_patches=n),
-        MAEDecoder(width, (4, 4), 48, decoder_width=dd, depth=depth, heads=4),
-    )
+    theirs = ViTMAEDecoder(config, num_patches=n)
+    ours = MAEDecoder(width, (4, 4), 48, decoder_width=dd, depth=depth, heads=4)
     for p in theirs.parameters():
         if p.requires_grad:
             nn.init.normal_(p, std=0.2)
@@ -389,16 +398,22 @@ def test_decoder_is_transformers():
     torch.manual_seed(0)
     ours, theirs, pairs = decoders()
     torch.testing.assert_close(ours.pos_embed, theirs.decoder_pos_embed, atol=1e-6, rtol=0)
-    latent, noise = torch.randn(3, 7, 24), torch.rand(3, 16)
+    latent = torch.randn(3, 7, 24)
+    noise = torch.rand(3, 16)
     restore = noise.argsort(1).argsort(1)
     m = random_masking(3, (4, 4), 0.6, noise=noise)  # 6 visible
-    a, b = latent.clone().requires_grad_(), latent.clone().requires_grad_()
-    pred, reference = ours(a[:, 1:], m.keep, a[:, 0]), theirs(b, restore).logits
+    a = latent.clone().requires_grad_()
+    b = latent.clone().requires_grad_()
+    pred = ours(a[:, 1:], m.keep, a[:, 0])
+    reference = theirs(b, restore).logits
     torch.testing.assert_close(pred, reference, atol=1e-5, rtol=1e-5)
     target = torch.randn_like(pred)
     (pred - target).square().mean().backward()
     (reference - target).square().mean().backward()
-    close = lambda x, y: torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
+
+    def close(x, y):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
+
     close(a.grad, b.grad)
     close(ours.mask_token.grad, theirs.mask_token.grad)
     for x, y in pairs:
@@ -416,12 +431,11 @@ def test_decoder_starts_as_the_paper_says():
     for m in decoder.modules():
         if isinstance(m, nn.Linear):
             bound = (6 / (m.in_features + m.out_features)) ** 0.5  # xavier-uniform; qkv counts as one matrix
-            assert (
-                m.weight.abs().max() <= bound
-                and m.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-                and m.bias.eq(0).all()
-            )
-    assert 0.01 < decoder.mask_token.std() < 0.03 and not decoder.pos_embed.requires_grad
+            assert m.weight.abs().max() <= bound
+            assert m.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+            assert m.bias.eq(0).all()
+    assert 0.01 < decoder.mask_token.std() < 0.03
+    assert not decoder.pos_embed.requires_grad
     assert all(m.eps == 1e-6 for m in decoder.modules() if isinstance(m, nn.LayerNorm))
 
 
@@ -429,7 +443,8 @@ def test_without_positions_all_hidden_patches_get_one_answer():
     decoder = MAEDecoder(24, (4, 4), 48, decoder_width=32, depth=2, heads=4, positions=None)
     m = random_masking(2, (4, 4), 0.75, generator=seeded(0))
     pred = decoder(torch.randn(2, 4, 24), m.keep, torch.randn(2, 24))
-    assert pred[0][m.mask[0] == 1].std(0).max() < 1e-5 and 'pos_embed' not in decoder.state_dict()
+    assert pred[0][m.mask[0] == 1].std(0).max() < 1e-5
+    assert 'pos_embed' not in decoder.state_dict()
 
 
 # --- targets
@@ -454,15 +469,13 @@ def test_pixel_target_and_loss_are_transformers(norm_pix):
         )
     )
     nn.init.normal_(theirs.decoder.decoder_pred.weight)  # predictions as large as the target
-    images, noise = torch.randn(3, 3, 16, 16), torch.rand(3, 16)
-    out, patches, m = (
-        theirs(images, noise=noise),
-        patchify(images, 4),
-        random_masking(3, (4, 4), 0.75, noise=noise),
-    )
-    assert torch.equal(patches, theirs.patchify(images)) and torch.equal(
-        unpatchify(patches, 4, (4, 4)), theirs.unpatchify(patches)
-    )
+    images = torch.randn(3, 3, 16, 16)
+    noise = torch.rand(3, 16)
+    out = theirs(images, noise=noise)
+    patches = patchify(images, 4)
+    m = random_masking(3, (4, 4), 0.75, noise=noise)
+    assert torch.equal(patches, theirs.patchify(images))
+    assert torch.equal(unpatchify(patches, 4, (4, 4)), theirs.unpatchify(patches))
     target = normalise_patches(patches)[0] if norm_pix else patches
     torch.testing.assert_close(masked_mse(out.logits, target, m.mask), out.loss, atol=1e-5, rtol=1e-5)
 
@@ -478,26 +491,23 @@ def test_predicting_zero_costs_what_theory_says():
 
 
 def test_the_loss_is_one_ratio_over_the_batch():
-    pred, target, mask = (
-        torch.zeros(2, 2, 1),
-        torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]),
-        torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
-    )
+    pred = torch.zeros(2, 2, 1)
+    target = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+    mask = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     assert masked_mse(pred, target, mask).item() == pytest.approx((1 + 4 + 16) / 3)
     assert masked_mse(pred, target, 0 * mask).item() == 0
 
 
 def test_honest_brightness_by_hand_and_leaky_inverse():
-    patches = torch.tensor(
-        [[[0.0, 2.0], [9.0, 9.0], [3.0, 7.0], [50.0, 90.0]]]
-    )  # 2 x 2; means 1, 9, 5, 70; hide the second and the last
+    # 2 x 2; means 1, 9, 5, 70; hide the second and the last
+    patches = torch.tensor([[[0.0, 2.0], [9.0, 9.0], [3.0, 7.0], [50.0, 90.0]]])
     mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     out = unnormalise_honest(torch.zeros(1, 4, 2), patches, mask, (2, 2))
-    # patch 1 at (0, 1): distance 1 to patch 0, sqrt 2 to patch 2, weights 1 and 1/2; patch 3 at (1, 1) the other way round
+    # patch 1 at (0, 1): distance 1 to patch 0, sqrt 2 to patch 2, weights 1 and 1/2; patch 3 at (1, 1) the
+    # other way round
     assert out[0, :, 0].tolist() == pytest.approx([1, (1 + 5 / 2) / 1.5, 5, (1 / 2 + 5) / 1.5])
-    ones = (
-        unnormalise_honest(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
-    )  # the spread: sqrt 2 and 2 sqrt 2
+    # the spread: sqrt 2 and 2 sqrt 2
+    ones = unnormalise_honest(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
     assert ones[0, 1, 0].item() == pytest.approx(2**0.5 * (1 + 2 / 2) / 1.5, rel=1e-5)
     torch.testing.assert_close(
         unnormalise_leaky(normalise_patches(patches)[0], patches), patches, atol=1e-4, rtol=1e-5
@@ -509,7 +519,8 @@ def test_honest_brightness_by_hand_and_leaky_inverse():
 
 def test_linear_head_is_batch_norm_and_linear():
     torch.manual_seed(0)
-    head, x = LinearHead(16, 5, norm='batch-without-affine'), torch.randn(64, 16) * 3 + 1
+    head = LinearHead(16, 5, norm='batch-without-affine')
+    x = torch.randn(64, 16) * 3 + 1
     z = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-6).sqrt()
     torch.testing.assert_close(head(x), z @ head[-1].weight.T + head[-1].bias, atol=1e-5, rtol=1e-5)
     assert LinearHead(2000, 50, std=0.02)[-1].weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -518,23 +529,20 @@ def test_linear_head_is_batch_norm_and_linear():
 def test_mlp_head_layers_and_bias():
     head = mlp_head((8, 16, 16, 4), last_norm='batch-without-affine')
     assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear, nn.BatchNorm1d]
-    assert not head[-1].affine and all(m.bias is None for m in head if isinstance(m, nn.Linear))
+    assert not head[-1].affine
+    assert all(m.bias is None for m in head if isinstance(m, nn.Linear))
     byol = mlp_head((8, 16, 4))
-    assert (
-        byol[0].bias is None
-        and byol[-1].bias is not None
-        and mlp_head((8, 16, 4), bias=True)[0].bias is not None
-    )
+    assert byol[0].bias is None
+    assert byol[-1].bias is not None
+    assert mlp_head((8, 16, 4), bias=True)[0].bias is not None
 
 
 def test_momentum_is_timms_and_the_formula():
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
-    teacher, theirs, start = (
-        momentum_copy(student),
-        ModelEmaV3(student, decay=0.9),
-        student[0].weight.detach().clone(),
-    )
+    teacher = momentum_copy(student)
+    theirs = ModelEmaV3(student, decay=0.9)
+    start = student[0].weight.detach().clone()
     path = []
     for _ in range(4):
         with torch.no_grad():
@@ -548,9 +556,8 @@ def test_momentum_is_timms_and_the_formula():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=k)
     by_hand = 0.9**4 * start + sum(0.1 * 0.9 ** (3 - i) * w for i, w in enumerate(path))
     torch.testing.assert_close(teacher[0].weight, by_hand, atol=1e-6, rtol=1e-5)
-    assert not any(p.requires_grad for p in teacher.parameters()) and all(
-        p.requires_grad for p in student.parameters()
-    )
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in student.parameters())
 
 
 def test_cosine_momentum():
@@ -561,7 +568,8 @@ def test_cosine_momentum():
 
 
 def refusals():
-    patches, mask = torch.rand(1, 4, 12), torch.tensor([[0.0, 0, 1, 1]])
+    patches = torch.rand(1, 4, 12)
+    mask = torch.tensor([[0.0, 0, 1, 1]])
     decoder = MAEDecoder(8, (2, 2), 12, decoder_width=16, depth=1, heads=4)
     return {
         'image not divisible': (
@@ -644,4 +652,5 @@ def test_bad_input_gets_one_sentence(case):
     call, words = refusals()[case]
     with pytest.raises(ValueError) as error:
         call()
-    assert words in str(error.value) and '\n' not in str(error.value)
+    assert words in str(error.value)
+    assert '\n' not in str(error.value)

@@ -1,4 +1,5 @@
-"""ConvNeXt V2: GRN against timm's and a sum by hand; the encoder against timm's network, and its visible cells against a sparse convolution written site by site; official checkpoints; bad input."""
+"""ConvNeXt V2: GRN against timm's and a sum by hand; the encoder against timm's network, and its visible
+cells against a sparse convolution written site by site; official checkpoints; bad input."""
 
 import argparse, json, zlib
 from pathlib import Path
@@ -24,7 +25,10 @@ D = torch.float64
 
 def filled(shapes: dict, dtype=D) -> dict:
     "A state dict by the formula of the golden file."
-    wave = lambda name, n: torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
+
+    def wave(name, n):
+        return torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
+
     return {
         name: (
             wave(name, int(np.prod(shape))).reshape(shape)
@@ -52,13 +56,14 @@ def close(a, b, eps=1e-9):
     torch.testing.assert_close(a, b, rtol=eps, atol=eps, check_dtype=False)
 
 
-# --- GRN ------------------------------------------------------------------------------------------------------------------
+# --- GRN
 
 
 @pytest.mark.parametrize('last', [True, False])
 @pytest.mark.parametrize('dtype, eps', [(D, 1e-10), (torch.float32, 1e-5)])
 def test_grn_equals_timm(last, dtype, eps):
-    ours, theirs = GRN(6, channels_last=last).to(dtype), GlobalResponseNorm(6, channels_last=last).to(dtype)
+    ours = GRN(6, channels_last=last).to(dtype)
+    theirs = GlobalResponseNorm(6, channels_last=last).to(dtype)
     g = torch.Generator().manual_seed(0)
     for m in (ours, theirs):
         g.manual_seed(0)
@@ -70,7 +75,8 @@ def test_grn_equals_timm(last, dtype, eps):
         ).requires_grad_()
         for _ in range(2)
     )
-    a, b = ours(x1), theirs(x2)
+    a = ours(x1)
+    b = theirs(x2)
     close(a, b, eps)
     a.pow(3).sum().backward()
     b.pow(3).sum().backward()
@@ -94,12 +100,14 @@ def test_grn_by_hand():
 
 
 def test_grn_does_not_count_hidden_places_and_gives_them_no_gradient_through_the_norm():
-    m, x = shaken(GRN(4)).to(D), torch.randn(2, 3, 3, 4, dtype=D)
+    m = shaken(GRN(4)).to(D)
+    x = torch.randn(2, 3, 3, 4, dtype=D)
     mask = torch.zeros(2, 3, 3, dtype=D)
     mask[:, 0] = 1
     seen = x[:, 1:].clone().requires_grad_()
     x.requires_grad_()
-    a, b = m(x, mask)[:, 1:], m(seen)
+    a = m(x, mask)[:, 1:]
+    b = m(seen)
     close(a, b)
     a.square().sum().backward()
     b.square().sum().backward()
@@ -107,7 +115,7 @@ def test_grn_does_not_count_hidden_places_and_gives_them_no_gradient_through_the
     assert x.grad[:, 0].abs().max() == 0
 
 
-# --- the network is timm's --------------------------------------------------------------------------------------------------
+# --- the network is timm's
 
 
 @pytest.mark.parametrize(
@@ -150,10 +158,8 @@ def test_equals_timm_with_gradients(name, options):
 )
 def test_sizes_are_the_papers(name, millions):
     with torch.device('meta'):
-        net, theirs = (
-            ENCODERS[f'convnextv2_{name}'](num_classes=1000),
-            timm.create_model(f'convnextv2_{name}'),
-        )
+        net = ENCODERS[f'convnextv2_{name}'](num_classes=1000)
+        theirs = timm.create_model(f'convnextv2_{name}')
     assert abs(sum(p.numel() for p in net.parameters()) / 1e6 - millions) < (0.5 if millions > 50 else 0.05)
     assert {k: v.shape for k, v in net.state_dict().items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
@@ -169,12 +175,11 @@ def test_small_pictures():
         ((48, 24), 24, 3, (2, 1), None),
     ):
         net = convnextv2_yocto(size, patch_size=patch, stem_size=stem).eval()
-        f, wide = net(torch.randn(2, 3, *net.img_size)), net.expansions(torch.randn(1, 3, *net.img_size))
-        assert (
-            f.grid == net.grid == grid
-            and f.patches.shape == (2, grid[0] * grid[1], 128)
-            and f.pooled.shape == (2, 128)
-        )
+        f = net(torch.randn(2, 3, *net.img_size))
+        wide = net.expansions(torch.randn(1, 3, *net.img_size))
+        assert f.grid == net.grid == grid
+        assert f.patches.shape == (2, grid[0] * grid[1], 128)
+        assert f.pooled.shape == (2, 128)
         if maps:
             assert [wide[i].shape[-1] for i in (0, 1, 2, 4)] == list(maps)
     assert by_name('convnextv2_yocto', img_size=24, patch_size=None, in_chans=1)(
@@ -182,7 +187,7 @@ def test_small_pictures():
     ).grid == (3, 3)
 
 
-# --- visible cells: a sparse convolution, site by site -------------------------------------------------------------------------
+# --- visible cells: a sparse convolution, site by site
 
 
 def layer_norm(v, norm):
@@ -191,7 +196,9 @@ def layer_norm(v, norm):
 
 def sparse(net: ConvNeXtV2, image: torch.Tensor, keep: list[int]) -> torch.Tensor:  # (K, D)
     "One picture. Features live in a dictionary from place to vector; what is not in it does not exist."
-    s, side, cols = net.stem[0].stride[0], net.patch_size[0] // net.stem[0].stride[0], net.grid[1]
+    s = net.stem[0].stride[0]
+    side = net.patch_size[0] // net.stem[0].stride[0]
+    cols = net.grid[1]
     places = [
         (k // cols * side + i, k % cols * side + j) for k in keep for i in range(side) for j in range(side)
     ]
@@ -217,7 +224,9 @@ def sparse(net: ConvNeXtV2, image: torch.Tensor, keep: list[int]) -> torch.Tenso
                 for Y, Z in parents
             }
         for block in stage.blocks:
-            w, b, mlp = block.conv_dw.weight[:, 0], block.conv_dw.bias, block.mlp
+            w = block.conv_dw.weight[:, 0]
+            b = block.conv_dw.bias
+            mlp = block.mlp
             h = {
                 (y, z): b
                 + sum(
@@ -259,10 +268,8 @@ def test_visible_cells_are_a_sparse_convolution_in_values_and_gradients(options)
         2, 3, *net.img_size, dtype=D, generator=torch.Generator().manual_seed(1)
     ).requires_grad_()
     keep = random_masking(2, net.grid, 0.6, generator=torch.Generator().manual_seed(2)).keep
-    weight, results = (
-        torch.randn(2, keep.shape[1], 6, dtype=D, generator=torch.Generator().manual_seed(3)),
-        [],
-    )
+    weight = torch.randn(2, keep.shape[1], 6, dtype=D, generator=torch.Generator().manual_seed(3))
+    results = []
     for form in (
         lambda: net(images, keep).patches,
         lambda: torch.stack([sparse(net, x, k.tolist()) for x, k in zip(images, keep)]),
@@ -285,7 +292,8 @@ def test_visible_cells_are_a_sparse_convolution_in_values_and_gradients(options)
 
 
 def test_the_masked_dense_form_is_the_same_and_all_cells_are_the_plain_network():
-    net, x = shaken(convnextv2_yocto(24)).to(D), torch.randn(2, 3, 24, 24, dtype=D)
+    net = shaken(convnextv2_yocto(24)).to(D)
+    x = torch.randn(2, 3, 24, 24, dtype=D)
     m = random_masking(2, net.grid, 0.6)
     y = net.stem(x)
     for stage in net.stages:
@@ -301,17 +309,18 @@ def test_the_masked_dense_form_is_the_same_and_all_cells_are_the_plain_network()
     turn = torch.randperm(m.keep.shape[1])
     close(net(x, m.keep[:, turn]).patches, net(x, m.keep).patches[:, turn])
     for i in range(2):
-        close(
-            net(x[i : i + 1], m.keep[i : i + 1]).patches, net(x, m.keep).patches[i : i + 1]
-        )  # each picture by itself
+        # each picture by itself
+        close(net(x[i : i + 1], m.keep[i : i + 1]).patches, net(x, m.keep).patches[i : i + 1])
 
 
 def test_nothing_leaks_from_hidden_pixels():
-    net, x = shaken(convnextv2_yocto(24)), torch.randn(2, 3, 24, 24, requires_grad=True)
+    net = shaken(convnextv2_yocto(24))
+    x = torch.randn(2, 3, 24, 24, requires_grad=True)
     m = random_masking(2, net.grid, 0.6)
     hidden = mask_to_pixels(m.mask, 8, (3, 3)).expand(-1, 3, -1, -1) == 1
     net(x, m.keep).patches.square().sum().backward()
-    assert x.grad[hidden].abs().max() == 0 and x.grad[~hidden].abs().min() > 0
+    assert x.grad[hidden].abs().max() == 0
+    assert x.grad[~hidden].abs().min() > 0
     x.grad = None
     take(net(x).patches, m.keep).square().sum().backward()
     assert x.grad[hidden].abs().mean() > 1e-4, "a plain convolution does leak"
@@ -321,7 +330,8 @@ def test_nothing_leaks_from_hidden_pixels():
 
 
 def test_checkpointing_drop_path_and_half_precision():
-    net, x = shaken(convnextv2_yocto(24)), torch.randn(2, 3, 24, 24)
+    net = shaken(convnextv2_yocto(24))
+    x = torch.randn(2, 3, 24, 24)
     keep = random_masking(2, net.grid, 0.6).keep
     plain = torch.autograd.grad(net(x, keep).patches.square().sum(), list(net.stages.parameters()))
     net.set_grad_checkpointing()
@@ -340,7 +350,7 @@ def test_checkpointing_drop_path_and_half_precision():
     assert not torch.equal(dropped(x, keep).patches, dropped.eval()(x, keep).patches)
 
 
-# --- initial weights, layers ------------------------------------------------------------------------------------------------------
+# --- initial weights, layers
 
 
 def test_a_random_encoder_like_it():
@@ -356,7 +366,8 @@ def test_a_random_encoder_like_it():
             elif 'norm' in name or name.startswith('stem.1') or 'downsample.0' in name:
                 assert (p == 1).all(), name
             else:
-                assert 0 < p.std() < 0.03 and not torch.equal(p, dict(learned.named_parameters())[name]), name
+                assert 0 < p.std() < 0.03, name
+                assert not torch.equal(p, dict(learned.named_parameters())[name]), name
 
 
 def test_layers_are_the_official_ones():
@@ -364,7 +375,8 @@ def test_layers_are_the_official_ones():
     net = convnextv2_atto(64)
     layers, depth = layers_of(net)
     before = np.cumsum([0, 2, 2, 6, 2])
-    assert depth == 12 and set(layers) == {n for n, _ in net.named_parameters()}
+    assert depth == 12
+    assert set(layers) == {n for n, _ in net.named_parameters()}
     for name, layer in layers.items():
         part = name.split('.')
         want = (
@@ -377,20 +389,18 @@ def test_layers_are_the_official_ones():
         assert layer == want, name
 
 
-# --- official checkpoints -----------------------------------------------------------------------------------------------------------
+# --- official checkpoints
 
 
 def test_the_official_dense_network_comes_in(tmp_path):
     state = filled(GOLDEN['dense_shapes'])
     torch.save({'model': state, 'args': argparse.Namespace(input_size=96)}, tmp_path / 'x.pt')
     net, report = load_encoder(tmp_path / 'x.pt', num_classes=5)
-    assert (
-        report.layout == 'convnextv2'
-        and not report.missing
-        and not report.unexpected
-        and not report.assumed
-        and net.grid == (3, 3)
-    )
+    assert report.layout == 'convnextv2'
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.assumed
+    assert net.grid == (3, 3)
     net = net.to(D)
     x = pictures()
     logits = net.head.fc(net(x).pooled)
@@ -402,7 +412,8 @@ def test_the_official_dense_network_comes_in(tmp_path):
             grads[next(iter(from_official_convnext({name: torch.zeros(1, 1)})))], norm, rtol=1e-4
         )
     plain, report = load_encoder(tmp_path / 'x.pt', img_size=64)
-    assert report.unexpected == ['head.fc.weight', 'head.fc.bias'] and plain.grid == (2, 2)
+    assert report.unexpected == ['head.fc.weight', 'head.fc.bias']
+    assert plain.grid == (2, 2)
 
 
 @pytest.mark.parametrize('name', ['convnextv2_atto', 'convnext_atto', 'convnextv2_tiny'])
@@ -426,22 +437,23 @@ def test_official_names_as_timm_reads_them(tmp_path, name):
     theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs), strict=True)
     torch.save({'model': state}, tmp_path / 'x.pt')
     ours, report = load_encoder(tmp_path / 'x.pt', num_classes=5)
-    assert not report.missing and not report.unexpected and report.assumed == ['img_size=224']
+    assert not report.missing
+    assert not report.unexpected
+    assert report.assumed == ['img_size=224']
     x = torch.randn(2, 3, 64, 64)
     close(ours.head.fc(ours(x).pooled), theirs(x), 1e-3)
 
 
 def test_out_and_in_again(tmp_path):
-    ours, x = shaken(convnextv2_yocto(24)).eval(), torch.randn(2, 3, 24, 24)
+    ours = shaken(convnextv2_yocto(24)).eval()
+    x = torch.randn(2, 3, 24, 24)
     for name in ('x.safetensors', 'x.pth'):
         again, report = load_encoder(save(ours, tmp_path / name))
-        assert (
-            torch.equal(again(x).pooled, ours(x).pooled)
-            and not report.missing
-            and not report.unexpected
-            and not report.assumed
-            and again.img_size == (24, 24)
-        )
+        assert torch.equal(again(x).pooled, ours(x).pooled)
+        assert not report.missing
+        assert not report.unexpected
+        assert not report.assumed
+        assert again.img_size == (24, 24)
     atto = shaken(convnextv2_atto(64, depths=(1, 1, 1, 1))).eval()
     save(atto, tmp_path / 'folder')
     x = torch.randn(2, 3, 64, 64)
@@ -458,15 +470,18 @@ def test_timm_names(monkeypatch):
     )
     ours, report = load_encoder('timm:convnextv2_atto.fcmae_ft_in1k', img_size=64)
     x = torch.randn(1, 3, 64, 64)
-    assert isinstance(ours, ConvNeXtV2) and ours.grid == (2, 2) and not report.missing
+    assert isinstance(ours, ConvNeXtV2)
+    assert ours.grid == (2, 2)
+    assert not report.missing
     close(ours(x).patches, source.eval().forward_features(x).flatten(2).mT, 1e-4)
     with pytest.raises(ValueError, match='Did you mean'):
         load_encoder('timm:convnextv2_ato')
 
 
-# --- what must not work -------------------------------------------------------------------------------------------------------------
+# --- what must not work
 
-X, KEEP = torch.randn(2, 3, 24, 24), torch.tensor([[0, 1], [2, 3]])
+X = torch.randn(2, 3, 24, 24)
+KEEP = torch.tensor([[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize(

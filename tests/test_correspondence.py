@@ -1,4 +1,5 @@
-"Correspondence: the score against a loop and the official rule, the explorer's state, and the explorer in a real Chromium with the network off. The DOM is asserted, never pixels."
+"""Correspondence: the score against a loop and the official rule, the explorer's state, and the explorer in a
+real Chromium with the network off. The DOM is asserted, never pixels."""
 
 import numpy as np
 import pytest, torch
@@ -21,7 +22,8 @@ from vit_ssl_lab.evaluation.correspondence import (
 from vit_ssl_lab.explorers import CorrespondenceExplorer
 from vit_ssl_lab.explorers.correspondence import points_back
 
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+MEAN = (0.5,) * 3
+STD = (0.25,) * 3
 
 
 class Cells(nn.Module):
@@ -48,13 +50,17 @@ def pictures(n=6, s=32):
 
 
 def test_the_official_rule_on_mirrored_pictures():
-    "accuracy_correspondence: the ten most similar pairs; right = at the mirrored column and the same row; distance in pixels over the side of a region."
+    """accuracy_correspondence: the ten most similar pairs; right = at the mirrored column and the same row;
+    distance in pixels over the side of a region."""
     warp = mirrored(
         torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
         grey=True,
     )
     encoder = RawRegions(8)
-    norm = lambda x: (x.float() / 255 - 0.5) / 0.25
+
+    def norm(x):
+        return (x.float() / 255 - 0.5) / 0.25
+
     a, b = (F.normalize(encoder(norm(x)).patches, dim=-1) for x in (warp.first, warp.second))
     right, off = [], []
     for x, y in zip(a, b):
@@ -64,9 +70,8 @@ def test_the_official_rule_on_mirrored_pictures():
             right.append(j == i // 4 * 4 + 3 - i % 4)
             off.append(((j // 4 - i // 4) ** 2 + (j % 4 - (3 - i % 4)) ** 2) ** 0.5)
     score = correspondence(encoder, warp, MEAN, STD, top=10 / 16)
-    assert float(score) == pytest.approx(100 * np.mean(right)) and score.setting['off'] == pytest.approx(
-        np.mean(off), abs=1e-3
-    )
+    assert float(score) == pytest.approx(100 * np.mean(right))
+    assert score.setting['off'] == pytest.approx(np.mean(off), abs=1e-3)
 
 
 def test_equal_pictures_match_on_the_diagonal_and_mirrors_at_the_mirrored_place():
@@ -78,10 +83,8 @@ def test_equal_pictures_match_on_the_diagonal_and_mirrors_at_the_mirrored_place(
     assert float(correspondence(Cells(), same, MEAN, STD)) == 100
     assert find_matches(Cells(), same, MEAN, STD).truth.tolist() == [list(range(16))] * 6
     mirror = Warp(x, x.flip(-1), mirrored(x).flow)
-    assert (
-        float(correspondence(Cells(), mirror, MEAN, STD)) == 100
-        and float(correspondence(Cells(), mirror, MEAN, STD, top=0.25)) == 100
-    )
+    assert float(correspondence(Cells(), mirror, MEAN, STD)) == 100
+    assert float(correspondence(Cells(), mirror, MEAN, STD, top=0.25)) == 100
 
 
 def test_a_shift_leaves_regions_behind():
@@ -91,20 +94,19 @@ def test_a_shift_leaves_regions_behind():
         6, -1, -1, -1
     )
     truth = true_regions(true_points(flow, (4, 4)), (4, 4))[0].view(4, 4)
-    assert (truth[:, 0] == -1).all() and truth[:, 1:].tolist() == [
-        [4 * r + c for c in range(3)] for r in range(4)
-    ]
+    assert (truth[:, 0] == -1).all()
+    assert truth[:, 1:].tolist() == [[4 * r + c for c in range(3)] for r in range(4)]
     back = true_regions(points_back(flow, (4, 4)), (4, 4))[0].view(4, 4)
-    assert (back[:, 3] == -1).all() and back[:, :3].tolist() == [
-        [4 * r + c + 1 for c in range(3)] for r in range(4)
-    ]
+    assert (back[:, 3] == -1).all()
+    assert back[:, :3].tolist() == [[4 * r + c + 1 for c in range(3)] for r in range(4)]
     moved = Warp(x, x.roll(-8, -1), flow)
     assert float(correspondence(Cells(), moved, MEAN, STD)) == 100
 
 
 def test_truth_agrees_with_the_flow_of_scenes_and_there_and_back_is_the_same_place():
     w = warped(Scenes('test', 32), 20)
-    points, size = true_points(w.flow, (4, 4)), 8
+    points = true_points(w.flow, (4, 4))
+    size = 8
     for k, (r, c) in enumerate(
         (r, c) for r in range(4) for c in range(4)
     ):  # the middle lies between four pixels
@@ -121,8 +123,11 @@ def test_truth_agrees_with_the_flow_of_scenes_and_there_and_back_is_the_same_pla
 def test_colours_change_and_places_do_not():
     x = pictures(8)
     y = recolour(x)
-    assert not y.equal(x) and recolour(x).equal(y) and not recolour(x, 1).equal(y)
-    assert (recolour(x, grey=True).float().std(1) < 1.0).all() and recolour(x[:, :1]).shape == (8, 1, 32, 32)
+    assert not y.equal(x)
+    assert recolour(x).equal(y)
+    assert not recolour(x, 1).equal(y)
+    assert (recolour(x, grey=True).float().std(1) < 1.0).all()
+    assert recolour(x[:, :1]).shape == (8, 1, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -155,21 +160,22 @@ def make():
 def test_state_figure_and_page(tmp_path):
     e = make()
     state = e.state()
-    assert (
-        len(state['gram']) == 2 * 4 * 256
-        and len(state['truth']) == 2 * 4 * 16 * 4
-        and state['encoders'] == ['colours', 'pixels']
-    )
+    assert len(state['gram']) == 2 * 4 * 256
+    assert len(state['truth']) == 2 * 4 * 16 * 4
+    assert state['encoders'] == ['colours', 'pixels']
     match, truth = e.matches(0, 0)
-    w, data = e.warp, Scenes('test', 32).dataset(8)
+    w = e.warp
+    data = Scenes('test', 32).dataset(8)
     assert match.equal(find_matches(Cells(), w, data.mean, data.std).index)
-    assert truth.equal(true_regions(true_points(w.flow, (4, 4)), (4, 4))) and len(e.figure().axes) == 6
+    assert truth.equal(true_regions(true_points(w.flow, (4, 4)), (4, 4)))
+    assert len(e.figure().axes) == 6
     e.side = 1
     assert len(e.figure().axes) == 6
     e.picture = 9
     assert 'There is no picture 9' in e.error
     text = make().to_html(tmp_path / 'page.html')
-    assert text.startswith('<!DOCTYPE html>') and 'export default' not in text
+    assert text.startswith('<!DOCTYPE html>')
+    assert 'export default' not in text
 
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
@@ -178,18 +184,17 @@ from test_explorers_browser import hover, says, status
 
 def agrees(e, root, side, cell):
     "What the page says of a region is what Python computes."
-    which, i = int(root.get_attribute('data-which')), int(root.get_attribute('data-picture'))
+    which = int(root.get_attribute('data-which'))
+    i = int(root.get_attribute('data-picture'))
     match, truth = e.matches(which, side)
     assert (root.get_attribute('data-side'), root.get_attribute('data-region')) == (str(side), str(cell))
     c = e.cosines[which, i] if side == 0 else e.cosines[which, i].T
-    assert float(
-        c[cell].max() - c[cell, int(root.get_attribute('data-match'))]
-    ) < 0.01 and root.get_attribute('data-truth') == str(int(truth[i, cell]))  # a byte's step
+    # a byte's step
+    assert float(c[cell].max() - c[cell, int(root.get_attribute('data-match'))]) < 0.01
+    assert root.get_attribute('data-truth') == str(int(truth[i, cell]))
     seen = truth[i] >= 0
-    assert (
-        root.get_attribute('data-seen') == str(int(seen.sum()))
-        and abs(int(root.get_attribute('data-correct')) - int((match[i] == truth[i])[seen].sum())) <= 1
-    )
+    assert root.get_attribute('data-seen') == str(int(seen.sum()))
+    assert abs(int(root.get_attribute('data-correct')) - int((match[i] == truth[i])[seen].sum())) <= 1
 
 
 @NEEDS_CHROMIUM
@@ -255,9 +260,7 @@ def test_one_encoder_one_picture_and_an_error(open_page):
     e = CorrespondenceExplorer(Cells(), pictures(1), mirrored(pictures(1)))
     e.picture = 3
     page = open_page(e)
-    assert (
-        'There is no picture 3' in page.get_by_role('alert').inner_text()
-        and page.locator('[data-trait=which]').count() == 0
-    )
+    assert 'There is no picture 3' in page.get_by_role('alert').inner_text()
+    assert page.locator('[data-trait=which]').count() == 0
     hover(page, page.locator('canvas.vsl-view1'), 4, 4, 0, 0)
     assert page.locator('.vsl').get_attribute('data-truth') == '3'

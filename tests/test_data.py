@@ -1,6 +1,6 @@
 "Data sets by name, where they are looked for, what damaged files do, and the truths of scenes."
 
-import gzip, hashlib, os, pickle, socket, warnings
+import gzip, hashlib, os, pickle, socket
 from pathlib import Path
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from vit_ssl_lab.data.datasets import (
     PHOTOGRAPHS,
     atlas,
     digits,
-    photograph,
     photographs,
     region,
     uniform,
@@ -67,20 +66,23 @@ def write_fashion(folder: Path, monkeypatch, packed=True, n=30):
 
 def test_batches_cover_each_picture_once_and_follow_the_generator():
     d = digits('test')
-    run = lambda seed: [b[2] for b in d.batches(50, torch.Generator().manual_seed(seed), drop_last=False)]
+
+    def run(seed):
+        return [b[2] for b in d.batches(50, torch.Generator().manual_seed(seed), drop_last=False)]
+
     assert sorted(torch.cat(run(0)).tolist()) == list(range(len(d)))
-    assert torch.equal(torch.cat(run(0)), torch.cat(run(0))) and not torch.equal(
-        torch.cat(run(0)), torch.cat(run(1))
-    )
+    assert torch.equal(torch.cat(run(0)), torch.cat(run(0)))
+    assert not torch.equal(torch.cat(run(0)), torch.cat(run(1)))
     for images, labels, index in d.batches(50):
-        assert (
-            torch.equal(images, d.images[index]) and torch.equal(labels, d.labels[index]) and len(index) == 50
-        )
+        assert torch.equal(images, d.images[index])
+        assert torch.equal(labels, d.labels[index])
+        assert len(index) == 50
 
 
 def test_subset_is_balanced_and_keeps_the_truths_in_step():
     d = load('scenes', n=300).subset(40, seed=3)
-    assert len(d) == 40 and d.labels.bincount(minlength=10).tolist() == [4] * 10
+    assert len(d) == 40
+    assert d.labels.bincount(minlength=10).tolist() == [4] * 10
     assert len(d.truths['caption']) == 40
     for label, caption in zip(d.labels.tolist(), d.truths['caption']):
         assert d.classes[label] in caption
@@ -92,19 +94,23 @@ def test_statistics_agree_with_torch():
     )
     x = images.double() / 255
     mean, std = datasets.statistics(images)
-    assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-4) and np.allclose(
-        std, x.std((0, 2, 3), correction=0), atol=1e-4
-    )
+    assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-4)
+    assert np.allclose(std, x.std((0, 2, 3), correction=0), atol=1e-4)
 
 
 def test_digits_are_scikit_learns_and_both_splits_hold_each_class():
     from sklearn.datasets import load_digits
 
-    train, test, real = digits('train'), digits('test'), load_digits()
+    train = digits('train')
+    test = digits('test')
+    real = load_digits()
     assert len(train) + len(test) == 1797
     for d in (train, test):
         assert d.labels.bincount(minlength=10).min() > 0.95 * len(d) / 10
-    key = lambda images, labels: sorted((bytes(x), int(y)) for x, y in zip(images, labels))
+
+    def key(images, labels):
+        return sorted((bytes(x), int(y)) for x, y in zip(images, labels))
+
     ours = key(torch.cat([train.images, test.images]).numpy(), torch.cat([train.labels, test.labels]))
     assert ours == key((real.images * (255 / 16)).round().astype(np.uint8), real.target)
 
@@ -127,11 +133,9 @@ def test_fashion_mnist_is_found_in_each_place(nowhere, monkeypatch, where, packe
         monkeypatch.setattr(datasets, 'DEBIAN', folder)
     write_fashion(folder, monkeypatch, packed)
     d = load('fashion-mnist', root=nowhere if where == 'root' else None)
-    assert (
-        d.images.shape == (30, 1, 28, 28)
-        and d.labels.tolist() == [i % 10 for i in range(30)]
-        and d.classes == FASHION
-    )
+    assert d.images.shape == (30, 1, 28, 28)
+    assert d.labels.tolist() == [i % 10 for i in range(30)]
+    assert d.classes == FASHION
 
 
 def test_a_damaged_copy_is_named_and_the_next_place_is_used(nowhere, monkeypatch):
@@ -140,7 +144,8 @@ def test_a_damaged_copy_is_named_and_the_next_place_is_used(nowhere, monkeypatch
     whole = (nowhere / 'train-images-idx3-ubyte.gz').read_bytes()
     (nowhere / 'train-images-idx3-ubyte.gz').write_bytes(whole[: len(whole) // 2])
     d = load('fashion-mnist', root=nowhere)
-    assert len(d) == 30 and 'train-images-idx3-ubyte.gz is damaged' in d.note
+    assert len(d) == 30
+    assert 'train-images-idx3-ubyte.gz is damaged' in d.note
 
 
 @pytest.mark.parametrize('name', ['fashion-mnist', 'cifar10', 'cifar100', 'stl10', 'imagenette'])
@@ -148,11 +153,14 @@ def test_what_can_not_be_had_says_so_and_leaves_nothing(nowhere, name):
     with pytest.raises(DataError) as e:
         load(name, root=nowhere)
     said = str(e.value)
-    assert (
-        name in said and str(nowhere) in said and 'root=' in said and "'digits'" in said and '\n' not in said
-    )
+    assert name in said
+    assert str(nowhere) in said
+    assert 'root=' in said
+    assert "'digits'" in said
+    assert '\n' not in said
     assert ('dataset-fashion-mnist' in said) == (name == 'fashion-mnist')
-    assert not nowhere.exists() and not datasets.cache_dir().exists()
+    assert not nowhere.exists()
+    assert not datasets.cache_dir().exists()
     assert socket.getdefaulttimeout() is None
 
 
@@ -198,7 +206,8 @@ def test_names_and_options_that_do_not_exist(call, words):
 def small_cifar(folder: Path, coarse=False):
     base = folder / ('cifar-100-python' if coarse else 'cifar-10-batches-py')
     base.mkdir(parents=True)
-    rng, key = np.random.default_rng(0), 'fine_labels' if coarse else 'labels'
+    rng = np.random.default_rng(0)
+    key = 'fine_labels' if coarse else 'labels'
     names = ['train', 'test'] if coarse else [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
     for name in names:
         (base / name).write_bytes(
@@ -216,13 +225,12 @@ def test_cifar_layout(nowhere, monkeypatch, name, kind):
         tv.CIFAR10, '_check_integrity', lambda self: (Path(self.root) / self.base_folder).exists()
     )
     monkeypatch.setattr('torchvision.datasets.cifar.check_integrity', lambda *a: True)
-    train, test = load(name, root=nowhere), load(name, 'test', root=nowhere)
-    assert (
-        train.images.shape == ((4 if name == 'cifar100' else 20), 3, 32, 32)
-        and test.images.shape == (4, 3, 32, 32)
-        and test.labels.tolist() == [0, 1, 1, 0]
-        and len(train.classes) == 2
-    )
+    train = load(name, root=nowhere)
+    test = load(name, 'test', root=nowhere)
+    assert train.images.shape == ((4 if name == 'cifar100' else 20), 3, 32, 32)
+    assert test.images.shape == (4, 3, 32, 32)
+    assert test.labels.tolist() == [0, 1, 1, 0]
+    assert len(train.classes) == 2
     stored = pickle.loads((base / ('test' if name == 'cifar100' else 'test_batch')).read_bytes())['data']
     assert np.array_equal(test.images.flatten(1).numpy(), stored)  # rows are channels, rows, columns
 
@@ -233,7 +241,8 @@ def test_a_download_goes_to_the_first_place_whole(nowhere, monkeypatch):
     )
     monkeypatch.setattr('torchvision.datasets.cifar.check_integrity', lambda *a: True)
     monkeypatch.setattr(tv.CIFAR10, 'download', lambda self: small_cifar(Path(self.root)))
-    assert len(load('cifar10', root=nowhere)) == 20 and os.listdir(nowhere) == ['cifar-10-batches-py']
+    assert len(load('cifar10', root=nowhere)) == 20
+    assert os.listdir(nowhere) == ['cifar-10-batches-py']
 
 
 def test_damaged_cifar_is_refused_before_it_is_unpickled(nowhere):
@@ -256,11 +265,9 @@ def test_stl10_layout(nowhere, monkeypatch):
         tv.STL10, '_check_integrity', lambda self: (Path(self.root) / self.base_folder).exists()
     )
     d = load('stl10', 'test', root=nowhere)
-    assert (
-        np.array_equal(d.images.numpy(), a.transpose(0, 1, 3, 2))
-        and d.labels.tolist() == [0, 1, 9]
-        and len(d.classes) == 10
-    )
+    assert np.array_equal(d.images.numpy(), a.transpose(0, 1, 3, 2))
+    assert d.labels.tolist() == [0, 1, 9]
+    assert len(d.classes) == 10
     assert load('stl10', 'unlabeled', root=nowhere).labels.tolist() == [-1] * 3
 
 
@@ -273,11 +280,9 @@ def test_imagenette_layout(nowhere):
                     nowhere / 'imagenette2-160' / split / wnid / f'{i}.JPEG'
                 )
     d = load('imagenette', 'test', root=nowhere, size=64)
-    assert (
-        d.classes == ['tench', 'English springer']
-        and len(d) == 4
-        and next(d.batches(4))[0].shape == (4, 3, 64, 64)
-    )
+    assert d.classes == ['tench', 'English springer']
+    assert len(d) == 4
+    assert next(d.batches(4))[0].shape == (4, 3, 64, 64)
 
 
 # --- folders
@@ -303,12 +308,10 @@ def test_empty_and_corrupt_files_are_counted(tree):
     (tree / 'train' / 'dog' / 'text.png').write_text('no')
     with pytest.warns(UserWarning, match='2 of 13 files are empty or corrupt'):
         d = load(f'folder:{tree}', size=32)
-    assert (
-        len(d) == 11
-        and '2 of 13' in d.note
-        and {Path(f).name for f in d.skipped} == {'empty.jpg', 'text.png'}
-        and d.labels.bincount().tolist() == [5, 6]
-    )
+    assert len(d) == 11
+    assert '2 of 13' in d.note
+    assert {Path(f).name for f in d.skipped} == {'empty.jpg', 'text.png'}
+    assert d.labels.bincount().tolist() == [5, 6]
     assert '2 skipped' in repr(d)
 
 
@@ -319,7 +322,8 @@ def test_a_file_cut_short_is_replaced_counted_and_told(tree):
     d = load(f'folder:{tree}', size=32)
     with pytest.warns(UserWarning, match=r'1 of 11 pictures .* 4\.jpg'):
         batches = list(d.batches(4, drop_last=False))
-    assert [len(b[0]) for b in batches] == [4, 4, 3] and d.skipped == [str(path)]
+    assert [len(b[0]) for b in batches] == [4, 4, 3]
+    assert d.skipped == [str(path)]
     assert all(d.files[i] != str(path) for b in batches for i in b[2].tolist())
     with pytest.warns(UserWarning):
         assert len(d.memory()) == 10
@@ -333,15 +337,21 @@ def test_workers_and_batch_size_change_nothing(tree):
         b = list(d.batches(size, torch.Generator().manual_seed(5), drop_last=False))
         return torch.cat([x[0] for x in b]), torch.cat([x[2] for x in b])
 
-    (a, i), (b, j), (c, k) = run(0, 4), run(2, 4), run(0, 11)
-    assert torch.equal(a, b) and torch.equal(a, c) and torch.equal(i, j) and torch.equal(i, k)
+    a, i = run(0, 4)
+    b, j = run(2, 4)
+    c, k = run(0, 11)
+    assert torch.equal(a, b)
+    assert torch.equal(a, c)
+    assert torch.equal(i, j)
+    assert torch.equal(i, k)
 
 
 def test_the_centre_crop_is_where_it_should_be(tmp_path):
     ramp = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3))
     Image.fromarray(ramp).save(tmp_path / 'r.png')
     x = datasets.decode(tmp_path / 'r.png', 50, margin=1.0)[0].float()
-    assert abs(float(x[25].mean()) - 99.5) < 1 and abs(float(x[25, -1] - x[25, 0]) - 98) < 2
+    assert abs(float(x[25].mean()) - 99.5) < 1
+    assert abs(float(x[25, -1] - x[25, 0]) - 98) < 2
 
 
 @pytest.mark.parametrize(
@@ -366,7 +376,9 @@ def test_regions_of_train_and_test_share_no_pixel():
     for size in ((300, 200), (200, 300), (512, 512)):
         numbers = Image.fromarray(np.arange(size[0] * size[1], dtype=np.int32).reshape(size[1], size[0]))
         a, b = (set(np.asarray(region(numbers, s)).ravel().tolist()) for s in ('train', 'test'))
-        assert a and b and not a & b
+        assert a
+        assert b
+        assert not a & b
 
 
 def test_crops_are_pixels_of_the_atlas():
@@ -385,9 +397,8 @@ def test_crops_are_pixels_of_the_atlas():
         )
         assert torch.equal(x[k], rows.permute(2, 0, 1))
     one = torch.ones(3)
-    assert torch.equal(
-        book.crops(which, one, one, one), book.crops(which, one * 0.999, one, one)
-    )  # the far corner is inside too
+    # the far corner is inside too
+    assert torch.equal(book.crops(which, one, one, one), book.crops(which, one * 0.999, one, one))
 
 
 def test_every_photograph_ships():
@@ -397,7 +408,9 @@ def test_every_photograph_ships():
 def test_uniform_is_uniform_and_a_function():
     i = torch.arange(200_000)
     u = uniform(i, 1, 'x')
-    assert 0 <= float(u.min()) and float(u.max()) < 1 and torch.equal(u[5:9], uniform(i[5:9], 1, 'x'))
+    assert 0 <= float(u.min())
+    assert float(u.max()) < 1
+    assert torch.equal(u[5:9], uniform(i[5:9], 1, 'x'))
     counts = torch.histc(u, 50)
     assert float(((counts - 4000) ** 2 / 4000).sum()) < 100  # chi-square, 49 degrees of freedom: p of 1e-5
     pairs = torch.stack([u[:-1] * 10, u[1:] * 10]).long()
@@ -414,9 +427,8 @@ def test_a_scene_depends_on_its_index_alone(difficulty, objects):
     s = Scenes('train', 32, difficulty, seed=4, objects=objects)
     whole = s.batch(torch.arange(40))
     some = Scenes('train', 32, difficulty, seed=4, objects=objects).batch(torch.tensor([31, 2, 17]))
-    assert torch.equal(some.images, whole.images[[31, 2, 17]]) and torch.equal(
-        some.masks, whole.masks[[31, 2, 17]]
-    )
+    assert torch.equal(some.images, whole.images[[31, 2, 17]])
+    assert torch.equal(some.masks, whole.masks[[31, 2, 17]])
     other = Scenes('train', 32, difficulty, seed=5, objects=objects).batch(torch.tensor([31, 2, 17]))
     assert not torch.equal(other.images, some.images)
 
@@ -445,9 +457,8 @@ def test_boxes_and_tints_are_true():
     for mask, (x0, y0, x1, y1) in zip(b.masks[:, 0] > 127, b.boxes[:, 0].tolist()):
         if not mask.any():
             continue
-        assert mask.any(0).nonzero().squeeze(1)[[0, -1]].tolist() == [x0, x1 - 1] and mask.any(
-            1
-        ).nonzero().squeeze(1)[[0, -1]].tolist() == [y0, y1 - 1]
+        assert mask.any(0).nonzero().squeeze(1)[[0, -1]].tolist() == [x0, x1 - 1]
+        assert mask.any(1).nonzero().squeeze(1)[[0, -1]].tolist() == [y0, y1 - 1]
     solid = b.masks[:, 0] == 255
     for name, channel in (('red', 0), ('green', 1), ('blue', 2)):
         mine = b.plan.tint[:, 0] == s.tints.index(name)
@@ -471,7 +482,9 @@ def test_captions():
     for text, labels, tints, back in zip(
         s.captions(plan), plan.label.tolist(), plan.tint.tolist(), plan.background.tolist()
     ):
-        assert text.endswith(f' on {s.backgrounds[back]}') and ' and ' in text and 'a orange' not in text
+        assert text.endswith(f' on {s.backgrounds[back]}')
+        assert ' and ' in text
+        assert 'a orange' not in text
         for c, t in zip(labels, tints):
             assert f'{s.tints[t]} {s.classes[c]}' in text
     assert 'trouser ' not in ' '.join(s.captions(plan))
@@ -481,7 +494,10 @@ def test_pairs_correspond():
     p = Scenes('train', 48, 'medium').pair(torch.arange(40), zoom=(0.7, 0.9))
     assert p.valid.float().mean() > 0.4
     grid = (p.flow + 0.5) * 2 / 48 - 1
-    error = lambda x, y: float((((x.float() - y.float()).abs().mean(1)) * p.valid).sum() / p.valid.sum())
+
+    def error(x, y):
+        return float((((x.float() - y.float()).abs().mean(1)) * p.valid).sum() / p.valid.sum())
+
     back = F.grid_sample(p.second.float(), grid, align_corners=False)
     assert error(back, p.first) < 0.25 * error(p.second, p.first)
     wrong = F.grid_sample(p.second.float(), grid.flip(0), align_corners=False)  # other pictures' warps
@@ -493,41 +509,39 @@ def test_pairs_correspond():
 def test_clips_move_as_they_say():
     s = Scenes('train', 48, 'medium')
     c = s.clip(torch.arange(12), frames=6)
-    assert (
-        c.images.shape == (12, 6, 3, 48, 48)
-        and c.motion.abs().max() <= 0.04 * 48 + 1e-4
-        and c.motion.abs().mean() > 0.2
-    )
+    assert c.images.shape == (12, 6, 3, 48, 48)
+    assert c.motion.abs().max() <= 0.04 * 48 + 1e-4
+    assert c.motion.abs().mean() > 0.2
     middle = (c.boxes[..., :2] + c.boxes[..., 2:]).float() / 2
     inside = ((c.boxes[..., :2] > 0) & (c.boxes[..., 2:] < 48)).all(-1).all(1).all(1)
-    assert inside.any() and ((middle.diff(dim=1) - c.motion)[inside].abs() <= 1.5).all()
+    assert inside.any()
+    assert ((middle.diff(dim=1) - c.motion)[inside].abs() <= 1.5).all()
     still = s.clip(torch.arange(3), frames=3, speed=0.0, pan=0.0)
-    assert torch.equal(still.images[:, 0], still.images[:, 2]) and not still.camera.any()
+    assert torch.equal(still.images[:, 0], still.images[:, 2])
+    assert not still.camera.any()
     panned = s.clip(torch.arange(12), frames=4, speed=0.0, pan=0.03)
     checked = 0
     for i in range(12):  # the background, shifted back, is the earlier background
         dx, dy = panned.camera[i, 0].tolist()
-        a, b = panned.images[i, 0].float(), panned.images[i, 1].float()
+        a = panned.images[i, 0].float()
+        b = panned.images[i, 1].float()
         free = (panned.masks[i, 0, 0] == 0) & (torch.roll(panned.masks[i, 1, 0], (-dy, -dx), (0, 1)) == 0)
         free[:8] = free[-8:] = False
         free[:, :8] = free[:, -8:] = False
         if max(abs(dx), abs(dy)) > 7 or not free.any():
             continue
         checked += bool(dx or dy)
-        assert (
-            ((a - torch.roll(b, (-dy, -dx), (1, 2))).abs().mean(0)[free]).mean() < 6
-        )  # its contrast is about the crop's own mean colour, which changes a little
+        # its contrast is about the crop's own mean colour, which changes a little
+        assert ((a - torch.roll(b, (-dy, -dx), (1, 2))).abs().mean(0)[free]).mean() < 6
     assert checked >= 3
 
 
 def test_digits_stand_in_and_the_set_says_so(nowhere):
     d = load('scenes', root=nowhere, n=20)
-    assert (
-        'digits stand in' in d.note
-        and 'digits stand in' in repr(d)
-        and d.classes == [str(i) for i in range(10)]
-        and (d.truths['mask'] > 127).any()
-    )
+    assert 'digits stand in' in d.note
+    assert 'digits stand in' in repr(d)
+    assert d.classes == [str(i) for i in range(10)]
+    assert (d.truths['mask'] > 127).any()
 
 
 def test_a_scenes_set_is_made_once_and_can_not_be_spoilt():
@@ -535,7 +549,8 @@ def test_a_scenes_set_is_made_once_and_can_not_be_spoilt():
     assert a.images.data_ptr() == b.images.data_ptr()
     a.truths.pop('mask')
     assert 'mask' in load('scenes', n=50).truths
-    assert a.source.split == 'train' and torch.equal(a.source.batch(torch.tensor([9])).images[0], a.images[9])
+    assert a.source.split == 'train'
+    assert torch.equal(a.source.batch(torch.tensor([9])).images[0], a.images[9])
 
 
 def test_own_difficulty():
@@ -543,4 +558,5 @@ def test_own_difficulty():
         'scenes', 'test', n=10, difficulty=Difficulty(height=(0.3, 0.31), place=0.0, tilt=0.0, flip=False)
     )
     middle = (d.truths['box'][..., :2] + d.truths['box'][..., 2:]).float() / 2
-    assert (middle - 24).abs().max() < 5 and isinstance(d, Dataset)
+    assert (middle - 24).abs().max() < 5
+    assert isinstance(d, Dataset)

@@ -1,4 +1,5 @@
-"Self-distillation: head, losses and centre against lightly and against what the official classes gave; DINO and EsViT; parts of a batch equal the whole; bad input."
+"""Self-distillation: head, losses and centre against lightly and against what the official classes gave; DINO
+and EsViT; parts of a batch equal the whole; bad input."""
 
 import copy, json, math
 from pathlib import Path
@@ -6,14 +7,12 @@ import pytest, torch
 import torch.nn.functional as F
 from lightly.loss import DINOLoss
 from torch import nn
-from two_processes import group
 from test_processes import check_run
 from vit_ssl_lab.components.distillation import (
     Center,
     DINOHead,
-    by_size,
     entropy,
-    fullness,
+    mean_prediction_entropy,
     match_regions,
     other_views,
     region_pairs,
@@ -29,7 +28,12 @@ from vit_ssl_lab.training import recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'esvit_official.json').read_text())
 S = GOLDEN['shapes']
-B, K, D, CROPS, N, n = S['B'], S['K'], S['D'], S['crops'], S['regions'], S['local_regions']
+B = S['B']
+K = S['K']
+D = S['D']
+CROPS = S['crops']
+N = S['regions']
+n = S['local_regions']
 OPTIONS = dict(dim=32, hidden=16, bottleneck=8)
 
 
@@ -50,10 +54,11 @@ def test_dino_loss_is_the_official_one():
     center = Center(K).double()
     for row in GOLDEN['dino']:
         e = row['epoch']
-        s, t = wave(CROPS, B, K, f=1.1 + e).requires_grad_(), wave(2, B, K, f=1.7 + e)
+        s = wave(CROPS, B, K, f=1.1 + e).requires_grad_()
+        t = wave(2, B, K, f=1.7 + e)
         loss = other_views(view_pairs(s, center(t, row['temperature'])))
         loss.backward()
-        center.hold(t)
+        center.stage(t)
         center.update()
         torch.testing.assert_close(
             (loss.detach(), s.grad.flatten(), center.center),
@@ -68,25 +73,27 @@ def test_esvit_loss_is_the_official_one():
     centers = Center(K).double(), Center(K).double()
     for row in GOLDEN['esvit']:
         e, heat = row['epoch'], row['temperature']
-        rows = lambda c, f: [
-            x.reshape(v, B, m, c)
-            for x, v, m in zip(
-                wave(B * (2 * N + 2 * n), c, f=f + e).split([2 * B * N, 2 * B * n]), (2, 2), (N, n)
-            )
-        ]
-        s, t = wave(CROPS, B, K, f=1.1 + e).requires_grad_(), wave(2, B, K, f=1.7 + e)
-        sr, tr, sf, tf = (
-            [x.requires_grad_() for x in rows(K, 2.3)],
-            wave(2, B, N, K, f=0.9 + e),
-            rows(D, 3.1),
-            wave(2, B, N, D, f=2.9 + e),
-        )
+
+        def rows(c, f):
+            return [
+                x.reshape(v, B, m, c)
+                for x, v, m in zip(
+                    wave(B * (2 * N + 2 * n), c, f=f + e).split([2 * B * N, 2 * B * n]), (2, 2), (N, n)
+                )
+            ]
+
+        s = wave(CROPS, B, K, f=1.1 + e).requires_grad_()
+        t = wave(2, B, K, f=1.7 + e)
+        sr = [x.requires_grad_() for x in rows(K, 2.3)]
+        tr = wave(2, B, N, K, f=0.9 + e)
+        sf = rows(D, 3.1)
+        tf = wave(2, B, N, D, f=2.9 + e)
         p = centers[1](tr, heat)
         region = other_views(torch.cat([region_pairs(x, p, match_regions(f, tf)) for x, f in zip(sr, sf)], 1))
         loss = 0.5 * other_views(view_pairs(s, centers[0](t, heat))) + 0.5 * region
         loss.backward()
         for c, logits in zip(centers, (t, tr)):
-            c.hold(logits)
+            c.stage(logits)
             c.update()
         assert loss.item() == pytest.approx(row['loss'], rel=1e-10)
         torch.testing.assert_close(s.grad.flatten(), numbers(row['grad'], -1), **exact)
@@ -119,16 +126,12 @@ def test_head_is_the_official_one_and_loads_its_checkpoints():
 def test_head_at_the_start():
     torch.manual_seed(0)
     head = DINOHead(64, 128, 32, 256)
-    assert (
-        head.last_layer.weight.norm(dim=1).allclose(torch.ones(256), atol=1e-5)
-        and head(torch.randn(50, 64)).abs().max() <= 1
-    )
-    assert 0.015 < head.mlp[0].weight.std() < 0.021 and all(
-        m.bias.abs().sum() == 0 for m in head.mlp if isinstance(m, nn.Linear)
-    )
-    assert [p.requires_grad for p in head.last_layer.parameters()].count(False) == 1 and all(
-        p.requires_grad for p in DINOHead(8, 8, 4, 16, norm_last=False).parameters()
-    )
+    assert head.last_layer.weight.norm(dim=1).allclose(torch.ones(256), atol=1e-5)
+    assert head(torch.randn(50, 64)).abs().max() <= 1
+    assert 0.015 < head.mlp[0].weight.std() < 0.021
+    assert all(m.bias.abs().sum() == 0 for m in head.mlp if isinstance(m, nn.Linear))
+    assert [p.requires_grad for p in head.last_layer.parameters()].count(False) == 1
+    assert all(p.requires_grad for p in DINOHead(8, 8, 4, 16, norm_last=False).parameters())
     twin = copy.deepcopy(head)
     torch.testing.assert_close(twin(torch.ones(1, 64)), head(torch.ones(1, 64)))
     assert any(isinstance(m, nn.BatchNorm1d) for m in DINOHead(8, 8, 4, 16, norm='batch').mlp)
@@ -140,15 +143,17 @@ def test_head_at_the_start():
 @pytest.mark.parametrize('heat', [0.04, 0.07, 0.2])
 def test_view_loss_equals_lightlys(heat):
     g = torch.Generator().manual_seed(0)
-    theirs, center = DINOLoss(16, teacher_temp=heat), Center(16)
+    theirs = DINOLoss(16, teacher_temp=heat)
+    center = Center(16)
     for _ in range(3):
-        s, t = torch.randn(5, 6, 16, generator=g).requires_grad_(), torch.randn(2, 6, 16, generator=g)
+        s = torch.randn(5, 6, 16, generator=g).requires_grad_()
+        t = torch.randn(2, 6, 16, generator=g)
         a = s.detach().clone().requires_grad_()
         ref = theirs(list(t), list(a))
         ref.backward()
         loss = other_views(view_pairs(s, center(t, heat)))
         loss.backward()
-        center.hold(t)
+        center.stage(t)
         center.update()
         torch.testing.assert_close(
             (loss.detach(), s.grad, center.center),
@@ -179,13 +184,12 @@ def test_chance_is_ln_k():
 
 
 def test_entropies():
-    one, flat = torch.eye(8)[:4] * 0 + torch.eye(8)[3], torch.full((4, 8), 1 / 8)
-    assert (
-        entropy(one).sum() == 0
-        and fullness(one) == 0
-        and fullness(torch.eye(8)).item() == pytest.approx(math.log(8))
-        and entropy(flat).mean().item() == pytest.approx(math.log(8))
-    )
+    one = torch.eye(8)[:4] * 0 + torch.eye(8)[3]
+    flat = torch.full((4, 8), 1 / 8)
+    assert entropy(one).sum() == 0
+    assert mean_prediction_entropy(one) == 0
+    assert mean_prediction_entropy(torch.eye(8)).item() == pytest.approx(math.log(8))
+    assert entropy(flat).mean().item() == pytest.approx(math.log(8))
 
 
 def test_match_is_the_argmax_of_cosines_within_a_picture():
@@ -202,16 +206,17 @@ def test_match_is_the_argmax_of_cosines_within_a_picture():
 
 
 def test_half_precision_is_felt_by_no_loss():
-    s, p, f = (
-        torch.randn(3, 4, 9, 32),
-        (torch.randn(2, 4, 9, 32) / 0.04).softmax(-1),
-        torch.randn(3, 4, 9, 16),
-    )
-    whole = lambda: (
-        view_pairs(s[:, :, 0], p[:, :, 0]),
-        region_pairs(s, p, match_regions(f, f[:2])),
-        Center(32)(s, 0.04),
-    )
+    s = torch.randn(3, 4, 9, 32)
+    p = (torch.randn(2, 4, 9, 32) / 0.04).softmax(-1)
+    f = torch.randn(3, 4, 9, 16)
+
+    def whole():
+        return (
+            view_pairs(s[:, :, 0], p[:, :, 0]),
+            region_pairs(s, p, match_regions(f, f[:2])),
+            Center(32)(s, 0.04),
+        )
+
     with torch.autocast('cpu', torch.bfloat16):
         half = whole()
     torch.testing.assert_close(half, whole(), rtol=0, atol=1e-6)
@@ -242,7 +247,9 @@ def make(cls, encoder=vit, **kw):
 
 def by_hand(m, x):
     "Both terms, pair by pair and region by region, in float64."
-    heat, total, pairs = float(m.heat), 0.0, 0
+    heat = float(m.heat)
+    total = 0.0
+    pairs = 0
     with torch.no_grad():
         T = [m.momentum_encoder(v) for v in x[:2]]
         t = [m.momentum_projector(f.pooled) for f in T]
@@ -265,7 +272,8 @@ def by_hand(m, x):
                         ).argmax()
                         region = region - (pr[b, j] * log[b, i]).sum() / (log.shape[0] * log.shape[1])
             w = getattr(m, 'region', 0)
-            total, pairs = total + (1 - w) * view + w * region, pairs + 1
+            total = total + (1 - w) * view + w * region
+            pairs = pairs + 1
     return total / pairs
 
 
@@ -287,9 +295,8 @@ def test_loss_gradient_and_a_step_equal_the_loop(cls, kw, encoder):
         grads = {k: p.grad.clone() for k, p in m.named_parameters() if p.grad is not None}
         sgd.step()
         results.append((loss.detach(), grads, {k: p.detach() for k, p in m.named_parameters()}))
-    torch.testing.assert_close(
-        results[0], results[1], rtol=1e-5, atol=1e-7
-    )  # timm resamples positions in float32
+    # timm resamples positions in float32
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
 
 
 def test_esvit_without_regions_is_dino():
@@ -301,7 +308,8 @@ def test_esvit_without_regions_is_dino():
 
 @pytest.mark.parametrize('cls', [DINO, EsViT])
 def test_every_encoder_and_two_large_crops_alone(cls):
-    "Swin, ViT with and without class token, ResNet; and no small crops, which the official region loss can't do."
+    """Swin, ViT with and without class token, ResNet; and no small crops, which the official region loss
+    can't do."""
     for encoder in (
         swin,
         vit,
@@ -340,11 +348,9 @@ def test_who_learns_and_who_follows():
                 rtol=0,
                 atol=1e-6,
             )
-    assert (
-        m.center.center.abs().sum() > 0
-        and m.region_center.center.abs().sum() > 0
-        and m.heat.item() == pytest.approx(0.055)
-    )
+    assert m.center.center.abs().sum() > 0
+    assert m.region_center.center.abs().sum() > 0
+    assert m.heat.item() == pytest.approx(0.055)
     assert all(k in m.state_dict() for k in ('center.center', 'region_center.center', 'heat')), (
         "a resumed run goes on with them"
     )
@@ -353,15 +359,15 @@ def test_who_learns_and_who_follows():
 def test_in_eval_mode_nothing_is_held():
     m = make(EsViT).eval()
     m(crops())
-    assert not m.center.held and not m.region_center.held
+    assert not m.center.staged
+    assert not m.region_center.staged
 
 
 def test_teacher_throws_no_dice():
     m = make(DINO, lambda: swin_nano(16, embed_dim=8, num_heads=(1, 1, 2), drop_path_rate=0.5)).train()
     x = crops()[0]
-    assert m.momentum_encoder(x).pooled.equal(m.momentum_encoder(x).pooled) and not m.encoder(x).pooled.equal(
-        m.encoder(x).pooled
-    )
+    assert m.momentum_encoder(x).pooled.equal(m.momentum_encoder(x).pooled)
+    assert not m.encoder(x).pooled.equal(m.encoder(x).pooled)
 
 
 def test_the_last_layer_waits_and_tensors_are_clipped():
@@ -396,7 +402,9 @@ def test_centring_and_sharpening_can_be_switched_off():
 def test_other_ways_to_match(match):
     m = make(EsViT, match=match)
     found = m.partners(torch.randn(3, 2, 4, 8), torch.randn(2, 2, 16, 8))
-    assert found.shape == (2, 3, 2, 4) and 0 <= found.min() and found.max() < 16
+    assert found.shape == (2, 3, 2, 4)
+    assert 0 <= found.min()
+    assert found.max() < 16
     if match == 'place':
         assert found[0, 0, 0].tolist() == [5, 7, 13, 15]  # the middle of each quarter, rounded down
     m(crops())['loss'].backward()
@@ -406,7 +414,8 @@ def test_other_ways_to_match(match):
 
 
 def mini(method, **changes):
-    "A run in miniature on 1,438 digits of 8x8 pixels. SGD without momentum: the change of the weights is the gradient."
+    """A run in miniature on 1,438 digits of 8x8 pixels.
+    SGD without momentum: the change of the weights is the gradient."""
     return recipe(
         method,
         'laptop',
@@ -440,7 +449,8 @@ def mini(method, **changes):
 
 @pytest.mark.parametrize('method', ['dino', 'esvit'])
 def test_two_processes_train_as_one(two, method):
-    "Losses, gradients, teacher, centres and temperature after six steps; the batches are uneven, the last one of the epoch has three pictures."
+    """Losses, gradients, teacher, centres and temperature after six steps; the batches are uneven, the last
+    one of the epoch has three pictures."""
     check_run(two, mini(method))
 
 
@@ -457,9 +467,9 @@ def test_a_process_without_an_image(three):
         (lambda: make(DINO)([crops()[0], crops()[2]]), 'the first two crops'),
         (lambda: make(DINO)([*crops()[:2], crops(5)[2]]), 'are of 6, 6, 5'),
         (lambda: make(DINO, temperature=0.0), 'temperature divides logits and must be above 0'),
-        (lambda: make(DINO, warm_temperature=-1.0), 'must be above 0, not -1'),
+        (lambda: make(DINO, warmup_teacher_temperature=-1.0), 'must be above 0, not -1'),
         (lambda: make(EsViT, teacher_temperature=0.0), 'above 0'),
-        (lambda: make(DINO, warm_up=30), 'shares of the run'),
+        (lambda: make(DINO, teacher_warmup=30), 'shares of the run'),
         (lambda: make(DINO, clip=-1.0), 'DINO has 3'),
         (lambda: make(DINO, center_momentum=2.0), '0 to 1; 2.0 is not'),
         (lambda: make(DINO, momentum=1.2), '0 to 1; 1.2 is not'),

@@ -1,4 +1,5 @@
-"Two processes over gloo compute what one process computes with the whole batch. Real processes, started as a user starts them."
+"""Two processes over gloo compute what one process computes with the whole batch.
+Real processes, started as a user starts them."""
 
 import json, os, socket, subprocess, sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def launch(launcher: list[str], out: Path, **changes):
         command,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,7 +65,8 @@ def rows(out):
 
 
 def test_loss_and_gradient_of_uneven_batches(tmp_path):
-    "1,438 digits in batches of 479: uneven halves, and a last batch of a single image, which leaves one process with none. SGD without momentum: the change of the weights is the gradient."
+    """1,438 digits in batches of 479: uneven halves, and a last batch of a single image, which leaves one
+    process with none. SGD without momentum: the change of the weights is the gradient."""
     run = dict(
         steps=4,
         batch_size=479,
@@ -81,18 +83,17 @@ def test_loss_and_gradient_of_uneven_batches(tmp_path):
     one, history = whole(tmp_path / 'one', **run)
     two = ckpt.load_checkpoint(tmp_path / 'two')[0]['method']
     for a, b in zip(history.rows, rows(tmp_path / 'two')):
-        assert (
-            a['images'] == b['images']
-            and a['loss'] == pytest.approx(b['loss'], abs=1e-6)
-            and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-5)
-        )
+        assert a['images'] == b['images']
+        assert a['loss'] == pytest.approx(b['loss'], abs=1e-6)
+        assert a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-5)
     assert history.rows[-1]['images'] == 1438
     for k, v in one.state_dict().items():
         torch.testing.assert_close(two[k], v, atol=1e-6, rtol=1e-5)
 
 
 def test_accelerate_launch_micro_batches_and_one_process_goes_on(tmp_path):
-    "AdamW, clipping, micro-batches, averaged copy: the first half on two processes, the second half of the same run on one."
+    """AdamW, clipping, micro-batches, averaged copy: the first half on two processes, the second half of the
+    same run on one."""
     run = dict(steps=8, batch_size=101, accumulate=2, clip_grad=0.5, ema=0.9, checkpoint_every=4)
     launch([*ACCELERATE, f'--main_process_port={free_port()}'], tmp_path / 'two', **run)
     one, history = whole(tmp_path / 'one', **{**run, 'accumulate': 1})

@@ -1,4 +1,5 @@
-"Evaluation against independent implementations: scikit-learn, sums done by hand, and the official code's formulas."
+"""Evaluation against independent implementations: scikit-learn, sums done by hand, and the official code's
+formulas."""
 
 from importlib import import_module
 import numpy as np
@@ -15,7 +16,7 @@ from vit_ssl_lab.evaluation import (
     RawPixels,
     Score,
     alignment,
-    diagnose,
+    describe_health,
     dimension_std,
     effective_rank,
     extract,
@@ -32,7 +33,7 @@ from vit_ssl_lab.evaluation import (
     train_classifier,
     uniformity,
 )
-from vit_ssl_lab.evaluation.finetune import NotFinite, free_last, train_free
+from vit_ssl_lab.evaluation.finetune import NotFinite, unfreeze_last
 from vit_ssl_lab.evaluation.linear_probe import probe_paper, probe_small
 from vit_ssl_lab.training.optim import param_groups
 
@@ -70,10 +71,13 @@ def test_extract_is_the_encoder_in_eval_mode_in_order():
             x = self.drop(x.flatten(1))
             return Features(x, x[:, None], (1, 1))
 
-    data, encoder = toy(), Drops().train()
+    data = toy()
+    encoder = Drops().train()
     X, y = extract(encoder, data, batch_size=37)
     expected = (data.images.float() / 255 - 0.4) / 0.25
-    assert torch.allclose(X, expected.flatten(1), atol=1e-6) and y.equal(data.labels) and encoder.training
+    assert torch.allclose(X, expected.flatten(1), atol=1e-6)
+    assert y.equal(data.labels)
+    assert encoder.training
 
 
 def test_extract_refuses_broken_weights():
@@ -85,18 +89,22 @@ def test_extract_refuses_broken_weights():
 
 @pytest.mark.parametrize('stem', ['patchify', 'conv'])
 def test_a_random_encoder_is_drawn_like_a_fresh_one(stem):
-    make = lambda seed: (
-        torch.manual_seed(seed),
-        ViT(img_size=32, patch_size=4, in_chans=3, embed_dim=64, depth=2, num_heads=2, stem=stem),
-    )[1]
+    def make(seed):
+        return (
+            torch.manual_seed(seed),
+            ViT(img_size=32, patch_size=4, in_chans=3, embed_dim=64, depth=2, num_heads=2, stem=stem),
+        )[1]
+
     fresh, trained = make(1), make(2)
     with torch.no_grad():
         for p in trained.parameters():
             p.mul_(7).add_(0.3)  # far from any initialisation
-    a, b = random_encoder_like(trained, 5), random_encoder_like(trained, 6)
+    a = random_encoder_like(trained, 5)
+    b = random_encoder_like(trained, 6)
     for (name, p), q, r in zip(fresh.named_parameters(), a.parameters(), b.parameters()):
         if p.numel() > 500:
-            assert 0.8 < q.std() / p.std() < 1.25 and not q.equal(r), name
+            assert 0.8 < q.std() / p.std() < 1.25, name
+            assert not q.equal(r), name
     assert random_encoder_like(trained, 5).blocks[0].mlp.fc1.weight.equal(a.blocks[0].mlp.fc1.weight)
     assert (trained.norm.weight == 7.3).all(), "the encoder that was given must stay"
 
@@ -104,7 +112,8 @@ def test_a_random_encoder_is_drawn_like_a_fresh_one(stem):
 def test_a_random_encoder_keeps_the_frozen_table_and_the_random_numbers():
     vit = small_vit(positions='sincos')
     state = torch.get_rng_state()
-    assert random_encoder_like(vit, 3).pos_embed.equal(vit.pos_embed) and torch.get_rng_state().equal(state)
+    assert random_encoder_like(vit, 3).pos_embed.equal(vit.pos_embed)
+    assert torch.get_rng_state().equal(state)
 
 
 # ---- kNN
@@ -116,11 +125,9 @@ def test_knn_agrees_with_scikit_learn(seed, temperature):
     from sklearn.neighbors import KNeighborsClassifier
 
     g = torch.Generator().manual_seed(seed)
-    X, y, Q = (
-        torch.randn(211, 6, generator=g).double(),
-        torch.randint(0, 5, (211,), generator=g),
-        torch.randn(83, 6, generator=g).double(),
-    )
+    X = torch.randn(211, 6, generator=g).double()
+    y = torch.randint(0, 5, (211,), generator=g)
+    Q = torch.randn(83, 6, generator=g).double()
     weights = 'uniform' if temperature is None else lambda d: np.exp((1 - d) / temperature)
     other = KNeighborsClassifier(n_neighbors=13, metric='cosine', algorithm='brute', weights=weights).fit(
         X, y
@@ -157,47 +164,55 @@ def test_small_probe_is_scikit_learns_logistic_regression_on_standardised_featur
 
     train, test = toy(600, seed=0), toy(400, seed=1)
     score = linear_probe(RawPixels(), train, test)
-    (X, y), (Q, truth) = extract(RawPixels(), train), extract(RawPixels(), test)
+    X, y = extract(RawPixels(), train)
+    Q, truth = extract(RawPixels(), test)
     other = make_pipeline(StandardScaler(), LogisticRegression(C=score.setting['C'], max_iter=1000)).fit(
         X.numpy(), y.numpy()
     )
-    assert abs(score.value - 100 * other.score(Q.numpy(), truth.numpy())) <= 0.5 and score.value > 60
+    assert abs(score.value - 100 * other.score(Q.numpy(), truth.numpy())) <= 0.5
+    assert score.value > 60
 
 
 def test_the_choice_of_the_penalty_never_sees_the_test_set():
-    (X, y), (Q, truth) = extract(RawPixels(), toy(400)), extract(RawPixels(), toy(200, seed=1))
+    X, y = extract(RawPixels(), toy(400))
+    Q, truth = extract(RawPixels(), toy(200, seed=1))
     _, how = probe_small(X, y, Q, truth)
     worst, shuffled = probe_small(X, y, Q, (truth + 1) % 4)
-    assert shuffled == how and worst < 40
+    assert shuffled == how
+    assert worst < 40
 
 
 def test_the_probe_is_invariant_to_the_scale_of_each_feature():
-    (X, y), (Q, truth) = extract(RawPixels(), toy(400)), extract(RawPixels(), toy(200, seed=1))
+    X, y = extract(RawPixels(), toy(400))
+    Q, truth = extract(RawPixels(), toy(200, seed=1))
     scale = torch.logspace(-1, 4, X.shape[1])
     assert abs(probe_small(X, y, Q, truth)[0] - probe_small(X * scale, y, Q * scale, truth)[0]) <= 0.5
 
 
 def test_standardise_uses_the_training_statistics():
-    X, Q = torch.randn(100, 5) * 3 + 2, torch.randn(50, 5) + 9
+    X = torch.randn(100, 5) * 3 + 2
+    Q = torch.randn(50, 5) + 9
     bn = nn.BatchNorm1d(5, affine=False, eps=1e-6, momentum=1.0)
     bn(X)
     a, b = standardise(X, Q)
-    assert torch.allclose(a, bn(X), atol=1e-5) and torch.allclose(
-        b, (Q - X.mean(0)) / X.std(0, unbiased=False), atol=1e-4
-    )
+    assert torch.allclose(a, bn(X), atol=1e-5)
+    assert torch.allclose(b, (Q - X.mean(0)) / X.std(0, unbiased=False), atol=1e-4)
 
 
 def test_the_papers_probe_takes_the_official_steps():
     "LARS of facebookresearch/mae util/lars.py, one full batch an epoch, written out."
     g = torch.Generator().manual_seed(0)
-    X, y = torch.randn(64, 6, generator=g), torch.arange(64) % 3
+    X = torch.randn(64, 6, generator=g)
+    y = torch.arange(64) % 3
     base, epochs = 256.0, 4  # times batch/256: a rate large enough to move in four steps
     _, how = probe_paper(X, y, X, y, epochs=epochs, warmup=0, base_lr=base, batch=64, seed=0)
     torch.manual_seed(0)
     linear = nn.Linear(6, 3)
     nn.init.trunc_normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
-    bn, mu, losses = nn.BatchNorm1d(6, affine=False, eps=1e-6), [0.0, 0.0], []
+    bn = nn.BatchNorm1d(6, affine=False, eps=1e-6)
+    mu = [0.0, 0.0]
+    losses = []
     for step in range(epochs):
         lr = base * 64 / 256 * 0.5 * (1 + np.cos(np.pi * step / epochs))
         loss = F.cross_entropy(linear(bn(X)), y)
@@ -210,7 +225,8 @@ def test_the_papers_probe_takes_the_official_steps():
                     d = d * 0.001 * p.norm() / d.norm()
                 mu[i] = 0.9 * mu[i] + d
                 p -= lr * mu[i]
-    assert abs(how['loss'] - losses[-1]) < 2e-3 and abs(losses[-1] - losses[0]) > 1
+    assert abs(how['loss'] - losses[-1]) < 2e-3
+    assert abs(losses[-1] - losses[0]) > 1
 
 
 def test_augmented_probe_encodes_anew_each_epoch():
@@ -253,7 +269,9 @@ def test_the_first_loss_is_log_of_the_classes():
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'sgd'])
 def test_the_loop_takes_the_steps_of_torchs_optimizer(optimizer):
-    data, ours, theirs = toy(64), Classifier(small_vit(), 4), Classifier(small_vit(), 4)
+    data = toy(64)
+    ours = Classifier(small_vit(), 4)
+    theirs = Classifier(small_vit(), 4)
     theirs.load_state_dict(ours.state_dict())
     train_classifier(
         ours,
@@ -287,17 +305,20 @@ def test_the_loop_takes_the_steps_of_torchs_optimizer(optimizer):
 
 
 def test_finetuning_learns_and_leaves_everything_else_alone():
-    vit, data, test = small_vit(), load('digits'), load('digits', split='test')
+    vit = small_vit()
+    data = load('digits')
+    test = load('digits', split='test')
     state = torch.get_rng_state()
     before = {k: v.clone() for k, v in vit.state_dict().items()}
     a, b = (finetune(vit, data, test, steps=120, lr=5e-3, layer_decay=1.0, seed=1) for _ in range(2))
     assert a.value == b.value > 30
-    assert all(v.equal(before[k]) for k, v in vit.state_dict().items()) and torch.get_rng_state().equal(state)
+    assert all(v.equal(before[k]) for k, v in vit.state_dict().items())
+    assert torch.get_rng_state().equal(state)
 
 
 @pytest.mark.parametrize('blocks', [0, 0.5, 1, 3])
 def test_partial_finetuning_moves_only_the_last_blocks(blocks):
-    model = free_last(Classifier(small_vit(stem='conv'), 4), blocks)
+    model = unfreeze_last(Classifier(small_vit(stem='conv'), 4), blocks)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     train_classifier(model, toy(), steps=3, batch_size=32, lr=1e-2)
     moved = {k for k, v in model.state_dict().items() if not v.equal(before[k])}
@@ -314,27 +335,24 @@ def test_partial_finetuning_moves_only_the_last_blocks(blocks):
 
 
 def test_few_labels_are_so_many_a_class(monkeypatch):
-    module = import_module(
-        'vit_ssl_lab.evaluation.finetune'
-    )  # the package's attribute of that name is the function
+    # the package's attribute of that name is the function
+    module = import_module('vit_ssl_lab.evaluation.finetune')
     seen = []
     monkeypatch.setattr(module, 'train_classifier', lambda model, train, *a, **k: seen.append(train) or [0.0])
     for seed in (0, 1):
         finetune(small_vit(), toy(200), toy(20), labels_per_class=5, seed=seed)
-    assert all(d.labels.bincount().tolist() == [5] * 4 for d in seen) and not seen[0].images.equal(
-        seen[1].images
-    )
+    assert all(d.labels.bincount().tolist() == [5] * 4 for d in seen)
+    assert not seen[0].images.equal(seen[1].images)
 
 
 def test_supervised_starts_from_other_weights():
-    vit, data = small_vit(), toy(200)
+    vit = small_vit()
+    data = toy(200)
     scratch = supervised(vit, data, data, steps=2, lr=1e-3, seed=4)
     by_hand = finetune(random_encoder_like(vit, 4), data, data, steps=2, lr=1e-3, seed=4, layer_decay=1.0)
-    assert (
-        scratch.value == by_hand.value
-        and scratch.setting['loss'] == by_hand.setting['loss']
-        and scratch.setting['name'] == 'supervised'
-    )
+    assert scratch.value == by_hand.value
+    assert scratch.setting['loss'] == by_hand.setting['loss']
+    assert scratch.setting['name'] == 'supervised'
 
 
 @pytest.mark.parametrize(
@@ -372,28 +390,25 @@ def test_the_table_says_when_an_encoder_beats_the_baselines_and_when_not():
     bad = score_table(
         {'blind': small_vit(), 'oracle': Oracle()}, train, test, random=small_vit(), baselines=good
     )
-    assert all(' beats raw pixels' in s for s in good.sentences()) and all(
-        'blind' in s and 'does not beat oracle' in s for s in bad.sentences()
-    )
-    assert (
-        list(bad.rows) == ['blind', 'oracle', 'raw pixels', 'random encoder']
-        and bad.rows['raw pixels'] is good.rows['raw pixels']
-    )
-    assert (
-        good.frame().loc['encoder', 'kNN'] == good.rows['encoder']['kNN'].value
-        and '<table' in good._repr_html_()
-    )
+    assert all(' beats raw pixels' in s for s in good.sentences())
+    assert all('blind' in s and 'does not beat oracle' in s for s in bad.sentences())
+    assert list(bad.rows) == ['blind', 'oracle', 'raw pixels', 'random encoder']
+    assert bad.rows['raw pixels'] is good.rows['raw pixels']
+    assert good.frame().loc['encoder', 'kNN'] == good.rows['encoder']['kNN'].value
+    assert '<table' in good._repr_html_()
 
 
 def test_a_gap_within_the_noise_is_called_so():
     from vit_ssl_lab.evaluation import ScoreTable
 
-    table = lambda n: ScoreTable(
-        {'ours': {'kNN': Score(51.0)}, 'raw pixels': {'kNN': Score(50.0)}}, 'ours', n
-    ).sentences()[0]
-    assert 'within the noise' in table(1000) and ' beats ' in table(
-        100_000
-    )  # two standard errors: 4.5 and .45 points
+    def table(n):
+        return ScoreTable(
+            {'ours': {'kNN': Score(51.0)}, 'raw pixels': {'kNN': Score(50.0)}}, 'ours', n
+        ).sentences()[0]
+
+    # two standard errors: 4.5 and .45 points
+    assert 'within the noise' in table(1000)
+    assert ' beats ' in table(100_000)
 
 
 # ---- health
@@ -402,7 +417,8 @@ def test_a_gap_within_the_noise_is_called_so():
 def test_uniformity_and_alignment_are_the_official_lines():
     "ssnl/align_uniform, README."
     g = torch.Generator().manual_seed(0)
-    z, w = torch.randn(50, 8, generator=g), torch.randn(50, 8, generator=g)
+    z = torch.randn(50, 8, generator=g)
+    w = torch.randn(50, 8, generator=g)
     x, y = F.normalize(z, dim=1), F.normalize(w, dim=1)
     assert uniformity(z) == pytest.approx(
         torch.pdist(x, p=2).pow(2).mul(-2).exp().mean().log().item(), abs=1e-5
@@ -424,7 +440,8 @@ def test_gradient_norms_add_up():
     model = Classifier(small_vit(), 4)
     F.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4)).backward()
     norms = gradient_norms(model, depth=3)
-    assert 'encoder.blocks.1' in norms and sum(v**2 for v in norms.values()) ** 0.5 == pytest.approx(
+    assert 'encoder.blocks.1' in norms
+    assert sum(v**2 for v in norms.values()) ** 0.5 == pytest.approx(
         nn.utils.clip_grad_norm_(model.parameters(), 1e9).item(), rel=1e-5
     )
 
@@ -432,18 +449,22 @@ def test_gradient_norms_add_up():
 def test_diagnose_names_each_state():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(300, 32, generator=g)
-    assert diagnose(z).startswith('healthy') and dimension_std(z).mean() == pytest.approx(1, abs=0.02)
-    assert diagnose(torch.ones(300, 32) + 1e-4 * z).startswith('collapsed: std 0.00')
-    assert diagnose(z * (torch.arange(32) < 2)).startswith('narrow')
+    assert describe_health(z).startswith('healthy')
+    assert dimension_std(z).mean() == pytest.approx(1, abs=0.02)
+    assert describe_health(torch.ones(300, 32) + 1e-4 * z).startswith('collapsed: std 0.00')
+    assert describe_health(z * (torch.arange(32) < 2)).startswith('narrow')
     assert set(health(z, z)) == {'std', 'effective_rank', 'participation', 'uniformity', 'alignment'}
 
 
 def test_the_grid_of_penalties_reaches_both_ends():
-    "Half noise dimensions want a strong penalty, clean ones a weak penalty: neither may sit at the edge of the grid."
+    """Half noise dimensions want a strong penalty, clean ones a weak penalty: neither may sit at the edge of
+    the grid."""
     g = torch.Generator().manual_seed(0)
-    y, t = torch.arange(3000) % 2, torch.arange(1000) % 2
-    wide = lambda y: (
-        torch.randn(len(y), 300, generator=g) + 0.15 * (2 * y[:, None] - 1) * (torch.arange(300) < 30)
-    )
+    y = torch.arange(3000) % 2
+    t = torch.arange(1000) % 2
+
+    def wide(y):
+        return torch.randn(len(y), 300, generator=g) + 0.15 * (2 * y[:, None] - 1) * (torch.arange(300) < 30)
+
     _, how = probe_small(wide(y), y, wide(t), t)
     assert 1e-5 < how['C'] < 0.1

@@ -12,7 +12,8 @@ def exercises():
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
         for i, cell in enumerate(cells):
             if found := re.search(r'^#\| exercise: (\w+)', source(cell), re.M):
-                name, rest = found.group(1), cells[i + 1 :]
+                name = found.group(1)
+                rest = cells[i + 1 :]
                 test = next(source(c) for c in rest if f'def test_{name}(' in source(c))
                 solution = next(
                     s
@@ -29,11 +30,11 @@ def test_exercise(stub, test, solution, name):
     def outcome(answer: str):
         space = {}
         exec(
-            "from vit_ssl_lab.notebook import *\nfrom vit_ssl_lab.components.targets import *\nfrom vit_ssl_lab.notebook import check",
+            "from vit_ssl_lab.notebook import *\nfrom vit_ssl_lab.components.targets import *\nfrom vit_ssl_lab.notebook import check_exercise",
             space,
         )
         exec(answer, space)
-        exec(re.sub(r'^check\(.*$', '', test, flags=re.M), space)
+        exec(re.sub(r'^check_exercise\(.*$', '', test, flags=re.M), space)
         space[f'test_{name}'](space[name])
 
     with pytest.raises(Exception):

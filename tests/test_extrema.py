@@ -1,4 +1,5 @@
-"ExtreMA against the official implementation's stored numbers, BYOL's formula in float64, timm's class attention, naive loops, two processes, and limits."
+"""ExtreMA against the official implementation's stored numbers, BYOL's formula in float64, timm's class
+attention, naive loops, two processes, and limits."""
 
 import json, math, zlib
 from pathlib import Path
@@ -10,7 +11,8 @@ from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from torch import nn
 from small_pairs import two
 from two_processes import group
-from vit_ssl_lab.components.heads import ClassAttention, ClassAttentionBlock, ClassAttentionPool, extrema_head
+from vit_ssl_lab.components.heads import extrema_head
+from vit_ssl_lab.components.attention import ClassAttention, ClassAttentionBlock, ClassAttentionPool
 from vit_ssl_lab.components.masking import disjoint_masking, random_masking
 from vit_ssl_lab.components.processes import sync_batchnorm
 from vit_ssl_lab.data.views import views
@@ -94,23 +96,25 @@ def golden_model():
 
 
 def test_official_numbers():
-    "Masks, student, targets, loss, every gradient, AdamW with its decay, and the moving teacher with its momentum, over three steps."
-    m, close = (
-        golden_model(),
-        lambda a, b: np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-7, atol=1e-9),
-    )
-    three = lambda p: (p.norm().item(), p.flatten()[0].item(), p.flatten()[-1].item())
+    """Masks, student, targets, loss, every gradient, AdamW with its decay, and the moving teacher with its
+    momentum, over three steps."""
+    m = golden_model()
+
+    def close(a, b):
+        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-7, atol=1e-9)
+
+    def three(p):
+        return (p.norm().item(), p.flatten()[0].item(), p.flatten()[-1].item())
+
     for i, row in zip((1, -1), GOLDEN['table']):
-        np.testing.assert_allclose(
-            torch.cat(m.encoder.pos_embed[0, i].chunk(2))[:3], row, atol=1e-6
-        )  # float32 there
+        # float32 there
+        np.testing.assert_allclose(torch.cat(m.encoder.pos_embed[0, i].chunk(2))[:3], row, atol=1e-6)
     adamw = torch.optim.AdamW(param_groups(m, 0.1), lr=1e-3, betas=(0.9, 0.95))
     for t, want in enumerate(GOLDEN['steps']):
         x, noise = golden_views(t)
         masks = disjoint_masking(3, (14, 14), 0.8, 5, noise=noise)
-        assert [k.keep[:, :3].tolist() for k in masks] == want['keep'] and [
-            k.keep.shape[1] for k in masks
-        ] == want['sizes']
+        assert [k.keep[:, :3].tolist() for k in masks] == want['keep']
+        assert [k.keep.shape[1] for k in masks] == want['sizes']
         student = m.encoder(x[0].repeat(5, 1, 1, 1), torch.cat([k.keep for k in masks])).pooled
         close(student[[0, 1, 14], :3], want['student'])
         close(m.momentum_encoder(x[1]).pooled[1, :3], want['teacher'])
@@ -152,11 +156,17 @@ def test_official_loss():
 
 def test_ratio_0_is_byol():
     "One mask that hides nothing: equation 2 of BYOL, one direction, in float64, with its gradient."
-    m, (x1, x2) = small(masks=1, mask_ratio=0.0, dtype=torch.float64), [x.double() for x in two()]
+    m = small(masks=1, mask_ratio=0.0, dtype=torch.float64)
+    x1, x2 = [x.double() for x in two()]
     params = [p for p in m.parameters() if p.requires_grad]
-    q, k = m.predictor(m.projector(m.encoder(x1).pooled)), m.momentum_projector(m.momentum_encoder(x2).pooled)
-    unit = lambda v: v / v.norm(dim=1, keepdim=True)
-    by_hand, ours = (unit(q) - unit(k).detach()).square().sum(1).mean(), m([x1, x2], noise=draw())['loss']
+    q = m.predictor(m.projector(m.encoder(x1).pooled))
+    k = m.momentum_projector(m.momentum_encoder(x2).pooled)
+
+    def unit(v):
+        return v / v.norm(dim=1, keepdim=True)
+
+    by_hand = (unit(q) - unit(k).detach()).square().sum(1).mean()
+    ours = m([x1, x2], noise=draw())['loss']
     torch.testing.assert_close(ours, by_hand, atol=1e-12, rtol=0)
     for a, b in zip(torch.autograd.grad(ours, params), torch.autograd.grad(by_hand, params)):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
@@ -164,7 +174,9 @@ def test_ratio_0_is_byol():
 
 @pytest.mark.parametrize('loss', ['byol', 'info_nce'])
 def test_mean_over_the_masks_with_one_target(loss):
-    m, (x1, x2), noise = small(loss=loss, temperature=0.2), two(), draw()
+    m = small(loss=loss, temperature=0.2)
+    x1, x2 = two()
+    noise = draw()
     calls = []
     m.momentum_encoder.register_forward_hook(lambda mod, x, out: calls.append(len(x[0])))
     whole = m([x1, x2], noise=noise)['loss']
@@ -184,14 +196,15 @@ def test_loss_of_what_knows_nothing():
     assert 0 < small()(two())['loss'] < 4
     alike = small(predictor=False, masks=1, mask_ratio=0.0)
     x = two()[0]
-    assert alike([x, x])['loss'].item() == pytest.approx(0, abs=1e-5) and isinstance(
-        alike.predictor, nn.Identity
-    )
+    assert alike([x, x])['loss'].item() == pytest.approx(0, abs=1e-5)
+    assert isinstance(alike.predictor, nn.Identity)
 
 
 def test_nothing_of_the_target_learns_or_depends_on_chance():
-    m, x = small(enc=dict(drop_path_rate=0.5, attn_drop_rate=0.3, proj_drop_rate=0.3)), two()
-    assert torch.equal(m.momentum_embed(x[1]), m.momentum_embed(x[1])) and m.training, "in train mode"
+    m = small(enc=dict(drop_path_rate=0.5, attn_drop_rate=0.3, proj_drop_rate=0.3))
+    x = two()
+    assert torch.equal(m.momentum_embed(x[1]), m.momentum_embed(x[1])), "in train mode"
+    assert m.training, "in train mode"
     noise = draw()
     assert m(x, noise=noise)['loss'] != m(x, noise=noise)['loss'], "the student drops paths"
     m(x)['loss'].backward()
@@ -206,9 +219,8 @@ def test_what_decays():
     m = small()
     names = {p: n for n, p in m.named_parameters()}
     none = {names[p] for g in param_groups(m, 0.1) if not g['weight_decay'] for p in g['params']}
-    assert {'encoder.attn_pool.cls_token', 'encoder.attn_pool.blocks.0.gamma_1'} <= none and not any(
-        'qkv.weight' in n for n in none
-    )
+    assert {'encoder.attn_pool.cls_token', 'encoder.attn_pool.blocks.0.gamma_1'} <= none
+    assert not any('qkv.weight' in n for n in none)
     assert not any(
         'momentum' in names[p] or 'pos_embed' in names[p] for g in param_groups(m, 0.1) for p in g['params']
     )
@@ -232,11 +244,11 @@ def test_what_decays():
 def test_disjoint_masks(n, ratio, masks, k):
     noise = torch.rand(5, n)
     found = disjoint_masking(5, n, ratio, masks, noise=noise)
-    assert [m.keep.shape for m in found] == [(5, k)] * masks and (sum(1 - m.mask for m in found) <= 1).all()
+    assert [m.keep.shape for m in found] == [(5, k)] * masks
+    assert (sum(1 - m.mask for m in found) <= 1).all()
     assert all(m.mask.gather(1, m.keep).eq(0).all() and m.mask.sum(1).eq(n - k).all() for m in found)
-    assert torch.equal(
-        torch.cat([m.keep for m in found], 1), noise.argsort(1)[:, : masks * k]
-    ) and torch.equal(found[0].keep, random_masking(5, n, ratio, noise=noise).keep)
+    assert torch.equal(torch.cat([m.keep for m in found], 1), noise.argsort(1)[:, : masks * k])
+    assert torch.equal(found[0].keep, random_masking(5, n, ratio, noise=noise).keep)
     again = [
         disjoint_masking(5, n, ratio, masks, generator=torch.Generator().manual_seed(3)) for _ in range(2)
     ]
@@ -250,17 +262,17 @@ def test_equals_timms_class_attention():
     torch.manual_seed(0)
     x, cls = torch.randn(4, 7, 24), torch.randn(4, 1, 24)
     u = torch.cat([cls, x], 1)
-    ours, theirs = ClassAttention(24, 3), ClassAttn(24, 3, qkv_bias=True)
+    ours = ClassAttention(24, 3)
+    theirs = ClassAttn(24, 3, qkv_bias=True)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(u), theirs(u), atol=1e-6, rtol=0)
-    block, timms = (
-        ClassAttentionBlock(24, 3, scale=0.7),
-        LayerScaleBlockClassAttn(
-            24, 3, qkv_bias=True, norm_layer=lambda width, **kw: nn.LayerNorm(width, eps=1e-6)
-        ),
+    block = ClassAttentionBlock(24, 3, scale=0.7)
+    timms = LayerScaleBlockClassAttn(
+        24, 3, qkv_bias=True, norm_layer=lambda width, **kw: nn.LayerNorm(width, eps=1e-6)
     )
     timms.load_state_dict(block.state_dict())
-    a, b = block(x, cls), timms(x, cls)
+    a = block(x, cls)
+    b = timms(x, cls)
     a.square().sum().backward()
     b.square().sum().backward()
     torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
@@ -275,9 +287,10 @@ def test_patches_never_meet_the_class_token():
     x = two()[0]
     (gradient,) = torch.autograd.grad(m(x).patches.square().sum(), [m.attn_pool.cls_token], allow_unused=True)
     assert gradient is None
+    # the same network without class attention
     plain = ViT(
         24, 8, embed_dim=48, depth=2, num_heads=3, positions='sincos', class_token=False, global_pool='avg'
-    )  # the same network without class attention
+    )
     plain.load_state_dict({k: v for k, v in m.state_dict().items() if not k.startswith('attn_pool')})
     torch.testing.assert_close(plain(x).patches, m(x).patches, atol=0, rtol=0)
     keep = random_masking(B, (3, 3), 0.7).keep
@@ -297,27 +310,21 @@ def test_an_encoder_of_the_contract(stem):
     ).eval()
     x = two()[0]
     f = m(x, random_masking(B, (3, 3), 0.7).keep)
-    assert (
-        f.pooled.shape == (B, 96)
-        and f.patches.shape == (B, 2, 96)
-        and f.grid == (3, 3)
-        and len(m.attn_pool.blocks) == 1
-        and m.attn_pool.blocks[0].gamma_1[0].item() == pytest.approx(0.3)
-    )
+    assert f.pooled.shape == (B, 96)
+    assert f.patches.shape == (B, 2, 96)
+    assert f.grid == (3, 3)
+    assert len(m.attn_pool.blocks) == 1
+    assert m.attn_pool.blocks[0].gamma_1[0].item() == pytest.approx(0.3)
     order = torch.randperm(9).expand(B, 9)
-    torch.testing.assert_close(
-        m(x, order).pooled, m(x).pooled, atol=1e-5, rtol=0
-    )  # all of them, in any order
+    # all of them, in any order
+    torch.testing.assert_close(m(x, order).pooled, m(x).pooled, atol=1e-5, rtol=0)
     fresh = random_encoder_like(m, 1)
-    assert not torch.equal(fresh.attn_pool.cls_token, m.attn_pool.cls_token) and not torch.equal(
-        fresh.attn_pool.blocks[0].attn.q.weight, m.attn_pool.blocks[0].attn.q.weight
-    )
+    assert not torch.equal(fresh.attn_pool.cls_token, m.attn_pool.cls_token)
+    assert not torch.equal(fresh.attn_pool.blocks[0].attn.q.weight, m.attn_pool.blocks[0].attn.q.weight)
     model = Classifier(m, 3)
     model(x).sum().backward()  # fine-tuning takes the patches
-    assert (
-        all(p.grad is None for p in model.encoder.attn_pool.parameters())
-        and model.encoder.blocks[0].attn.qkv.weight.grad is not None
-    )
+    assert all(p.grad is None for p in model.encoder.attn_pool.parameters())
+    assert model.encoder.blocks[0].attn.qkv.weight.grad is not None
 
 
 def test_through_the_door_and_back(tmp_path):
@@ -327,7 +334,8 @@ def test_through_the_door_and_back(tmp_path):
     x = two()[0]
     for name in ('net.safetensors', 'net.pth'):
         back, report = load_encoder(save(m, tmp_path / name))
-        assert not report.missing and not report.unexpected
+        assert not report.missing
+        assert not report.unexpected
         torch.testing.assert_close(back(x), m(x), atol=0, rtol=0)
     with pytest.raises(ValueError, match='class attention'):
         save(m, tmp_path / 'folder')
@@ -342,29 +350,32 @@ def test_views_share_a_crop():
     v = views('extrema', 16, (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8)
     a, b = v.draw(6, (24, 24))
-    assert torch.equal(a.box, b.box) and torch.equal(a.flip, b.flip) and not torch.equal(a.factors, b.factors)
+    assert torch.equal(a.box, b.box)
+    assert torch.equal(a.flip, b.flip)
+    assert not torch.equal(a.factors, b.factors)
     same = views('extrema', 16, (0.5,) * 3, (0.25,) * 3, jitter=(0.0,) * 4, grey=0.0)
     torch.testing.assert_close(*same(images), atol=0, rtol=0)
     torch.testing.assert_close(
         v(images[:2], [d.take(slice(0, 2)) for d in (a, b)])[1], v(images, [a, b])[1][:2], atol=1e-5, rtol=0
     )
-    assert small().views.policies[1].shared and [p.blur for p in small().views.policies] == [0.0, 0.0]
+    assert small().views.policies[1].shared
+    assert [p.blur for p in small().views.policies] == [0.0, 0.0]
 
 
 def test_guess():
-    m, images = small(norm='batch').train(), torch.randint(0, 256, (B, 3, 24, 24), dtype=torch.uint8)
+    m = small(norm='batch').train()
+    images = torch.randint(0, 256, (B, 3, 24, 24), dtype=torch.uint8)
     g = m.guess(images, torch.Generator().manual_seed(0))
     again = m.guess(images, torch.Generator().manual_seed(0))
-    assert (
-        g.cosine.shape == g.rank.shape == (V, B)
-        and torch.equal(g.cosine, again.cosine)
-        and m.training
-        and 1 <= g.rank.min()
-        and g.rank.max() <= B
-    )
+    assert g.cosine.shape == g.rank.shape == (V, B)
+    assert torch.equal(g.cosine, again.cosine)
+    assert m.training
+    assert 1 <= g.rank.min()
+    assert g.rank.max() <= B
     m.eval()
     x = m.views.prepare(images)
-    p, k = m.predictor(m.projector(m.encoder(x, g.masks[1].keep).pooled)), m.momentum_embed(x)
+    p = m.predictor(m.projector(m.encoder(x, g.masks[1].keep).pooled))
+    k = m.momentum_embed(x)
     cosine = F.cosine_similarity(p[:, None], k[None], dim=-1)
     torch.testing.assert_close(g.cosine[1], cosine.diagonal(), atol=1e-5, rtol=0)
     for p in m.projector.parameters():
@@ -375,7 +386,9 @@ def test_guess():
 
 
 def parts(index: int, world: int, norm: str):  # what one process says of its part: loss, gradients
-    m, x, noise = small(norm=norm, dtype=torch.float64), [v.double() for v in two()], draw()
+    m = small(norm=norm, dtype=torch.float64)
+    x = [v.double() for v in two()]
+    noise = draw()
     mine = slice(index * B // world, (index + 1) * B // world)
     if world > 1:
         m = sync_batchnorm(m)
@@ -402,7 +415,8 @@ def processes():
 
 @pytest.mark.parametrize('norm', ['layer', 'batch'])
 def test_two_processes_equal_one(processes, norm):
-    both, (loss, grads, buffers) = processes(of_this_process, norm), parts(0, 1, norm)
+    both = processes(of_this_process, norm)
+    loss, grads, buffers = parts(0, 1, norm)
     torch.testing.assert_close(sum(b[0] for b in both) / 2, loss, atol=1e-12, rtol=0)
     for name, grad in grads.items():
         torch.testing.assert_close(sum(b[1][name] for b in both) / 2, grad, atol=1e-10, rtol=1e-8)
@@ -414,18 +428,16 @@ def test_recipes():
     from types import SimpleNamespace
 
     paper = recipe('extrema', 'paper')
-    assert (
-        paper.lr == pytest.approx(1.2e-3)
-        and paper.betas == (0.9, 0.95)
-        and paper.weight_decay == 0.1
-        and (paper.batch_size, paper.epochs, paper.warmup) == (2048, 300, 40)
-    )
+    assert paper.lr == pytest.approx(1.2e-3)
+    assert paper.betas == (0.9, 0.95)
+    assert paper.weight_decay == 0.1
+    assert (paper.batch_size, paper.epochs, paper.warmup) == (2048, 300, 40)
     m = build(recipe('extrema', 'laptop'), SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3))
     assert any(isinstance(x, nn.BatchNorm1d) for x in m.projector)
     assert m(m.views(torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)))['loss'].isfinite()
-    from vit_ssl_lab.evaluation.scores import for_fashion
+    from vit_ssl_lab.studies.runs import fashion_mnist_variant
 
-    grey = build(for_fashion(recipe('extrema', 'laptop')), SimpleNamespace(mean=(0.5,), std=(0.25,)))
+    grey = build(fashion_mnist_variant(recipe('extrema', 'laptop')), SimpleNamespace(mean=(0.5,), std=(0.25,)))
     assert grey(grey.views(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)))['loss'].isfinite()
 
 

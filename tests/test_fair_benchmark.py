@@ -26,9 +26,8 @@ def test_every_row_has_its_runs():
     assert STORED['setting'] == fair.setting()
     assert set(RUNS) == {*METHODS, *fair.BASELINES}
     for row in fair.ROWS:
-        assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS)) and set(
-            RUNS[row]['seeds']
-        ) == {str(s) for s in fair.SEEDS}
+        assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS))
+        assert set(RUNS[row]['seeds']) == {str(s) for s in fair.SEEDS}
         assert RUNS[row]['base_lr'] == max(RUNS[row]['trials'], key=lambda t: t['knn'])['base_lr']
 
 
@@ -37,10 +36,8 @@ def test_the_table_is_what_the_runs_say():
     assert set(shown) == set(RUNS)
     for row, made in RUNS.items():
         for text, key in zip(shown[row], KEYS, strict=True):
-            values, digits = (
-                [r[key] for r in made['seeds'].values() if key in r],
-                0 if key in ('seconds', 'memory_mib') else 1,
-            )
+            values = [r[key] for r in made['seeds'].values() if key in r]
+            digits = 0 if key in ('seconds', 'memory_mib') else 1
             numbers = [float(n) for n in re.findall(r'[\d.]+', text)]
             if not values:
                 assert not numbers
@@ -51,6 +48,7 @@ def test_the_table_is_what_the_runs_say():
             )
 
 
+# they have views of their own
 MASKED = (
     'mae',
     'maskfeat',
@@ -62,14 +60,17 @@ MASKED = (
     'mp3',
     'fcmae',
     'flip',
-)  # they have views of their own
+)
 
 
 @pytest.mark.parametrize('row', fair.ROWS)
 def test_the_budget_is_the_same(row):
-    "Of the budget only the encoder may differ, in the four rows that can't stand on the common one; all rows but the masked ones get the same two views."
-    plan, own = fair.plan_of(row, 1.0, 0), fair.OWN_ENCODER.get(row, {})
-    assert set(fair.OWN_ENCODER) == {'extrema', 'mp3', 'fcmae', 'flip'} and set(own) <= {
+    """Of the budget only the encoder may differ, in the four rows that can't stand on the common one; all
+    rows but the masked ones get the same two views."""
+    plan = fair.plan_of(row, 1.0, 0)
+    own = fair.OWN_ENCODER.get(row, {})
+    assert set(fair.OWN_ENCODER) == {'extrema', 'mp3', 'fcmae', 'flip'}
+    assert set(own) <= {
         'encoder',
         'encoder_options',
     }

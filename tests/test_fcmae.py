@@ -1,4 +1,5 @@
-"""FCMAE: the numbers of the official sparse model through the weights door, the loss by hand, what is hidden, who learns, bad input."""
+"""FCMAE: the numbers of the official sparse model through the weights door, the loss by hand, what is hidden,
+who learns, bad input."""
 
 import argparse, json, zlib
 from pathlib import Path
@@ -9,13 +10,13 @@ import torch.nn.functional as F
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 from vit_ssl_lab.components.decoders import ConvDecoder
-from vit_ssl_lab.components.masking import mask_from, random_masking, take
+from vit_ssl_lab.components.masking import mask_from, random_masking
 from vit_ssl_lab.components.patches import mask_to_pixels, patchify
 from vit_ssl_lab.data import load
 from vit_ssl_lab.encoders.convnextv2 import V1, convnextv2_yocto
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import vit_nano
-from vit_ssl_lab.evaluation.scores import for_fashion
+from vit_ssl_lab.studies.runs import fashion_mnist_variant
 from vit_ssl_lab.methods.fcmae import FCMAE
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -44,7 +45,10 @@ def official(name: str) -> str:
 
 def official_file(folder: Path, norm_pix: bool) -> Path:
     "A checkpoint as the official pre-training writes it, filled by formula."
-    wave = lambda name, n: torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
+
+    def wave(name, n):
+        return torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
+
     state = {
         name: wave(name, int(np.prod(shape))).reshape(shape)
         + (1.0 if len(shape) == 1 and name.endswith('weight') else 0.0)
@@ -63,23 +67,24 @@ def official_file(folder: Path, norm_pix: bool) -> Path:
 
 @pytest.mark.parametrize('target', ['pixels', 'norm_pix'])
 def test_official_numbers(tmp_path, target):
-    "Mask, features, prediction, loss, gradients and one step of the official sparse model, one picture after the other."
-    i, path = np.arange(2 * 3 * 96 * 96), official_file(tmp_path, target == 'norm_pix')
+    """Mask, features, prediction, loss, gradients and one step of the official sparse model, one picture
+    after the other."""
+    i = np.arange(2 * 3 * 96 * 96)
+    path = official_file(tmp_path, target == 'norm_pix')
     x = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(2, 3, 96, 96)
     noise = torch.tensor((np.arange(18) * 0.6180339887) % 1).reshape(2, 9)
-    near = lambda a, b, eps=1e-5: np.testing.assert_allclose(
-        torch.as_tensor(a).detach().numpy(), b, rtol=eps, atol=eps
-    )
+
+    def near(a, b, eps=1e-05):
+        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=eps, atol=eps))
+
     losses = []
     for k, want in enumerate(GOLDEN[target]):
         m, report = load_method(path)
-        assert (
-            report.layout == 'convnextv2'
-            and m.norm_pix == (target == 'norm_pix')
-            and report.missing == ['encoder.head.norm.weight', 'encoder.head.norm.bias']
-            and not report.unexpected
-            and not report.assumed
-        )
+        assert report.layout == 'convnextv2'
+        assert m.norm_pix == (target == 'norm_pix')
+        assert report.missing == ['encoder.head.norm.weight', 'encoder.head.norm.bias']
+        assert not report.unexpected
+        assert not report.assumed
         m = m.double()
         one, keys = x[k : k + 1], noise[k : k + 1]
         mask = m.draw_mask(one, keys)
@@ -105,27 +110,28 @@ def test_official_numbers(tmp_path, target):
         opt.step()
         near(m(one, noise=keys)['loss'], want['loss_after_one_step'])
     both = load_method(path)[0].double()
-    close(
-        both(x, noise=noise)['loss'], torch.stack(losses).mean(), 1e-9
-    )  # GRN looks at each picture alone, unlike the official sparse layer
-    assert (
-        official('proj.weight') == 'decoder.embed.weight' and official('mask_token') == 'decoder.mask_token'
-    )
+    # GRN looks at each picture alone, unlike the official sparse layer
+    close(both(x, noise=noise)['loss'], torch.stack(losses).mean(), 1e-9)
+    assert official('proj.weight') == 'decoder.embed.weight'
+    assert official('mask_token') == 'decoder.mask_token'
 
 
 def test_without_hints_the_door_says_what_it_assumed(tmp_path):
     state = torch.load(official_file(tmp_path, True), weights_only=False)['model']
     torch.save(state, tmp_path / 'x.pt')
     m, report = load_method(tmp_path / 'x.pt')
-    assert report.assumed == ['img_size=224', 'norm_pix=True'] and m.grid == (7, 7)
+    assert report.assumed == ['img_size=224', 'norm_pix=True']
+    assert m.grid == (7, 7)
     assert load_method(tmp_path / 'x.pt', norm_pix=False, old_size=96)[0].grid == (3, 3)
 
 
 def test_own_training_state_comes_in(tmp_path):
-    m, x = tiny(norm_pix=False).eval(), torch.randn(2, 3, 24, 24)
+    m = tiny(norm_pix=False).eval()
+    x = torch.randn(2, 3, 24, 24)
     torch.save(m.state_dict(), tmp_path / 'x.pth')
     again, report = load_method(tmp_path / 'x.pth', norm_pix=False, old_size=24)
-    assert report.layout == 'vit_ssl_lab' and not report.missing
+    assert report.layout == 'vit_ssl_lab'
+    assert not report.missing
     noise = torch.rand(2, 9)
     assert torch.equal(again(x, noise=noise)['loss'], m(x, noise=noise)['loss'])
     save(m, tmp_path / 'encoder.safetensors')
@@ -136,13 +142,15 @@ def test_own_training_state_comes_in(tmp_path):
 @pytest.mark.parametrize('norm_pix', [False, True])
 @pytest.mark.parametrize('grn', [True, False])
 def test_loss_and_decoder_by_hand(norm_pix, grn):
-    m, x = tiny(D, grn, norm_pix=norm_pix), torch.randn(2, 3, 24, 24, dtype=D)
+    m = tiny(D, grn, norm_pix=norm_pix)
+    x = torch.randn(2, 3, 24, 24, dtype=D)
     for b in m.decoder.blocks:  # nothing the identity by chance
         if grn:
             nn.init.normal_(b.mlp.grn.weight)
         else:
             nn.init.normal_(b.gamma)
-    mask, d = random_masking(2, (3, 3), 0.6, generator=torch.Generator().manual_seed(1)), m.decoder
+    mask = random_masking(2, (3, 3), 0.6, generator=torch.Generator().manual_seed(1))
+    d = m.decoder
     seen = m.encoder(x, mask.keep).patches
     assert mask.keep.shape == (2, 3)
     field = d.mask_token.expand(2, 9, 16).clone()
@@ -190,11 +198,13 @@ def test_loss_at_initialisation():
 
 
 def test_hidden_pixels_reach_no_prediction():
-    m, x = tiny(), torch.randn(2, 3, 24, 24, requires_grad=True)
+    m = tiny()
+    x = torch.randn(2, 3, 24, 24, requires_grad=True)
     mask = random_masking(2, (3, 3), 0.6)
     hidden = mask_to_pixels(mask.mask, 8, (3, 3)).expand(-1, 3, -1, -1) == 1
     m.predict(x, mask).square().sum().backward()
-    assert x.grad[hidden].abs().max() == 0 and x.grad[~hidden].abs().sum() > 0
+    assert x.grad[hidden].abs().max() == 0
+    assert x.grad[~hidden].abs().sum() > 0
     assert torch.equal(m.predict(x, mask), m.predict(torch.where(hidden, -x, x), mask))
 
 
@@ -220,30 +230,24 @@ def test_the_loop_trains_it_and_repeats_itself():
         rows.append([r['loss'] for r in pretrain(m, data, plan, quiet=True, device='cpu').rows])
         assert not torch.equal(start, m.encoder.stages[0].blocks[0].conv_dw.weight)
     assert rows[0] == rows[1]
-    plan = for_fashion(recipe('fcmae', 'laptop'))
+    plan = fashion_mnist_variant(recipe('fcmae', 'laptop'))
     grey = load('digits')
     m = build(plan, grey)
-    assert (
-        m.grid == (7, 7)
-        and m(m.views(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)))['loss'].isfinite()
-    )
+    assert m.grid == (7, 7)
+    assert m(m.views(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)))['loss'].isfinite()
 
 
 def test_recipes():
     paper = recipe('fcmae', 'paper')
-    assert (
-        abs(paper.lr - 2.4e-3) < 1e-12
-        and paper.encoder == 'convnextv2_base'
-        and paper.method_options['mask_ratio'] == 0.6
-    )
+    assert abs(paper.lr - 2.4e-3) < 1e-12
+    assert paper.encoder == 'convnextv2_base'
+    assert paper.method_options['mask_ratio'] == 0.6
     with torch.device('meta'):
         m = FCMAE(convnextv2_yocto(224, patch_size=32, stem_size=4))
-    assert (
-        m.grid == (7, 7)
-        and m.decoder.head.out_features == 3072
-        and m.decoder.mask_token.shape == (1, 1, 512)
-        and len(m.decoder.blocks) == 1
-    )
+    assert m.grid == (7, 7)
+    assert m.decoder.head.out_features == 3072
+    assert m.decoder.mask_token.shape == (1, 1, 512)
+    assert len(m.decoder.blocks) == 1
     assert random_masking(1, (7, 7), m.mask_ratio).keep.shape == (1, 19)  # int(49 * 0.4)
 
 
@@ -253,17 +257,16 @@ def test_reconstruct():
         0, 256, (2, 3, 30, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert (
-        all(torch.equal(u, v) for u, v in zip(a, b))
-        and a.input.shape == (2, 3, 24, 24)
-        and a.mask.shape == (2, 9)
-    )
+    assert all(torch.equal(u, v) for u, v in zip(a, b))
+    assert a.input.shape == (2, 3, 24, 24)
+    assert a.mask.shape == (2, 9)
     visible = mask_to_pixels(a.mask, 8, (3, 3)).expand(-1, 3, -1, -1) == 0
     assert torch.equal(a.pasted[visible], a.input[visible])
 
 
 def test_other_pairs_of_encoder_and_decoder():
-    "MAE's decoder behind a convolutional network (the paper's ablation), and this decoder behind a transformer."
+    """MAE's decoder behind a convolutional network (the paper's ablation), and this decoder behind a
+    transformer."""
     x = torch.randn(2, 3, 24, 24)
     for m in (
         MAE(convnextv2_yocto(24), 16, 1, 2),

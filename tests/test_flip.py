@@ -18,7 +18,7 @@ from vit_ssl_lab.data.image_text import captions_of
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.text import TextEncoder, own_words, text_encoder
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
-from vit_ssl_lab.evaluation.zero_shot import prompt_vectors, recalls
+from vit_ssl_lab.evaluation.zero_shot import zero_shot_classifier, recall_at_k
 from vit_ssl_lab.methods.flip import FLIP
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -73,7 +73,9 @@ def test_loss_and_gradients_are_those_of_open_clip(t):
     u, v = torch.randn(2, 12, 16).unbind(0)
     grads = []
     for ours in (True, False):
-        a, b, s = u.clone().requires_grad_(), v.clone().requires_grad_(), torch.tensor(t, requires_grad=True)
+        a = u.clone().requires_grad_()
+        b = v.clone().requires_grad_()
+        s = torch.tensor(t, requires_grad=True)
         loss = (
             clip_loss(a, b, s.exp()).loss
             if ours
@@ -86,10 +88,14 @@ def test_loss_and_gradients_are_those_of_open_clip(t):
 
 
 def test_loss_is_the_papers_formula():
-    "L = 1/2 [mean(-l_ii + ln sum_j e^l_ij) + mean(-l_ii + ln sum_j e^l_ji)], t clipped to [0, ln 100] in the forward pass, in float64."
+    """L = 1/2 [mean(-l_ii + ln sum_j e^l_ij) + mean(-l_ii + ln sum_j e^l_ji)], t clipped to [0, ln 100] in
+    the forward pass, in float64."""
     rng = np.random.default_rng(0)
     u, v = rng.standard_normal((2, 9, 5))
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
     for t in (-1.0, 2.659, 6.0):
         l = np.exp(np.clip(t, 0, np.log(100))) * unit(u) @ unit(v).T
         want = 0.5 * (
@@ -107,7 +113,9 @@ def test_loss_is_the_papers_formula():
 
 
 def test_equal_captions_are_no_rivals():
-    "Published losses count an equal caption as a negative. Spread over all equal captions, the target gives the same loss and gradients, since their columns are the same vector."
+    """Published losses count an equal caption as a negative.
+    Spread over all equal captions, the target gives the same loss and gradients, since their columns are
+    the same vector."""
     names = torch.tensor([1, 2, 1, 3, 1])
     texts = torch.randn(4, 8)[names]
     right = (names[:, None] == names).float()
@@ -135,7 +143,8 @@ def test_loss_at_the_start_is_ln_batch():
 
 
 def test_masks_are_those_of_mae():
-    m, (x, noise) = small(), batch()
+    m = small()
+    x, noise = batch()
     mae = MAE(
         vit_nano(img_size=24, patch_size=6),
         decoder_width=16,
@@ -143,13 +152,16 @@ def test_masks_are_those_of_mae():
         decoder_heads=2,
         mask_ratio=0.5,
     )
-    ours, theirs = m.draw_mask(x, noise), mae.draw_mask(x, noise)
-    assert torch.equal(ours.keep, theirs.keep) and torch.equal(ours.mask, theirs.mask)
+    ours = m.draw_mask(x, noise)
+    theirs = mae.draw_mask(x, noise)
+    assert torch.equal(ours.keep, theirs.keep)
+    assert torch.equal(ours.mask, theirs.mask)
     assert torch.equal(ours.keep, noise.argsort(1)[:, :8])  # models_flip.py: random_mask keeps the smallest
 
 
 def test_hidden_patches_do_not_matter():
-    m, (x, noise) = small().eval(), batch()
+    m = small().eval()
+    x, noise = batch()
     tokens = m.tokenize(WORDS)
     mask = m.draw_mask(x, noise)
     hidden = mask.mask.view(8, 1, 4, 4).repeat_interleave(6, 2).repeat_interleave(6, 3)
@@ -161,7 +173,9 @@ def test_hidden_patches_do_not_matter():
 
 
 def test_image_tower_is_timms_with_patch_dropout():
-    "FLIP's own image tower: fixed positions, a class token without one, the mean of all tokens behind the last norm; timm drops patches behind the positions, which is the same as embedding only those that stay."
+    """FLIP's own image tower: fixed positions, a class token without one, the mean of all tokens behind the
+    last norm; timm drops patches behind the positions, which is the same as embedding only those that
+    stay."""
     torch.manual_seed(0)
     size = dict(
         img_size=24,
@@ -213,24 +227,27 @@ def test_text_tower_is_open_clips():
 
 
 def test_words_are_part_of_the_weights():
-    a, b = TextEncoder(10, 32, 1, 2, own_words(WORDS)), TextEncoder(10, 32, 1, 2, own_words(WORDS[::-1]))
-    assert torch.equal(a.vocabulary, b.vocabulary) and 'vocabulary' in a.state_dict()
-    assert a.tokenize(['a zebra'])[0, 2] == len(a.vocabulary) and a.unknown('a zebra') == ['zebra']
+    a = TextEncoder(10, 32, 1, 2, own_words(WORDS))
+    b = TextEncoder(10, 32, 1, 2, own_words(WORDS[::-1]))
+    assert torch.equal(a.vocabulary, b.vocabulary)
+    assert 'vocabulary' in a.state_dict()
+    assert a.tokenize(['a zebra'])[0, 2] == len(a.vocabulary)
+    assert a.unknown('a zebra') == ['zebra']
 
 
 # --- the method
 
 
 def test_one_step_is_that_of_open_clip():
-    "The same towers, heads and SGD under open_clip's loss, whose scale is clamped after the step: the same weights after it."
+    """The same towers, heads and SGD under open_clip's loss, whose scale is clamped after the step: the same
+    weights after it."""
     ours, theirs = small(clamp='step'), small(clamp='step')
     x, noise = batch()
     tokens = ours.tokenize(WORDS)
     keep = ours.draw_mask(x, noise).keep
     for m, mine in ((ours, True), (theirs, False)):
-        opt = torch.optim.SGD(
-            m.parameters(), lr=0.1, weight_decay=0.2
-        )  # AdamW would blow up the noise of key biases, whose true gradient is 0
+        # AdamW would blow up the noise of key biases, whose true gradient is 0
+        opt = torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.2)
         if mine:
             loss = m(x, tokens, noise=noise)['loss']
         else:
@@ -247,23 +264,28 @@ def test_one_step_is_that_of_open_clip():
 
 
 def test_patches_add_up_to_the_cosine():
-    m, (x, _) = small().eval(), batch()
+    m = small().eval()
+    x, _ = batch()
     v = F.normalize(m.embed_texts(WORDS), dim=1)
     u = F.normalize(m.embed_images(x), dim=1)
     torch.testing.assert_close((m.embed_patches(x) @ v.T).mean(1), u @ v.T, atol=1e-5, rtol=1e-4)
 
 
 def test_intact_pictures_need_no_noise():
-    m, (x, noise) = small(mask_ratio=0.0), batch()
+    m = small(mask_ratio=0.0)
+    x, noise = batch()
     tokens = m.tokenize(WORDS)
     assert torch.equal(m(x, tokens)['loss'], m(x, tokens, noise=noise)['loss'])
 
 
 def part(rank, world):
-    "Loss and gradients of one process's rows of a batch of seven, in float64; equal captions lie in both parts."
-    m, (x, noise) = small().double(), batch(7)
+    """Loss and gradients of one process's rows of a batch of seven, in float64; equal captions lie in both
+    parts."""
+    m = small().double()
+    x, noise = batch(7)
     tokens = m.tokenize(WORDS[:2] + WORDS[:5])
-    lo, hi = rank * 7 // world, (rank + 1) * 7 // world
+    lo = rank * 7 // world
+    hi = (rank + 1) * 7 // world
     loss = m(x[lo:hi].double(), tokens[lo:hi], noise=noise[lo:hi])['loss'] * (hi - lo) / 7
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
@@ -282,9 +304,11 @@ def processes():
 
 
 def test_two_processes_equal_one(processes):
-    (loss, grads), answers = part(0, 1), processes(part_here)
+    loss, grads = part(0, 1)
+    answers = processes(part_here)
     torch.testing.assert_close(sum(l for l, _ in answers), loss)
-    assert 'scale.log_scale' in grads and 'text_encoder.token_embedding.weight' in grads
+    assert 'scale.log_scale' in grads
+    assert 'text_encoder.token_embedding.weight' in grads
     for name, g in grads.items():
         torch.testing.assert_close(sum(other[name] for _, other in answers), g, atol=1e-7, rtol=1e-5)
 
@@ -311,7 +335,8 @@ def rows(history):
 
 
 def test_a_stopped_run_goes_on_and_is_read_back(tmp_path):
-    r, data = recipe('flip', 'laptop', **SMALL), load('scenes', n=90, size=24)
+    r = recipe('flip', 'laptop', **SMALL)
+    data = load('scenes', n=90, size=24)
     whole = build(r, data)
     history = pretrain(whole, data, r, quiet=True, device='cpu')
 
@@ -328,11 +353,11 @@ def test_a_stopped_run_goes_on_and_is_read_back(tmp_path):
         )
     again = build(r, data)
     resumed = pretrain(again, data, r, out=tmp_path / 'run', quiet=True, device='cpu')
-    assert rows(resumed)[-3:] == rows(history)[-3:] and all(
-        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values())
-    )
+    assert rows(resumed)[-3:] == rows(history)[-3:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
     back = load_run(tmp_path / 'run')  # no data set: the words are in the checkpoint
-    assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary) and torch.equal(
+    assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary)
+    assert torch.equal(
         back.embed_texts(['a red bag on brick']), whole.eval().embed_texts(['a red bag on brick'])
     )
 
@@ -360,7 +385,8 @@ def test_a_stream_of_pairs_trains(tmp_path):
         m.forward = forward
         return rows(pretrain(m, data, r, quiet=True, device='cpu'))
 
-    assert run(stream) == run(data) and all(torch.equal(a, b) for a, b in zip(asked[:4], asked[4:]))
+    assert run(stream) == run(data)
+    assert all(torch.equal(a, b) for a, b in zip(asked[:4], asked[4:]))
     (tmp_path / '07.png').write_bytes(b'no picture')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -376,9 +402,10 @@ def train(r):
 
 
 def test_two_processes_train_as_one(processes):
+    # uneven parts
     r = recipe(
         'flip', 'laptop', **{**SMALL, 'batch_size': 31, 'optimizer': 'sgd', 'base_lr': 0.05, 'steps': 4}
-    )  # uneven parts
+    )
     alone, state = train(r)
     for theirs, other in processes(train, r):
         for a, b in zip(alone, theirs, strict=True):
@@ -389,7 +416,8 @@ def test_two_processes_train_as_one(processes):
 
 def test_it_learns():
     "A dozen pairs by heart in a hundred steps."
-    m, x = small(mask_ratio=0.25, words=WORDS), batch()[0]
+    m = small(mask_ratio=0.25, words=WORDS)
+    x = batch()[0]
     tokens = m.tokenize(WORDS)
     opt = torch.optim.AdamW(m.parameters(), lr=3e-3)
     for _ in range(100):
@@ -397,7 +425,8 @@ def test_it_learns():
         loss.backward()
         opt.step()
         opt.zero_grad()
-    assert loss < 0.3 < math.log(8) / 2 and m(x, tokens)['accuracy'] > 0.8
+    assert loss < 0.3 < math.log(8) / 2
+    assert m(x, tokens)['accuracy'] > 0.8
 
 
 def test_the_temperature_at_its_bound_is_said():
@@ -417,11 +446,17 @@ def test_the_temperature_at_its_bound_is_said():
 
 
 def test_recipes():
-    assert recipe('flip', 'paper').lr == pytest.approx(1.024e-3) and {
-        recipe('flip', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')
-    } == {'laptop', 'slow', 'gpu', 'paper'}
+    assert recipe('flip', 'paper').lr == pytest.approx(1.024e-3)
+    assert {recipe('flip', s).scale for s in ('laptop', 'slow', 'gpu', 'paper')} == {
+        'laptop',
+        'slow',
+        'gpu',
+        'paper',
+    }
     m = build(recipe('flip', 'gpu'), load('scenes', n=50, size=64))
-    assert m.text_encoder.width == 192 and m.text_encoder.context_length == 16 and m.encoder.grid == (8, 8)
+    assert m.text_encoder.width == 192
+    assert m.text_encoder.context_length == 16
+    assert m.encoder.grid == (8, 8)
 
 
 # --- data and evaluation
@@ -442,19 +477,21 @@ def test_shards_that_webdataset_wrote(tmp_path):
                 }
             )
     data = load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.0)
-    assert captions_of(data) == [f'picture {i}' for i in range(6)] and torch.equal(
-        data.memory().images, images
-    )
+    assert captions_of(data) == [f'picture {i}' for i in range(6)]
+    assert torch.equal(data.memory().images, images)
     there = [
         (s['__key__'], s['png'])
         for s in wds.WebDataset([str(tmp_path / f'{i:05}.tar') for i in range(2)], shardshuffle=False)
     ]
     for member, (key, png) in zip(data.files, there):
-        assert member.open().read() == png and member.name.startswith(key)
+        assert member.open().read() == png
+        assert member.name.startswith(key)
+    # a member travels to a worker process
     back = next(
         load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.0, workers=2).batches(6, shuffle=False)
-    )  # a member travels to a worker process
-    assert torch.equal(back[0], images) and captions_of(data.at(torch.tensor([4, 1]))) == [
+    )
+    assert torch.equal(back[0], images)
+    assert captions_of(data.at(torch.tensor([4, 1]))) == [
         'picture 4',
         'picture 1',
     ]
@@ -474,7 +511,7 @@ def test_zero_shot_head_is_open_clips():
         Theirs(), m.tokenize, ['bag', 'coat', 'dog', 'shirt'], [lambda c, t=t: t.format(c) for t in templates]
     ).T
     torch.testing.assert_close(
-        prompt_vectors(m, ['bag', 'coat', 'dog', 'shirt'], templates), want, atol=1e-6, rtol=1e-5
+        zero_shot_classifier(m, ['bag', 'coat', 'dog', 'shirt'], templates), want, atol=1e-6, rtol=1e-5
     )
 
 
@@ -482,7 +519,7 @@ def test_recall_is_counted_by_hand():
     g = torch.Generator().manual_seed(0)
     u, v = (F.normalize(torch.randn(12, 5, generator=g), dim=1) for _ in range(2))
     captions = [f'{i % 9}' for i in range(12)]
-    found = recalls(u, v, captions, ks=(1, 3), chunk=5)
+    found = recall_at_k(u, v, captions, ks=(1, 3), chunk=5)
     for way, ask, answers in (('text to image', v, u), ('image to text', u, v)):
         for k in (1, 3):
             hits = [
@@ -547,13 +584,10 @@ def test_emoji_where_they_are_installed():
         train, test = load('emoji', 'train'), load('emoji', 'test')
     except DataError as e:
         pytest.skip(str(e)[:80])
-    assert (
-        len(train) == 3 * len(test) > 4000
-        and len(set(test.classes)) == len(test.classes)
-        and captions_of(test) == test.classes
-    )
-    assert sorted(train.truths['designer'].unique().tolist()) == [0, 1, 2] and test.truths[
-        'designer'
-    ].unique().tolist() == [3]
+    assert len(train) == 3 * len(test) > 4000
+    assert len(set(test.classes)) == len(test.classes)
+    assert captions_of(test) == test.classes
+    assert sorted(train.truths['designer'].unique().tolist()) == [0, 1, 2]
+    assert test.truths['designer'].unique().tolist() == [3]
     assert (train.images.float().mean((1, 2, 3)) < 255).all(), "no picture is blank"
     assert not any(torch.equal(train.images[i], test.images[i]) for i in range(0, len(test), 50))

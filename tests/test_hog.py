@@ -1,4 +1,5 @@
-"""HOG against scikit-image, against numbers that the official layer gave, and against a loop over pixels; what it does not see; the five targets; the tokenizer."""
+"""HOG against scikit-image, against numbers that the official layer gave, and against a loop over pixels;
+what it does not see; the five targets; the tokenizer."""
 
 import json, math
 from pathlib import Path
@@ -15,14 +16,10 @@ from vit_ssl_lab.components.targets import (
     PixelTarget,
     TARGETS,
     Target,
-    gradient,
-    hog,
-    hog_strokes,
-    normalise_patches,
-    patch_cells,
     target_of,
-    unpatch_cells,
 )
+from vit_ssl_lab.components.patches import normalise_patches
+from vit_ssl_lab.components.hog import gradient, hog, hog_strokes, patch_cells, unpatch_cells
 from vit_ssl_lab.components.patches import patchify
 from vit_ssl_lab.components.tokenizer import Codebook, Tokenizer, train_tokenizer
 from vit_ssl_lab.encoders.vit import vit_nano
@@ -49,8 +46,12 @@ def test_official_numbers(case):
     want = GOLDEN[case]
     cells = hog(golden_picture(want['height'], want['width']), want['cell'])
     tokens = patch_cells(cells, want['grid'])
-    close = lambda a, b: np.testing.assert_allclose(torch.as_tensor(a).numpy(), b, atol=2e-6)
-    assert list(cells.shape) == want['shape'] and list(tokens.shape) == want['tokens_shape']
+
+    def close(a, b):
+        np.testing.assert_allclose(torch.as_tensor(a).numpy(), b, atol=2e-6)
+
+    assert list(cells.shape) == want['shape']
+    assert list(tokens.shape) == want['tokens_shape']
     close(cells[0, 1, :, 2, 3], want['cell_0_1_2_3'])
     close(cells[1, 2, :, -1, -1], want['last_cell'])
     close(cells.mean((0, 1, 3, 4)), want['per_bin'])
@@ -62,7 +63,8 @@ def test_official_numbers(case):
 @pytest.mark.parametrize('norm', ['l1', 'l2'])
 @pytest.mark.parametrize('bins, cell', [(6, 8), (9, 8), (9, 4), (12, 16)])
 def test_scikit_image(norm, bins, cell):
-    "The settings both share: plain difference, one cell a block. Its angles are counted from the other axis, so it gets the transposed picture."
+    """The settings both share: plain difference, one cell a block.
+    Its angles are counted from the other axis, so it gets the transposed picture."""
     x = 255 * noise(3, 1, 32, 48)
     theirs = np.stack(
         [
@@ -78,14 +80,17 @@ def test_scikit_image(norm, bins, cell):
 
 
 def test_a_loop_over_pixels():
-    x, cell, bins = noise(12, 8), 4, 9
+    x = noise(12, 8)
+    cell = 4
+    bins = 9
     pad = np.pad(x.numpy(), 1, mode='reflect')
     out = np.zeros((bins, 3, 2))
     for r in range(12):
         for c in range(8):
             w = pad[r : r + 3, c : c + 3]
             s = np.array([1, 2, 1])
-            gx, gy = s @ (w[:, 0] - w[:, 2]), s @ (w[0] - w[2])
+            gx = s @ (w[:, 0] - w[:, 2])
+            gy = s @ (w[0] - w[2])
             out[math.floor(math.atan2(gx, gy) / math.pi * bins) % bins, r // cell, c // cell] += math.hypot(
                 gx, gy
             )
@@ -103,39 +108,37 @@ def test_what_it_does_not_see():
         hog(x.rot90(1, (2, 3)), bins=8), hog(x, bins=8).rot90(1, (3, 4)).roll(4, 2), atol=1e-9, rtol=0
     )
     torch.testing.assert_close(hog(x)[:, 1:2], hog(x[:, 1:2]), atol=0, rtol=0)  # a channel by itself
-    assert hog(torch.full((1, 3, 16, 16), 0.7)).eq(0).all() and torch.allclose(
-        hog(x).norm(dim=2), torch.ones(2, 3, 4, 6, dtype=torch.float64)
-    )
+    assert hog(torch.full((1, 3, 16, 16), 0.7)).eq(0).all()
+    assert torch.allclose(hog(x).norm(dim=2), torch.ones(2, 3, 4, 6, dtype=torch.float64))
 
 
 def test_edges_by_hand():
     edge = torch.zeros(1, 1, 16, 16)
     edge[..., 4:] = 1.0
     votes = hog(edge, norm='none')[0, 0]
-    assert (
-        votes[4, :, 0].tolist() == [64.0, 64.0] and votes.sum() == 128
-    )  # two columns of eight pixels, 4 each, in two cells
+    # two columns of eight pixels, 4 each, in two cells
+    assert votes[4, :, 0].tolist() == [64.0, 64.0]
+    assert votes.sum() == 128
     assert hog(edge.mT)[0, 0, 0, 0].tolist() == [1.0, 1.0]
     strokes = hog_strokes(hog(edge), 9)[0]  # an upright edge is drawn upright
-    assert strokes[:9, 4].sum() > 3 * strokes[4, :9].sum() - 2 * strokes[4, 4] and strokes.shape == (18, 18)
+    assert strokes[:9, 4].sum() > 3 * strokes[4, :9].sum() - 2 * strokes[4, 4]
+    assert strokes.shape == (18, 18)
 
 
 def test_types_and_layout():
     x = noise(2, 3, 32, 48, dtype=torch.float32)
-    assert (
-        hog(x.bfloat16()).dtype == torch.float32
-        and hog(x.double()).dtype == torch.float64
-        and not hog(x.requires_grad_()).requires_grad
-    )
+    assert hog(x.bfloat16()).dtype == torch.float32
+    assert hog(x.double()).dtype == torch.float64
+    assert not hog(x.requires_grad_()).requires_grad
     torch.testing.assert_close(
         hog(x.detach().to(memory_format=torch.channels_last)), hog(x.detach()), atol=1e-6, rtol=0
     )
     cells = hog(x.detach(), 4)
     tokens = patch_cells(cells, (4, 6))
-    assert tokens.shape == (2, 24, 108) and torch.equal(unpatch_cells(tokens, (4, 6)), cells)
-    assert (
-        tokens[1, 9, (2 * 9 + 4) * 4 + 1] == cells[1, 2, 4, 2, 7]
-    )  # patch (1, 3): colour, bin, cell row 0, cell column 1
+    assert tokens.shape == (2, 24, 108)
+    assert torch.equal(unpatch_cells(tokens, (4, 6)), cells)
+    # patch (1, 3): colour, bin, cell row 0, cell column 1
+    assert tokens[1, 9, (2 * 9 + 4) * 4 + 1] == cells[1, 2, 4, 2, 7]
     wide = patch_cells(cells, (4, 3))
     assert torch.equal(unpatch_cells(wide, (4, 3), cells=(2, 4)), cells)  # patches need not be square
 
@@ -146,7 +149,8 @@ def vit():
 
 
 def all_targets():
-    teacher, tokenizer = vit(), Tokenizer(8, size=16, width=8, dim=4).eval()
+    teacher = vit()
+    tokenizer = Tokenizer(8, size=16, width=8, dim=4).eval()
     return {
         'pixels': PixelTarget(8),
         'raw': PixelTarget(8, normalise=False, error='l1'),
@@ -161,26 +165,26 @@ def all_targets():
 
 @pytest.mark.parametrize('name', all_targets())
 def test_every_target_keeps_the_interface(name):
-    target, x = all_targets()[name].freeze(), noise(2, 3, 32, 48, dtype=torch.float32)
+    target = all_targets()[name].freeze()
+    x = noise(2, 3, 32, 48, dtype=torch.float32)
     truth = target(x)
-    assert (
-        truth.shape[:2] == (2, 24)
-        and (truth.ndim == 2 or truth.shape[2] == target.width)
-        and not truth.requires_grad
-        and target.name in TARGETS
-    )
+    assert truth.shape[:2] == (2, 24)
+    assert truth.ndim == 2 or truth.shape[2] == target.width
+    assert not truth.requires_grad
+    assert target.name in TARGETS
     pred = torch.randn(2, 24, target.width, requires_grad=True)
     cost = target.cost(pred, truth)
     cost.sum().backward()
-    assert cost.shape == (2, 24) and cost.min() >= 0 and pred.grad.abs().sum() > 0
+    assert cost.shape == (2, 24)
+    assert cost.min() >= 0
+    assert pred.grad.abs().sum() > 0
     best = target.constant(truth)
     for _ in range(5):  # no other constant is better
         other = target.best_constant(truth) + 0.1 * torch.randn(target.width)
         assert target.cost(other.expand(2, 24, -1), truth).mean() >= best - 1e-5
     target.train()
-    assert not any(m.training for m in target.modules()) and not any(
-        p.requires_grad for p in target.parameters()
-    )
+    assert not any(m.training for m in target.modules())
+    assert not any(p.requires_grad for p in target.parameters())
     if target.drawn:
         assert target.picture(pred.detach(), x, torch.zeros(2, 24), (4, 6)).shape == x.shape
     else:
@@ -189,7 +193,8 @@ def test_every_target_keeps_the_interface(name):
 
 
 def test_costs_by_hand():
-    targets, x = all_targets(), noise(2, 3, 32, 48, dtype=torch.float32)
+    targets = all_targets()
+    x = noise(2, 3, 32, 48, dtype=torch.float32)
     torch.testing.assert_close(targets['pixels'](x), normalise_patches(patchify(x, 8))[0])
     assert torch.equal(targets['raw'](x), patchify(x, 8))
     f = targets['features'](x)
@@ -224,7 +229,8 @@ def test_costs_by_hand():
 def test_a_classifier_of_the_workbook_gives_labels():
     c = Classifier(vit(), 5).eval()
     t = LabelTarget(8, teacher=c.encoder, head=c.head)
-    assert t.width == 5 and t(noise(2, 3, 32, 48, dtype=torch.float32)).sum(-1).sub(1).abs().max() < 1e-5
+    assert t.width == 5
+    assert t(noise(2, 3, 32, 48, dtype=torch.float32)).sum(-1).sub(1).abs().max() < 1e-5
 
 
 def test_tokenizer_learns_and_repeats_itself():
@@ -236,12 +242,12 @@ def test_tokenizer_learns_and_repeats_itself():
         t = Tokenizer(8, size=16, width=8, dim=4)
         rows = train_tokenizer(t, x, steps=40, batch_size=32)
         runs.append(t.encode(x))
-    assert (
-        rows[-1]['error'] < 0.7 * rows[0]['error']
-        and torch.equal(*runs)
-        and t.decode(runs[0], (4, 4)).shape == x.shape
-    )
-    assert not any(p.requires_grad for p in t.parameters()) and 0 <= runs[0].min() and runs[0].max() < 16
+    assert rows[-1]['error'] < 0.7 * rows[0]['error']
+    assert torch.equal(*runs)
+    assert t.decode(runs[0], (4, 4)).shape == x.shape
+    assert not any(p.requires_grad for p in t.parameters())
+    assert 0 <= runs[0].min()
+    assert runs[0].max() < 16
 
 
 def test_codebook_is_kmeans():

@@ -7,10 +7,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from vit_ssl_lab.components.attention import attention_maps
-from vit_ssl_lab.components.lean import LeanBlock, LiveBytes, forget
+from vit_ssl_lab.components.lean import LeanBlock, LiveBytes, recompute_in_backward
 from vit_ssl_lab.components.masking import mask_of, random_masking
 from vit_ssl_lab.components.patches import patchify
-from vit_ssl_lab.components.targets import masked_mse
+from vit_ssl_lab.components.losses import masked_mse
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.methods.mae import MAE
 
@@ -41,13 +41,13 @@ def small(**kw):
 )
 def test_encoder_equals_timm_to_the_bit(kw):
     torch.manual_seed(0)
-    theirs, x = VisionTransformer(**small(**kw)), torch.randn(2, 3, 16, 16)
+    theirs = VisionTransformer(**small(**kw))
+    x = torch.randn(2, 3, 16, 16)
     ours = ViT(**small(**kw))
     ours.load_state_dict(theirs.state_dict(), strict=True)
     from_timm = ViT.from_timm(theirs)
-    assert all(type(b) is LeanBlock for v in (ours, from_timm) for b in v.blocks) and all(
-        type(b) is Block for b in theirs.blocks
-    )
+    assert all(type(b) is LeanBlock for v in (ours, from_timm) for b in v.blocks)
+    assert all(type(b) is Block for b in theirs.blocks)
     outs = []
     for v in (theirs, ours, from_timm):
         torch.manual_seed(1)
@@ -59,7 +59,8 @@ def test_encoder_equals_timm_to_the_bit(kw):
 
 def test_less_is_kept_and_no_product_more():
     torch.manual_seed(0)
-    x, figures = torch.randn(2, 40, 64), {}
+    x = torch.randn(2, 40, 64)
+    figures = {}
     for kind in (Block, LeanBlock):
         b = kind(64, 4)
         with LiveBytes() as live:
@@ -68,10 +69,8 @@ def test_less_is_kept_and_no_product_more():
         with FlopCounterMode(display=False) as count:
             b(x).sum().backward()
         figures[kind] = kept, count.get_total_flops()
-    assert (
-        figures[Block][0] - figures[LeanBlock][0] == pytest.approx(4, abs=0.05)
-        and figures[Block][1] == figures[LeanBlock][1]
-    )
+    assert figures[Block][0] - figures[LeanBlock][0] == pytest.approx(4, abs=0.05)
+    assert figures[Block][1] == figures[LeanBlock][1]
 
 
 def test_live_bytes_come_back_to_where_they_were():
@@ -93,7 +92,8 @@ def test_a_hook_that_changes_an_output_is_respected():
     plain = Block(32, 2)
     lean = LeanBlock(32, 2)
     lean.load_state_dict(plain.state_dict())
-    x, out = torch.randn(2, 5, 32), []
+    x = torch.randn(2, 5, 32)
+    out = []
     for b in (plain, lean):
         b.norm1.register_forward_hook(lambda m, args, y: y * 2)
         b.mlp.act.register_forward_hook(lambda m, args, y: y.add_(1))
@@ -106,7 +106,10 @@ def test_a_hook_that_changes_an_output_is_respected():
 def test_shared_layer_and_two_passes():
     "One layer used twice inside the context, two passes before one backward."
     torch.manual_seed(0)
-    norm, linear, x, out = nn.LayerNorm(8), nn.Linear(8, 8), torch.randn(3, 8), []
+    norm = nn.LayerNorm(8)
+    linear = nn.Linear(8, 8)
+    x = torch.randn(3, 8)
+    out = []
     both = nn.ModuleList([norm, linear])
 
     def f(x):
@@ -114,7 +117,7 @@ def test_shared_layer_and_two_passes():
 
     for lean in (False, True):
         if lean:
-            with forget(norm):
+            with recompute_in_backward(norm):
                 y = f(x) + f(2 * x)
         else:
             y = f(x) + f(2 * x)
@@ -137,14 +140,17 @@ def test_attention_maps_of_a_lean_encoder():
     ours = ViT.from_timm(theirs)
     plain = ViT.from_timm(theirs)
     for b in plain.blocks:
-        b.lean = False
+        b.recompute = False
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(attention_maps(ours, x), attention_maps(plain, x))
 
 
 def test_checkpointing_keeps_less_still():
     torch.manual_seed(0)
-    v, x, kept, out = ViT(**small()), torch.randn(2, 3, 16, 16), [], []
+    v = ViT(**small())
+    x = torch.randn(2, 3, 16, 16)
+    kept = []
+    out = []
     for enable in (False, True):
         v.set_grad_checkpointing(enable)
         with LiveBytes() as live:
@@ -163,11 +169,11 @@ def test_checkpointing_keeps_less_still():
 def test_hidden_patches_only_is_the_same_loss(options):
     "MAE finishes hidden patches only; the loss over a full prediction is the definition."
     torch.manual_seed(0)
-    m, x = MAE(vit_nano(img_size=24), 32, 2, 4, **options), torch.randn(3, 3, 24, 24)
+    m = MAE(vit_nano(img_size=24), 32, 2, 4, **options)
+    x = torch.randn(3, 3, 24, 24)
     mask = mask_of(m.masking, 3, m.grid, m.mask_ratio)
-    assert torch.equal(mask.hidden.sort(1).values, mask.hidden) and torch.equal(
-        mask.mask.gather(1, mask.hidden), torch.ones_like(mask.hidden, dtype=torch.float)
-    )
+    assert torch.equal(mask.hidden.sort(1).values, mask.hidden)
+    assert torch.equal(mask.mask.gather(1, mask.hidden), torch.ones_like(mask.hidden, dtype=torch.float))
     whole = masked_mse(m.predict(x, mask), m.target(patchify(x, m.patch_size)), mask.mask)
     part = m(x, mask=mask)['loss']
     torch.testing.assert_close(part, whole, rtol=1e-6, atol=1e-6)
@@ -178,15 +184,18 @@ def test_hidden_patches_only_is_the_same_loss(options):
 def test_nothing_hidden():
     m = MAE(vit_nano(img_size=24), 32, 1, 4, mask_ratio=0.0)
     out = m(torch.randn(2, 3, 24, 24))
-    assert out['loss'] == 0 and all(torch.isfinite(v) for v in out.values())
+    assert out['loss'] == 0
+    assert all(torch.isfinite(v) for v in out.values())
 
 
 def test_at_under_autocast():
     torch.manual_seed(0)
-    b, x = LeanBlock(32, 2, qkv_bias=True), torch.randn(2, 10, 32)
+    b = LeanBlock(32, 2, qkv_bias=True)
+    x = torch.randn(2, 10, 32)
     want = random_masking(2, 10, 0.5).keep
     with torch.autocast('cpu', torch.bfloat16):
-        a, c = b.at(x, want), b(x).gather(1, want[..., None].expand(-1, -1, 32))
+        a = b.at(x, want)
+        c = b(x).gather(1, want[..., None].expand(-1, -1, 32))
     assert a.dtype == c.dtype
     torch.testing.assert_close(a, c, rtol=2e-2, atol=2e-2)
 
@@ -195,7 +204,8 @@ def test_small_inputs_are_left_alone(monkeypatch):
     monkeypatch.setattr(LeanBlock, 'least', 2**18)
 
     def kept(rows):
-        x, b = torch.randn(rows, 64, 64), LeanBlock(64, 4)
+        x = torch.randn(rows, 64, 64)
+        b = LeanBlock(64, 4)
         with LiveBytes() as live:
             y = b(x)
             return live.now / (4 * x.numel())

@@ -1,4 +1,5 @@
-"""MACRL has no official code: its reconstruction against MAE, its contrast against lightly's and against MoCo's rules by hand, and who learns from what."""
+"""MACRL has no official code: its reconstruction against MAE, its contrast against lightly's and against
+MoCo's rules by hand, and who learns from what."""
 
 import copy, math
 import pytest
@@ -43,7 +44,8 @@ def test_without_contrast_one_branch_in_l2_is_mae(norm_pix):
     mae.load_state_dict(
         {k: v for k, v in ours.state_dict().items() if k.startswith(('encoder.', 'decoder.'))}
     )
-    a, b = ours(two(), keys())['loss'], mae(two()[0], keys()[:, 0])['loss']
+    a = ours(two(), keys())['loss']
+    b = mae(two()[0], keys()[:, 0])['loss']
     a.backward()
     b.backward()
     assert torch.equal(a, b)
@@ -54,8 +56,10 @@ def test_without_contrast_one_branch_in_l2_is_mae(norm_pix):
 
 
 def test_l1_on_both_branches_by_hand():
-    "In float64: the mean of two means over hidden patches; the second from the slow encoder's code; all patches with where='all'."
-    x, noise = [v.double() for v in two()], keys()
+    """In float64: the mean of two means over hidden patches; the second from the slow encoder's code; all
+    patches with where='all'."""
+    x = [v.double() for v in two()]
+    noise = keys()
     for where in ('hidden', 'all'):
         m = make(contrast_weight=0, where=where).double()
         with torch.no_grad():
@@ -79,18 +83,26 @@ def test_l1_on_both_branches_by_hand():
 
 @pytest.mark.parametrize('pool', ['patches', 'encoder'])
 def test_contrast_equals_lightlys_with_a_memory_bank(pool):
-    "Loss and gradients on the same bank over three steps of SGD; the slow copy follows; the bank fills in the same order."
+    """Loss and gradients on the same bank over three steps of SGD; the slow copy follows; the bank fills in
+    the same order."""
     ours = make(pixel_weight=0, pool=pool, norm='layer')
     peer = copy.deepcopy(ours)
     bank = NTXentLoss(temperature=0.2, memory_bank_size=(12, 8))
     bank.memory_bank.bank = ours.queue.keys.clone()
     sgd = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1) for m in (ours, peer)]
     for t in range(3):
-        x, noise, progress = two(t), keys(t), t / 3
+        x = two(t)
+        noise = keys(t)
+        progress = t / 3
         mask1, mask2 = (random_masking(B, N, r, noise=noise[:, i]) for i, r in enumerate((0.75, 0.5)))
-        read = lambda encoder, v, mask: (
-            (f.patches.mean(1) if pool == 'patches' else f.pooled) if (f := encoder(v, mask.keep)) else None
-        )
+
+        def read(encoder, v, mask):
+            return (
+                (f.patches.mean(1) if pool == 'patches' else f.pooled)
+                if (f := encoder(v, mask.keep))
+                else None
+            )
+
         out = ours(x, noise)
         q = peer.projector(read(peer.encoder, x[0], mask1))
         with torch.no_grad():
@@ -124,13 +136,12 @@ def test_both_losses_add_up_and_a_batch_serves_as_bank():
         other.load_state_dict(both.state_dict())
     a, b, c = (m(two(), keys()) for m in (both, con, pix))
     torch.testing.assert_close(a['loss'], b['loss'] + 3 * c['loss'])
-    f = lambda e, g, v, i, r: F.normalize(
-        g(e(v, random_masking(B, N, r, noise=keys()[:, i]).keep).patches.mean(1)), dim=1
-    )
-    q, k = (
-        f(con.encoder, con.projector, two()[0], 0, 0.75),
-        f(con.momentum_encoder, con.momentum_projector, two()[1], 1, 0.5),
-    )
+
+    def f(e, g, v, i, r):
+        return F.normalize(g(e(v, random_masking(B, N, r, noise=keys()[:, i]).keep).patches.mean(1)), dim=1)
+
+    q = f(con.encoder, con.projector, two()[0], 0, 0.75)
+    k = f(con.momentum_encoder, con.momentum_projector, two()[1], 1, 0.5)
     torch.testing.assert_close(b['loss'], F.cross_entropy(q @ k.T / 0.2, torch.arange(B)))
     both.after_step(0.5)  # no bank to fill
 
@@ -141,7 +152,8 @@ def touched(m):
 
 
 def test_who_learns_from_what():
-    "The second branch's reconstruction teaches the decoder only; nothing slow gets a gradient; a branch that is off has nothing to learn."
+    """The second branch's reconstruction teaches the decoder only; nothing slow gets a gradient; a branch
+    that is off has nothing to learn."""
     m = make(contrast_weight=0)
     m.pixels = (
         lambda pixels: (
@@ -149,11 +161,9 @@ def test_who_learns_from_what():
         )
     )(m.pixels)
     assert touched(m) == {'decoder'}
-    assert (
-        touched(make()) == {'encoder', 'projector', 'decoder'}
-        and touched(make(pixel_weight=0)) == {'encoder', 'projector'}
-        and touched(make(contrast_weight=0)) == {'encoder', 'decoder'}
-    )
+    assert touched(make()) == {'encoder', 'projector', 'decoder'}
+    assert touched(make(pixel_weight=0)) == {'encoder', 'projector'}
+    assert touched(make(contrast_weight=0)) == {'encoder', 'decoder'}
     for kw in (dict(pixel_weight=0), dict(contrast_weight=0), {}):
         m = make(**kw)
         m(two(), keys())['loss'].backward()
@@ -164,7 +174,8 @@ def test_who_learns_from_what():
 
 def test_views_are_not_alike():
     "Exchanged views give another loss; with equal ratios and a fresh copy the reconstruction doesn't change."
-    x, noise = two(), keys()
+    x = two()
+    noise = keys()
     swapped = x[::-1], noise.flip(1)
     m = make()
     assert abs(m(x, noise)['loss'] - m(*swapped)['loss']) > 1e-4
@@ -184,10 +195,13 @@ def test_a_whole_second_view_and_a_third_one():
         out = whole(two(), keys())
     one = make(second_ratio=0.0, branches=1)
     one.load_state_dict(whole.state_dict())
-    assert seen == [N] and torch.equal(out['pixels'], one(two(), keys())['pixels']), (
+    assert seen == [N], "where nothing is hidden there is nothing to fill in"
+    assert torch.equal(out['pixels'], one(two(), keys())['pixels']), (
         "where nothing is hidden there is nothing to fill in"
     )
-    m, x, clean = make(branches=1), two(), torch.randn(B, 3, 24, 24)
+    m = make(branches=1)
+    x = two()
+    clean = torch.randn(B, 3, 24, 24)
     mask = random_masking(B, N, 0.75, noise=keys()[:, 0])
     target = clean.reshape(B, 3, 6, 4, 6, 4).permute(0, 2, 4, 3, 5, 1).reshape(B, N, 48)
     torch.testing.assert_close(
@@ -215,14 +229,13 @@ def test_the_start_and_the_bank():
 
 def test_preset_and_training():
     strong, weak = PRESETS['macrl']
-    assert (
-        strong.scale == (0.2, 1.0)
-        and any(strong.jitter)
-        and weak.scale == (0.6, 1.0)
-        and not any(weak.jitter)
-        and weak.grey == weak.blur == 0
-    )
-    data, results = load('scenes', 'train').subset(64), []
+    assert strong.scale == (0.2, 1.0)
+    assert any(strong.jitter)
+    assert weak.scale == (0.6, 1.0)
+    assert not any(weak.jitter)
+    assert weak.grey == weak.blur == 0
+    data = load('scenes', 'train').subset(64)
+    results = []
     for accumulate in (1, 2):  # normalised by layer, a batch in parts is the whole batch: masks, views, bank
         plan = recipe(
             'macrl',

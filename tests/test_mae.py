@@ -1,4 +1,5 @@
-"""MAE against two independent implementations: transformers' ViTMAEForPreTraining, and numbers that the official code gave."""
+"""MAE against two independent implementations: transformers' ViTMAEForPreTraining, and numbers that the
+official code gave."""
 
 import json, re, zlib
 from pathlib import Path
@@ -45,15 +46,19 @@ def golden_model(norm_pix: bool) -> MAE:
 
 @pytest.mark.parametrize('target', ['pixels', 'norm_pix'])
 def test_official_numbers(target):
-    want, model, i = GOLDEN[target], golden_model(target == 'norm_pix'), np.arange(2 * 3 * 24 * 24)
+    want = GOLDEN[target]
+    model = golden_model(target == 'norm_pix')
+    i = np.arange(2 * 3 * 24 * 24)
     x = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(2, 3, 24, 24).float()
     noise = torch.tensor((np.arange(72) * 0.6180339887) % 1).reshape(2, 36).float()
     mask = model_mask(model, noise)
     assert mask.mask[0].int().tolist() == want['mask']
-    pred, latent = model.predict(x, mask), model.encoder(x, mask.keep)
-    close = lambda a, b: np.testing.assert_allclose(
-        torch.as_tensor(a).detach().numpy(), b, atol=1e-5, rtol=1e-5
-    )
+    pred = model.predict(x, mask)
+    latent = model.encoder(x, mask.keep)
+
+    def close(a, b):
+        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=1e-5, rtol=1e-5))
+
     close(latent.pooled[0, :6], want['latent'])
     close(pred[1, 7, :6], want['pred'])
     close(pred.mean(), want['pred_mean'])
@@ -165,16 +170,22 @@ def test_equals_transformers(norm_pix, dtype, tolerance):
     p.to(dtype)
     model.to(dtype)
     g = torch.Generator().manual_seed(1)
-    x, noise = torch.randn(4, 3, 32, 32, generator=g).to(dtype), torch.rand(4, 16, generator=g)
-    close = lambda a, b: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance, check_dtype=False)
-    out, mask = p(x, noise=noise), model_mask(model, noise)
+    x = torch.randn(4, 3, 32, 32, generator=g).to(dtype)
+    noise = torch.rand(4, 16, generator=g)
+
+    def close(a, b):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance, check_dtype=False)
+
+    out = p(x, noise=noise)
+    mask = model_mask(model, noise)
     close(mask.mask, out.mask)
     close(model.predict(x, mask), out.logits)
     loss = model(x, noise=noise)['loss']
     loss.backward()
     out.loss.backward()
     close(loss, out.loss)
-    theirs, ours = dict(p.named_parameters()), {n: q for n, q in model.named_parameters() if q.requires_grad}
+    theirs = dict(p.named_parameters())
+    ours = {n: q for n, q in model.named_parameters() if q.requires_grad}
     for name, q in ours.items():
         close(q.grad, torch.cat([theirs[t].grad for t in table[name]]))
     if dtype == torch.float32:
@@ -199,7 +210,8 @@ def nano(**kw) -> MAE:
 
 
 def test_loss_at_initialisation():
-    "A prediction of zero costs exactly (d-1)/d on normalised pixels, and the variance of the pixels on raw ones."
+    """A prediction of zero costs exactly (d-1)/d on normalised pixels, and the variance of the pixels on raw
+    ones."""
     x = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     for norm_pix, theory in ((True, 47 / 48), (False, 1.0)):
         m = nano(norm_pix=norm_pix)
@@ -209,7 +221,8 @@ def test_loss_at_initialisation():
 
 
 def test_visible_patches_cost_nothing_and_hidden_pixels_are_not_seen():
-    m, x = nano(norm_pix=False).eval(), torch.randn(2, 3, 24, 24)
+    m = nano(norm_pix=False).eval()
+    x = torch.randn(2, 3, 24, 24)
     mask = model_mask(m, torch.rand(2, 36))
     hidden = mask.mask.reshape(2, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     changed = x + 5 * hidden  # other content where the encoder can't look
@@ -220,14 +233,14 @@ def test_visible_patches_cost_nothing_and_hidden_pixels_are_not_seen():
 
 
 def test_any_mask_of_the_contract():
-    m, x = nano(), torch.randn(3, 3, 24, 24)
+    m = nano()
+    x = torch.randn(3, 3, 24, 24)
     for mask in (
         block_masking(3, (6, 6), 0.5, generator=torch.Generator().manual_seed(0)),
         mask_from(torch.eye(6).bool().expand(3, 6, 6)),
     ):
-        assert m(x, mask=mask)['loss'].isfinite() and m.reconstruct(x.clamp(0, 1), mask=mask).mask.equal(
-            mask.mask
-        )
+        assert m(x, mask=mask)['loss'].isfinite()
+        assert m.reconstruct(x.clamp(0, 1), mask=mask).mask.equal(mask.mask)
 
 
 def test_reconstruct():
@@ -238,12 +251,15 @@ def test_reconstruct():
     )
     a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(u, v) for u, v in zip(a, b)), "one generator, one picture"
-    assert m.training and a.input.shape == (2, 3, 24, 24) and a.error.shape == (2, 24, 24)
+    assert m.training
+    assert a.input.shape == (2, 3, 24, 24)
+    assert a.error.shape == (2, 24, 24)
     assert all(0 <= v.min() and v.max() <= 1 for v in a)
     visible = (a.mask.reshape(2, 6, 6).repeat_interleave(4, 1).repeat_interleave(4, 2) == 0)[
         :, None
     ].expand_as(a.input)
-    assert torch.equal(a.pasted[visible], a.input[visible]) and a.error[visible[:, 0]].max() == 0
+    assert torch.equal(a.pasted[visible], a.input[visible])
+    assert a.error[visible[:, 0]].max() == 0
 
 
 def test_honest_knows_nothing_of_hidden_patches():

@@ -1,4 +1,5 @@
-"""MaskFeat: equal to SimMIM in transformers with raw pixels, to a slow form by hand with HOG; its loss at the start, its masks, its other targets, bad input."""
+"""MaskFeat: equal to SimMIM in transformers with raw pixels, to a slow form by hand with HOG; its loss at the
+start, its masks, its other targets, bad input."""
 
 import math
 import pytest
@@ -8,15 +9,8 @@ from torch import nn
 from transformers import ViTConfig, ViTForMaskedImageModeling
 from vit_ssl_lab.components.masking import block_masking, mask_from, noise_shape, random_masking
 from vit_ssl_lab.components.patches import mask_to_pixels
-from vit_ssl_lab.components.targets import (
-    CodeTarget,
-    FeatureTarget,
-    HOGTarget,
-    LabelTarget,
-    PixelTarget,
-    hog,
-    patch_cells,
-)
+from vit_ssl_lab.components.targets import CodeTarget, FeatureTarget, HOGTarget, LabelTarget, PixelTarget
+from vit_ssl_lab.components.hog import hog, patch_cells
 from vit_ssl_lab.components.tokenizer import Tokenizer
 from vit_ssl_lab.core import Mask
 from vit_ssl_lab.data import load
@@ -52,7 +46,8 @@ def a_mask(n=3, seed=0):
 
 
 def from_peer(p):
-    "Our model with the peer's weights; and for gradients our name -> (the peer's names, how their rows are ordered)."
+    """Our model with the peer's weights; and for gradients our name -> (the peer's names, how their rows are
+    ordered)."""
     c = p.config
     m = MaskFeat(
         ViT(img_size=32, patch_size=8, embed_dim=c.hidden_size, depth=2, num_heads=2, mlp_ratio=2),
@@ -81,7 +76,8 @@ def from_peer(p):
             f'encoder.norm.{kind}': [f'vit.layernorm.{kind}'],
         }
         for i in range(2):
-            o, t = f'encoder.blocks.{i}', f'{layer}.{i}'
+            o = f'encoder.blocks.{i}'
+            t = f'{layer}.{i}'
             table[f'{o}.attn.qkv.{kind}'] = [
                 f'{t}.{qkv.format(k)}.{kind}' for k in ('qkv' if newer else ('query', 'key', 'value'))
             ]
@@ -95,9 +91,8 @@ def from_peer(p):
                     'mlp.fc2': fc2,
                 }.items()
             }
-    order = (
-        torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten()
-    )  # the peer's pixel shuffle counts channel, row, column; our patches row, column, channel
+    # the peer's pixel shuffle counts channel, row, column; our patches row, column, channel
+    order = torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten()
 
     def read(name, get):
         value = torch.cat([get(t) for t in table[name]])
@@ -136,12 +131,12 @@ def test_equals_simmim_in_transformers(dtype, tolerance):
     m.to(dtype)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     mask = block_masking(4, (4, 4), 0.4, generator=torch.Generator().manual_seed(2))
-    ours, theirs = m(x, mask=mask)['loss'], p(x, bool_masked_pos=mask.mask.bool()).loss
+    ours = m(x, mask=mask)['loss']
+    theirs = p(x, bool_masked_pos=mask.mask.bool()).loss
     ours.backward()
     theirs.backward()
-    share = (
-        mask.mask.sum() * 64 / (mask.mask.sum() * 64 + 1e-5)
-    )  # the peer adds 1e-5 to the count of hidden pixels
+    # the peer adds 1e-5 to the count of hidden pixels
+    share = mask.mask.sum() * 64 / (mask.mask.sum() * 64 + 1e-5)
     torch.testing.assert_close(ours * share.to(dtype), theirs, atol=tolerance, rtol=tolerance)
     grads = {n: q.grad for n, q in p.named_parameters()}
     for n, q in m.named_parameters():
@@ -160,13 +155,13 @@ def test_equals_simmim_in_transformers(dtype, tolerance):
 
 @pytest.mark.parametrize('pool', ['token', 'avg'])
 def test_equals_a_slow_form(pool):
-    "The official order of things: embed, replace, class token and positions, blocks, LayerNorm, hidden places, linear, mean square."
-    m, x, mask = (
-        tiny(dtype=torch.float64, encoder=dict(global_pool=pool, class_token=pool == 'token')),
-        pictures(dtype=torch.float64),
-        a_mask(),
-    )
-    e, cls = m.encoder, int(pool == 'token')
+    """The official order of things: embed, replace, class token and positions, blocks, LayerNorm, hidden
+    places, linear, mean square."""
+    m = tiny(dtype=torch.float64, encoder=dict(global_pool=pool, class_token=pool == 'token'))
+    x = pictures(dtype=torch.float64)
+    mask = a_mask()
+    e = m.encoder
+    cls = int(pool == 'token')
     tokens = e.patch_embed.proj(x).flatten(2).mT.clone()
     for b in range(3):
         for i in range(24):
@@ -186,19 +181,18 @@ def test_equals_a_slow_form(pool):
     torch.testing.assert_close(
         m(x, mask=mask)['loss'], (pred[hidden] - truth[hidden]).square().mean(), atol=1e-10, rtol=1e-10
     )
-    assert len(m.head) == 2 - cls and isinstance(norm, nn.LayerNorm), (
-        "one LayerNorm before the linear layer, wherever it lives"
-    )
+    assert len(m.head) == 2 - cls, "one LayerNorm before the linear layer, wherever it lives"
+    assert isinstance(norm, nn.LayerNorm), "one LayerNorm before the linear layer, wherever it lives"
 
 
 def test_loss_at_the_start():
-    m, x = tiny(), pictures(8)
+    m = tiny()
+    x = pictures(8)
     nn.init.zeros_(m.head[-1].weight)
     assert m(x)['loss'].item() == pytest.approx(1 / 9, rel=1e-5)
     x[:, :, :, :16] = 0.5
-    left = mask_from(
-        torch.arange(48).view(1, 48)[:, :24].remainder(6).eq(0).expand(8, 24)
-    )  # the first column of patches: flat
+    # the first column of patches: flat
+    left = mask_from(torch.arange(48).view(1, 48)[:, :24].remainder(6).eq(0).expand(8, 24))
     assert m(x, mask=left)['loss'] == 0
     for target, theory in (('pixels', 191 / 192),):
         z = tiny(target, target_options={})
@@ -210,7 +204,9 @@ def test_loss_at_the_start():
 
 
 def test_only_hidden_patches_count_and_are_not_seen():
-    m, x, mask = tiny().eval(), pictures(), a_mask()
+    m = tiny().eval()
+    x = pictures()
+    mask = a_mask()
     hole = mask_to_pixels(mask.mask, 8, (4, 6))
     torch.testing.assert_close(m.predict(x, mask), m.predict(x + 5 * hole, mask))
     conv = tiny(encoder=dict(stem='conv')).eval()
@@ -218,11 +214,14 @@ def test_only_hidden_patches_count_and_are_not_seen():
     pred = m.predict(x, mask, mask.hidden)
     assert torch.equal(pred, m.predict(x, mask).gather(1, mask.hidden[..., None].expand(-1, -1, 108)))
     m(x, mask=mask)['loss'].backward()
-    assert m.mask_token.grad.abs().sum() > 0 and m.encoder.cls_token.grad is not None
+    assert m.mask_token.grad.abs().sum() > 0
+    assert m.encoder.cls_token.grad is not None
 
 
 def test_of_constant_is_the_share_of_the_best_constant():
-    m, x, mask = tiny(), pictures(), a_mask()
+    m = tiny()
+    x = pictures()
+    mask = a_mask()
     truth = m.target(x)[mask.mask.bool()]
     out = m(x, mask=mask)
     assert out['of_constant'].item() == pytest.approx(
@@ -232,21 +231,21 @@ def test_of_constant_is_the_share_of_the_best_constant():
 
 @pytest.mark.parametrize('masking', ['block', 'random', 'group', 'grid'])
 def test_masks_come_from_the_noise(masking):
-    m, x = tiny(masking=masking), pictures(4)
+    m = tiny(masking=masking)
+    x = pictures(4)
     noise = torch.rand(4, *m.noise_shape, generator=torch.Generator().manual_seed(5))
     assert m.noise_shape == noise_shape(masking, (4, 6))
     if masking == 'grid':
         assert torch.equal(m.draw_mask(x).mask, m.draw_mask(x).mask)
         return
     whole = m.draw_mask(x, noise)
-    assert (
-        torch.equal(whole.mask, torch.cat([m.draw_mask(x[:2], part).mask for part in noise.chunk(2)]))
-        and whole.mask.sum(1).eq(24 - whole.keep.shape[1]).all()
-    )
+    assert torch.equal(whole.mask, torch.cat([m.draw_mask(x[:2], part).mask for part in noise.chunk(2)]))
+    assert whole.mask.sum(1).eq(24 - whole.keep.shape[1]).all()
 
 
 def test_halves_of_a_batch_are_the_whole():
-    m, x = tiny(), pictures(4)
+    m = tiny()
+    x = pictures(4)
     noise = torch.rand(4, *m.noise_shape)
     m(x, noise)['loss'].backward()
     whole = m.head[-1].weight.grad.clone()
@@ -273,7 +272,9 @@ TARGETS = {
 
 @pytest.mark.parametrize('name', TARGETS)
 def test_every_target_learns_and_leaves_its_teacher_alone(name):
-    m, x, mask = tiny(TARGETS[name]()), pictures(), a_mask()
+    m = tiny(TARGETS[name]())
+    x = pictures()
+    mask = a_mask()
     before = {n: p.clone() for n, p in m.target.named_parameters()}
     opt = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=2e-3)
     losses = []
@@ -284,7 +285,8 @@ def test_every_target_learns_and_leaves_its_teacher_alone(name):
         out['loss'].backward()
         opt.step()
         losses.append(out['loss'].item())
-    assert losses[-1] < losses[0] and not any(s.training for s in m.target.modules())
+    assert losses[-1] < losses[0]
+    assert not any(s.training for s in m.target.modules())
     assert all(torch.equal(p, before[n]) for n, p in m.target.named_parameters())
     images = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8)
     if name not in ('raw pixels', 'pixels', 'codes'):
@@ -292,12 +294,10 @@ def test_every_target_learns_and_leaves_its_teacher_alone(name):
             m.reconstruct(images)
         return
     a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert (
-        all(torch.equal(u, v) for u, v in zip(a, b))
-        and m.training
-        and a.input.shape == (2, 3, 32, 48)
-        and all(0 <= v.min() and v.max() <= 1 for v in a)
-    )
+    assert all(torch.equal(u, v) for u, v in zip(a, b))
+    assert m.training
+    assert a.input.shape == (2, 3, 32, 48)
+    assert all(0 <= v.min() and v.max() <= 1 for v in a)
     visible = mask_to_pixels(a.mask, 8, (4, 6)).expand_as(a.input) == 0
     assert torch.equal(a.pasted[visible], a.input[visible])
 
@@ -322,7 +322,8 @@ def test_grey_pictures():
         target_options=dict(cell=7),
         masking='random',
     )
-    assert m.target.width == 9 and m(torch.randn(2, 1, 28, 28))['loss'].isfinite()
+    assert m.target.width == 9
+    assert m(torch.randn(2, 1, 28, 28))['loss'].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -366,4 +367,5 @@ def test_bad_input(case, error, match):
 
 def test_nothing_hidden_costs_nothing():
     out = tiny(mask_ratio=0.0, masking='random')(pictures())
-    assert set(out) == {'loss'} and out['loss'] == 0
+    assert set(out) == {'loss'}
+    assert out['loss'] == 0

@@ -1,4 +1,5 @@
-"""MoCo against numbers that the official code gave, against lightly's loss on the same queue, and against what it must be by its definition."""
+"""MoCo against numbers that the official code gave, against lightly's loss on the same queue, and against
+what it must be by its definition."""
 
 import copy, json, math, re, zlib
 from pathlib import Path
@@ -22,7 +23,10 @@ torch.set_num_threads(1)
 class Toy(nn.Module):
     "A small encoder with BatchNorm that keeps the contract."
 
-    width, in_chans, img_size, grid = 16, 3, (8, 8), (1, 1)
+    width = 16
+    in_chans = 3
+    img_size = (8, 8)
+    grid = (1, 1)
 
     def __init__(self, norm=True):
         super().__init__()
@@ -99,27 +103,27 @@ def golden_views(t: int):
 def test_official_numbers(version):
     "Logits, loss, gradients, queue and pointer over K/N + 1 steps of SGD, and the key encoder's course."
     mlp = version == 'v2'
-    model, close = (
-        golden_model(mlp),
-        lambda a, b: np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=2e-6, rtol=2e-5),
-    )
+    model = golden_model(mlp)
+
+    def close(a, b):
+        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=2e-6, rtol=2e-5)
+
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], 0.03, momentum=0.9, weight_decay=1e-4
     )
     for t, want in enumerate(GOLDEN[version]):
         x1, x2 = golden_views(t)
         if 'logits' in want:
-            peek = copy.deepcopy(
-                model
-            )  # a second forward pass in train mode would move BatchNorm's running statistics only
-            q, k = F.normalize(peek.query(x1), dim=1), F.normalize(peek.keys(x2), dim=1)
+            # a second forward pass in train mode would move BatchNorm's running statistics only
+            peek = copy.deepcopy(model)
+            q = F.normalize(peek.query(x1), dim=1)
+            k = F.normalize(peek.keys(x2), dim=1)
             close(
                 torch.cat([(q * k).sum(1, keepdim=True), q @ peek.queue.keys.T], 1) / peek.temperature,
                 want['logits'],
             )
-        close(
-            model.momentum_encoder.conv1.weight.norm(), want['key_conv1']
-        )  # the official code averages at the start of the next forward
+        # the official code averages at the start of the next forward
+        close(model.momentum_encoder.conv1.weight.norm(), want['key_conv1'])
         out = model([x1, x2])
         close(out['loss'], want['loss'])
         optimizer.zero_grad()
@@ -141,7 +145,8 @@ def test_official_numbers(version):
 
 @pytest.mark.parametrize('temperature', [0.07, 0.2])
 def test_lightly(temperature):
-    "The same loss and gradients for the same queue, also after enqueueing, in three steps of SGD; and the loss leaves the queue alone."
+    """The same loss and gradients for the same queue, also after enqueueing, in three steps of SGD; and the
+    loss leaves the queue alone."""
     model = toy(temperature=temperature)
     bank = NTXentLoss(temperature=temperature, memory_bank_size=(12, 8))
     bank.memory_bank.bank = model.queue.keys.clone()
@@ -155,10 +160,8 @@ def test_lightly(temperature):
         before = model.queue.keys.clone()
         out = model(x)
         assert torch.equal(model.queue.keys, before), "the loss must not enqueue"
-        q, k = (
-            peer.projector(peer.encoder(x[0]).pooled),
-            peer.momentum_projector(peer.momentum_encoder(x[1]).pooled),
-        )
+        q = peer.projector(peer.encoder(x[0]).pooled)
+        k = peer.momentum_projector(peer.momentum_encoder(x[1]).pooled)
         loss = bank(q, k)
         torch.testing.assert_close(out['loss'], loss, atol=1e-5, rtol=1e-5)
         ours.zero_grad()
@@ -183,8 +186,8 @@ def test_lightly(temperature):
 
 @pytest.mark.parametrize('size', [512, 4096])
 def test_loss_at_the_start(size):
-    """Against random keys, whose cosines are Gaussian with variance 1/d: log(exp(own / tau) + K exp(1 / (2 d tau^2))) - own / tau.
-    Against keys of an untrained encoder, which are all alike: log(1 + K)."""
+    """Against random keys, whose cosines are Gaussian with variance 1/d: log(exp(own / tau) + K exp(1 / (2 d
+    tau^2))) - own / tau. Against keys of an untrained encoder, which are all alike: log(1 + K)."""
     torch.manual_seed(0)
     model = MoCo(vit_nano(16, 8), dim=128, queue=size).eval()
     x = [torch.randn(16, 3, 16, 16) for _ in range(2)]
@@ -201,8 +204,10 @@ def test_loss_at_the_start(size):
 
 
 def test_the_queue_holds_the_last_keys_and_no_others():
-    "After t steps: exactly the last keys, in their rows, the oldest next to go; a batch never meets its own keys."
-    model, made = toy(norm=False), []
+    """After t steps: exactly the last keys, in their rows, the oldest next to go; a batch never meets its own
+    keys."""
+    model = toy(norm=False)
+    made = []
     noise = model.queue.keys.clone()
     for t in range(5):  # 4 keys a step into 12 rows
         x1, x2 = two_views(t)
@@ -217,7 +222,8 @@ def test_the_queue_holds_the_last_keys_and_no_others():
         for i, k in enumerate(made):
             want[4 * i % 12 : 4 * i % 12 + 4] = k
         torch.testing.assert_close(model.queue.keys, want, atol=1e-6, rtol=0)
-        assert model.queue.pointer.item() == 4 * (t + 1) % 12 and model.queue.filled == min(4 * (t + 1), 12)
+        assert model.queue.pointer.item() == 4 * (t + 1) % 12
+        assert model.queue.filled == min(4 * (t + 1), 12)
 
 
 def test_eval_mode_touches_nothing():
@@ -225,7 +231,7 @@ def test_eval_mode_touches_nothing():
     model = toy().eval()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model(two_views(0))
-    assert model.queue.held == [], "keys were kept in eval mode"
+    assert model.queue.staged == [], "keys were kept in eval mode"
     for k, v in model.state_dict().items():
         assert torch.equal(v, state[k]), k
 
@@ -242,9 +248,11 @@ def test_micro_batches_enqueue_what_one_batch_does():
 
 
 def test_slow_copy():
-    "It starts equal, no gradient reaches it, it follows by equation 2, and its BatchNorm keeps its own statistics."
+    """It starts equal, no gradient reaches it, it follows by equation 2, and its BatchNorm keeps its own
+    statistics."""
     model = toy()
-    fast, slow = dict(model.encoder.named_parameters()), dict(model.momentum_encoder.named_parameters())
+    fast = dict(model.encoder.named_parameters())
+    slow = dict(model.momentum_encoder.named_parameters())
     start = {k: v.clone() for k, v in fast.items()}
     assert all(torch.equal(fast[k], slow[k]) and not slow[k].requires_grad for k in fast)
     step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0), two_views(0))
@@ -259,40 +267,48 @@ def test_symmetric_loss_is_the_sum_of_both_directions():
     x1, x2 = two_views(0)
     torch.testing.assert_close(both([x1, x2])['loss'], one([x1, x2])['loss'] + one([x2, x1])['loss'])
     both.after_step(0.0)
-    torch.testing.assert_close(
-        both.queue.keys[:4], F.normalize(both.momentum_embed(x2), dim=1)
-    )  # momentum: nothing was learned yet
+    # momentum: nothing was learned yet
+    torch.testing.assert_close(both.queue.keys[:4], F.normalize(both.momentum_embed(x2), dim=1))
 
 
 @pytest.mark.parametrize('head, query, key', [('moco', 3, 3), ('byol', 8, 4), ('byol-both', 8, 8)])
 def test_heads(head, query, key):
-    "How many layers the queries and the keys go through: version 2+ has BYOL's predictor on the queries alone, its symmetric form on both sides."
+    """How many layers the queries and the keys go through: version 2+ has BYOL's predictor on the queries
+    alone, its symmetric form on both sides."""
     model = toy(head=head, hidden=24)
-    layers = lambda *ms: [
-        l for m in ms for l in m.modules() if isinstance(l, (nn.Linear, nn.BatchNorm1d, nn.ReLU))
-    ]
+
+    def layers(*ms):
+        return [l for m in ms for l in m.modules() if isinstance(l, (nn.Linear, nn.BatchNorm1d, nn.ReLU))]
+
     assert (len(layers(model.projector, model.predictor)), len(layers(model.momentum_projector))) == (
         query,
         key,
     )
     out = step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1), two_views(0))
-    assert out['loss'].isfinite() and 0 <= out['accuracy'] <= 1 and 0 < out['std'] < 2
+    assert out['loss'].isfinite()
+    assert 0 <= out['accuracy'] <= 1
+    assert 0 < out['std'] < 2
 
 
 def test_versions():
-    "Version 1: one linear layer; version 2: Linear, ReLU, Linear, without BatchNorm, the hidden layer as wide as the encoder."
-    v1, v2 = MoCo(vit_nano(16, 8), queue=8, mlp=False), MoCo(vit_nano(16, 8), queue=8)
+    """Version 1: one linear layer; version 2:
+    Linear, ReLU, Linear, without BatchNorm, the hidden layer as wide as the encoder."""
+    v1 = MoCo(vit_nano(16, 8), queue=8, mlp=False)
+    v2 = MoCo(vit_nano(16, 8), queue=8)
     assert [tuple(m.weight.shape) for m in v1.projector if isinstance(m, nn.Linear)] == [(128, 96)]
-    assert [type(m).__name__ for m in v2.projector] == ['Linear', 'ReLU', 'Linear'] and [
-        tuple(m.weight.shape) for m in v2.projector[::2]
-    ] == [(96, 96), (128, 96)]
+    assert [type(m).__name__ for m in v2.projector] == ['Linear', 'ReLU', 'Linear']
+    assert [tuple(m.weight.shape) for m in v2.projector[::2]] == [(96, 96), (128, 96)]
     assert all(m.bias is not None for m in v2.projector[::2])
 
 
 def test_shuffling():
-    "With BatchNorm in groups shuffling changes who shares statistics, and keys come back in their order; with one group, or without BatchNorm, it changes nothing."
-    plain, (x, _) = toy(), two_views(0, 12)
-    assert plain.shuffle and not toy(norm=False).shuffle and not toy(shuffle=False).shuffle
+    """With BatchNorm in groups shuffling changes who shares statistics, and keys come back in their order;
+    with one group, or without BatchNorm, it changes nothing."""
+    plain = toy()
+    x, _ = two_views(0, 12)
+    assert plain.shuffle
+    assert not toy(norm=False).shuffle
+    assert not toy(shuffle=False).shuffle
     torch.testing.assert_close(plain.keys(x), plain.momentum_embed(x), atol=1e-5, rtol=1e-5)
     split = toy()
     split_batchnorm(split, 3)
@@ -343,11 +359,9 @@ def test_a_checkpoint_keeps_the_queue():
     model.after_step(0.0)
     again = toy(seed=1)
     again.load_state_dict(model.state_dict())
-    assert (
-        torch.equal(again.queue.keys, model.queue.keys)
-        and again.queue.pointer.item() == 4
-        and again.queue.filled == 4
-    )
+    assert torch.equal(again.queue.keys, model.queue.keys)
+    assert again.queue.pointer.item() == 4
+    assert again.queue.filled == 4
 
 
 def test_views_of_version_one():
@@ -355,9 +369,7 @@ def test_views_of_version_one():
     policy = views(
         'mocov2', 32, [0.5] * 3, [0.5] * 3, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur=0.0
     ).policies[0]
-    assert (
-        policy.jitter == (0.4, 0.4, 0.4, 0.4)
-        and policy.blur == 0.0
-        and policy.scale == (0.2, 1.0)
-        and policy.grey == 0.2
-    )
+    assert policy.jitter == (0.4, 0.4, 0.4, 0.4)
+    assert policy.blur == 0.0
+    assert policy.scale == (0.2, 1.0)
+    assert policy.grey == 0.2

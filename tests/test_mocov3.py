@@ -1,4 +1,5 @@
-"MoCo v3 against the official implementation's stored numbers and its formulas in float64, lightly's heads, the official schedules in numbers, and limits."
+"""MoCo v3 against the official implementation's stored numbers and its formulas in float64, lightly's heads,
+the official schedules in numbers, and limits."""
 
 import json, math, zlib
 from pathlib import Path
@@ -36,7 +37,8 @@ def two(seed=1, dtype=torch.float32):
 
 
 def contrastive_loss(q, k, t):
-    "builder.py: contrastive_loss in words, on one process: normalise, all pairs over the temperature, own index as label, times 2 t."
+    """builder.py: contrastive_loss in words, on one process: normalise, all pairs over the temperature, own
+    index as label, times 2 t."""
     logits = torch.einsum('nc,mc->nm', F.normalize(q, dim=1), F.normalize(k, dim=1)) / t
     return nn.CrossEntropyLoss()(logits, torch.arange(len(q))) * (2 * t)
 
@@ -46,14 +48,12 @@ class Official(nn.Module):
 
     def __init__(self, m):
         super().__init__()
-        self.base, self.projector, self.predictor, self.slow, self.slow_projector, self.t = (
-            m.encoder,
-            m.projector,
-            m.predictor,
-            m.momentum_encoder,
-            m.momentum_projector,
-            m.temperature,
-        )
+        self.base = m.encoder
+        self.projector = m.projector
+        self.predictor = m.predictor
+        self.slow = m.momentum_encoder
+        self.slow_projector = m.momentum_projector
+        self.t = m.temperature
 
     def forward(self, x1, x2, momentum):
         q1, q2 = (self.predictor(self.projector(self.base(x).pooled)) for x in (x1, x2))
@@ -70,7 +70,8 @@ class Official(nn.Module):
     [(torch.float64, 3, dict(rtol=1e-8, atol=1e-9)), (torch.float32, 1, dict(rtol=1e-3, atol=5e-5))],
 )
 def test_steps_equal_the_official_forward_pass(dtype, steps, close):
-    "Loss, gradients, AdamW step and slow copy, step after step: ours moves the copy after the optimizer, theirs before the keys of the next step."
+    """Loss, gradients, AdamW step and slow copy, step after step: ours moves the copy after the optimizer,
+    theirs before the keys of the next step."""
     runs = []
     for official in (False, True):
         m = make(dtype, momentum=0.9, momentum_schedule='constant')
@@ -93,9 +94,9 @@ def test_steps_equal_the_official_forward_pass(dtype, steps, close):
                 model(*two(9, dtype), 0.9)  # their copy makes its last move here
         log.append({n: p.detach() for n, p in m.named_parameters()})
         runs.append(log)
-    last = (
-        None if dtype == torch.float64 else 2
-    )  # AdamW makes a step of 0.001 of a gradient that is rounding alone: in float32 loss and gradients are compared
+    # AdamW makes a step of 0.001 of a gradient that is rounding alone: in float32 loss and gradients are
+    # compared
+    last = None if dtype == torch.float64 else 2
     torch.testing.assert_close(runs[0][:last], runs[1][:last], **close)
 
 
@@ -122,11 +123,13 @@ def golden_views(t):
 
 
 def test_official_numbers():
-    "Loss, every gradient, AdamW's step and the slow copy over three steps; MAE's table of positions has the two halves of the official one exchanged."
+    """Loss, every gradient, AdamW's step and the slow copy over three steps; MAE's table of positions has the
+    two halves of the official one exchanged."""
     m = make(torch.float64, momentum=0.9, momentum_schedule='constant')
-    close = lambda a, b: np.testing.assert_allclose(
-        torch.as_tensor(a).detach().numpy(), b, rtol=2e-5, atol=2e-6
-    )
+
+    def close(a, b):
+        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=2e-5, atol=2e-6))
+
     for name, p in m.named_parameters():
         if name.endswith('pos_embed'):
             p.data = torch.cat(p.data.chunk(2, -1)[::-1], -1)
@@ -156,7 +159,8 @@ def test_official_numbers():
 
 @pytest.mark.parametrize('temperature', GOLDEN['losses'])
 def test_official_loss(temperature):
-    q, k = wave((5, 8), 'q').requires_grad_(), wave((5, 8), 'k')
+    q = wave((5, 8), 'q').requires_grad_()
+    k = wave((5, 8), 'k')
     loss = make(temperature=float(temperature)).contrast(q, k)[0]
     loss.backward()
     torch.testing.assert_close(
@@ -172,12 +176,11 @@ def test_official_loss(temperature):
 
 @pytest.mark.parametrize('temperature', [0.07, 0.2, 1.0])
 def test_loss_and_gradient_for_any_temperature(temperature):
-    m, (q, k) = (
-        make(temperature=temperature),
-        torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)),
-    )
+    m = make(temperature=temperature)
+    q, k = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     a, b = q.clone().requires_grad_(), q.clone().requires_grad_()
-    ours, theirs = m.contrast(a, k)[0], contrastive_loss(b, k, temperature)
+    ours = m.contrast(a, k)[0]
+    theirs = contrastive_loss(b, k, temperature)
     ours.backward()
     theirs.backward()
     torch.testing.assert_close((ours, a.grad), (theirs, b.grad), rtol=1e-10, atol=1e-12)
@@ -188,17 +191,17 @@ def test_chance():
     nn.init.zeros_(m.predictor[0].weight)
     m.predictor[-1].eval()
     assert m(two())['loss'].item() == pytest.approx(4 * 0.2 * math.log(B), rel=1e-5)
-    assert 4 * 0.2 * math.log(4096) == pytest.approx(6.65, abs=0.01) and 4 * math.log(4096) == pytest.approx(
-        33.3, abs=0.05
-    )  # what the official logs start with
+    # what the official logs start with
+    assert 4 * 0.2 * math.log(4096) == pytest.approx(6.65, abs=0.01)
+    assert 4 * math.log(4096) == pytest.approx(33.3, abs=0.05)
 
 
 def test_projector_equals_lightlys_but_for_its_last_norm():
-    m, theirs = (
-        make(),
-        MoCoProjectionHead(24, 32, 8, num_layers=3, batch_norm=True),
-    )  # lightly's learns in the last norm too
-    mine, state = m.projector.state_dict(), theirs.state_dict()
+    # lightly's learns in the last norm too
+    m = make()
+    theirs = MoCoProjectionHead(24, 32, 8, num_layers=3, batch_norm=True)
+    mine = m.projector.state_dict()
+    state = theirs.state_dict()
     learned = [
         k
         for k in state
@@ -216,17 +219,14 @@ def test_what_is_trained_and_what_is_frozen():
     m(two())['loss'].backward()
     sgd.step()
     m.after_step(0.1)
-    assert torch.equal(m.encoder.patch_embed.proj.weight, before) and torch.equal(
-        m.momentum_encoder.patch_embed.proj.weight, before
-    )
+    assert torch.equal(m.encoder.patch_embed.proj.weight, before)
+    assert torch.equal(m.momentum_encoder.patch_embed.proj.weight, before)
     assert any(p.requires_grad for p in make(stem='conv').encoder.patch_embed.parameters()), (
         "a convolutional stem learns"
     )
     again = MoCoV3(m.encoder, hidden=32, dim=8, freeze_patches=False)  # an encoder that came in frozen
-    assert (
-        all(p.requires_grad for p in again.encoder.patch_embed.parameters())
-        and not again.encoder.pos_embed.requires_grad
-    )
+    assert all(p.requires_grad for p in again.encoder.patch_embed.parameters())
+    assert not again.encoder.pos_embed.requires_grad
     again(two())['loss'].backward()
     assert all(p.grad is not None for p in again.encoder.patch_embed.parameters())
 
@@ -244,7 +244,8 @@ def test_fine_tuning_trains_what_pre_training_froze():
 
 def test_hooks_tell_each_layers_gradient_once_a_step():
     "What the study of spikes reads: one call a parameter and step, with the whole step's gradient."
-    m, found = make(freeze_patches=False), {}
+    m = make(freeze_patches=False)
+    found = {}
     for n, p in m.encoder.named_parameters():
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(
@@ -283,9 +284,8 @@ def test_schedule_of_the_momentum():
 
 def test_a_resnet_gets_the_papers_other_heads():
     m = MoCoV3(resnet_nano(img_size=32), hidden=32, dim=8, temperature=1.0)
-    assert len([l for l in m.projector if isinstance(l, nn.Linear)]) == 2 and isinstance(
-        m.predictor[-1], nn.Linear
-    )
+    assert len([l for l in m.projector if isinstance(l, nn.Linear)]) == 2
+    assert isinstance(m.predictor[-1], nn.Linear)
     m(list(torch.randn(2, B, 3, 32, 32)))['loss'].backward()
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)
 
@@ -293,18 +293,17 @@ def test_a_resnet_gets_the_papers_other_heads():
 def test_first_weights():
     torch.manual_seed(0)
     e = init_mocov3(ViT(16, 8, 3, embed_dim=96, depth=2, num_heads=2, positions='sincos'))
-    near = lambda w, limit: (
-        w.abs().max().item() == pytest.approx(limit, rel=0.02)
-        and w.std().item() == pytest.approx(limit / 3**0.5, rel=0.03)
-    )
-    assert (
-        near(e.blocks[0].attn.qkv.weight, (6 / 192) ** 0.5)
-        and near(e.blocks[1].mlp.fc1.weight, (6 / 480) ** 0.5)
-        and near(e.patch_embed.proj.weight, (6 / (3 * 64 + 96)) ** 0.5)
-    )
-    assert e.cls_token.abs().max() < 1e-5 and all(
-        b.abs().max() == 0 for n, b in e.named_parameters() if n.endswith('bias')
-    )
+
+    def near(w, limit):
+        return w.abs().max().item() == pytest.approx(limit, rel=0.02) and w.std().item() == pytest.approx(
+            limit / 3**0.5, rel=0.03
+        )
+
+    assert near(e.blocks[0].attn.qkv.weight, (6 / 192) ** 0.5)
+    assert near(e.blocks[1].mlp.fc1.weight, (6 / 480) ** 0.5)
+    assert near(e.patch_embed.proj.weight, (6 / (3 * 64 + 96)) ** 0.5)
+    assert e.cls_token.abs().max() < 1e-5
+    assert all(b.abs().max() == 0 for n, b in e.named_parameters() if n.endswith('bias'))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"The momentum projector: four places of the slow copy against plain torch, lightly's loss where it is SimCLR-like, identities, bad input."
+"""The momentum projector: four places of the slow copy against plain torch, lightly's loss where it is
+SimCLR-like, identities, bad input."""
 
 import math
 import pytest
@@ -74,7 +75,8 @@ def test_keys_with_gradient_are_a_symmetric_cross_entropy():
     'where, passes', [('projector', (2, 0)), ('encoder', (2, 2)), ('both', (2, 2)), ('none', (2, 0))]
 )
 def test_how_often_the_backbone_runs(where, passes):
-    m, count = make(where), [0, 0]
+    m = make(where)
+    count = [0, 0]
     for i, part in enumerate((m.encoder, m.momentum_encoder)):
         if part is not None:
             part.register_forward_hook(lambda *_, i=i: count.__setitem__(i, count[i] + 1))
@@ -83,7 +85,8 @@ def test_how_often_the_backbone_runs(where, passes):
 
 
 def test_identities():
-    zero, control = make('projector', momentum=0.0, momentum_schedule='constant'), make('none')
+    zero = make('projector', momentum=0.0, momentum_schedule='constant')
+    control = make('none')
     for step in range(
         2
     ):  # momentum 0: the slow projector is the projector of the step before the update, so the first losses agree and the copies follow at once
@@ -118,7 +121,8 @@ def test_chance_and_a_resnet():
 
 
 def test_the_gradient_of_each_stage_can_be_watched():
-    "What the study of fluctuation reads: one gradient a view at each stage of a ResNet and at the projector, none from the slow parts."
+    """What the study of fluctuation reads: one gradient a view at each stage of a ResNet and at the
+    projector, none from the slow parts."""
     for where in PLACES:
         torch.manual_seed(0)
         m = MomentumProjector(

@@ -1,4 +1,5 @@
-"""MP3: golden numbers of an unofficial implementation where the two agree, the point where they part, and what the paper's figure says: everyone asks, few answer, no place leaks."""
+"""MP3: golden numbers of an unofficial implementation where the two agree, the point where they part, and
+what the paper's figure says: everyone asks, few answer, no place leaks."""
 
 import json, math, re, sys, zlib
 from pathlib import Path
@@ -10,7 +11,6 @@ from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import nn
 from vit_ssl_lab.components.attention import attend, block_in_context
-from vit_ssl_lab.components.heads import PositionHead
 from vit_ssl_lab.components.lean import LeanBlock
 from vit_ssl_lab.components.masking import random_masking, take
 from vit_ssl_lab.components.patches import patchify, unpatchify
@@ -24,23 +24,28 @@ from vit_ssl_lab.methods.mp3 import MP3, leaks
 from vit_ssl_lab.training import build, pretrain, recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mp3_vit_pytorch.json').read_text())
-close = lambda a, b, tolerance=1e-5: torch.testing.assert_close(
-    torch.as_tensor(a), torch.as_tensor(b), atol=tolerance, rtol=tolerance, check_dtype=False
-)
+
+
+def close(a, b, tolerance=1e-05):
+    (
+        torch.testing.assert_close(
+            torch.as_tensor(a), torch.as_tensor(b), atol=tolerance, rtol=tolerance, check_dtype=False
+        )
+    )
 
 
 class Golden(nn.Module):
-    "The encoder of tests/golden/mp3_vit_pytorch.json in timm's parts: LayerNorm, linear, LayerNorm as stem; blocks without a bias for queries, keys and values; no last norm."
+    """The encoder of tests/golden/mp3_vit_pytorch.json in timm's parts:
+    LayerNorm, linear, LayerNorm as stem; blocks without a bias for queries, keys and values; no last norm."""
 
-    grid, width = (3, 5), 32
+    grid = (3, 5)
+    width = 32
 
     def __init__(self, depth, first_layer=False):
         super().__init__()
         self.stem = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 32), nn.LayerNorm(32))
-        self.blocks, self.first_layer = (
-            nn.ModuleList(Block(32, 2, mlp_ratio=2, norm_layer=nn.LayerNorm) for _ in range(depth)),
-            first_layer,
-        )
+        self.blocks = nn.ModuleList(Block(32, 2, mlp_ratio=2, norm_layer=nn.LayerNorm) for _ in range(depth))
+        self.first_layer = first_layer
 
     def in_context(self, images, context=None):
         x = first = self.stem(rearrange(images, 'b c (h p) (w q) -> b (h w) (p q c)', p=4, q=4))
@@ -106,7 +111,9 @@ def golden_input() -> tuple[torch.Tensor, Mask]:
 
 
 def test_golden_numbers_at_depth_one():
-    want, m, (x, mask) = GOLDEN['depth 1'], golden_model(1), golden_input()
+    want = GOLDEN['depth 1']
+    m = golden_model(1)
+    x, mask = golden_input()
     logits = m.head(m.encoder.in_context(x, mask.keep))
     close(logits[1, 4, :6], want['logits'])
     close(logits.std(), want['logit_std'])
@@ -120,7 +127,8 @@ def test_golden_numbers_at_depth_one():
 
 
 def test_where_the_two_implementations_part():
-    "Deeper, the other one keeps the first layer's tokens as context. Done on purpose, its number comes out; done right, another."
+    """Deeper, the other one keeps the first layer's tokens as context.
+    Done on purpose, its number comes out; done right, another."""
     x, mask = golden_input()
     want = GOLDEN['depth 4']['loss']
     close(golden_model(4, first_layer=True)(x, mask=mask)['loss'], want)
@@ -138,11 +146,9 @@ def test_where_the_two_implementations_part():
 @pytest.mark.parametrize('kind', [Block, LeanBlock])
 def test_a_context_is_a_mask_of_minus_infinities(kind, made):
     torch.manual_seed(0)
-    block, x, context = (
-        kind(24, 3, norm_layer=nn.LayerNorm, **made),
-        torch.randn(2, 10, 24),
-        torch.rand(2, 10).argsort(1)[:, :4],
-    )
+    block = kind(24, 3, norm_layer=nn.LayerNorm, **made)
+    x = torch.randn(2, 10, 24)
+    context = torch.rand(2, 10).argsort(1)[:, :4]
     for p in block.parameters():
         nn.init.normal_(p, std=0.3)
     closed = (
@@ -164,9 +170,12 @@ def test_a_context_is_a_mask_of_minus_infinities(kind, made):
 def test_lean_blocks_stay_lean_with_a_context(monkeypatch):
     monkeypatch.setattr(LeanBlock, 'least', 0)
     torch.manual_seed(0)
-    lean, plain = LeanBlock(24, 3), Block(24, 3)
+    lean = LeanBlock(24, 3)
+    plain = Block(24, 3)
     plain.load_state_dict(lean.state_dict())
-    context, x, out = torch.rand(2, 10).argsort(1)[:, :4], torch.randn(2, 10, 24), []
+    context = torch.rand(2, 10).argsort(1)[:, :4]
+    x = torch.randn(2, 10, 24)
+    out = []
     for b in (lean, plain):
         a = x.clone().requires_grad_()
         block_in_context(b, a, context).square().sum().backward()
@@ -194,7 +203,8 @@ def test_a_gate_is_used():
 )
 def test_full_context_is_the_encoder(made):
     torch.manual_seed(0)
-    v, x = vit_nano(img_size=(16, 24), depth=2, **made).eval(), torch.randn(2, 3, 16, 24)
+    v = vit_nano(img_size=(16, 24), depth=2, **made).eval()
+    x = torch.randn(2, 3, 16, 24)
     every = torch.rand(2, 24).argsort(1)
     for context in (None, every):
         close(v.in_context(x, context), v(x).patches)
@@ -202,7 +212,9 @@ def test_full_context_is_the_encoder(made):
 
 def test_checkpointing_changes_nothing():
     torch.manual_seed(0)
-    v, x, grads = vit_nano(img_size=16, depth=2, positions='none'), torch.randn(2, 3, 16, 16), []
+    v = vit_nano(img_size=16, depth=2, positions='none')
+    x = torch.randn(2, 3, 16, 16)
+    grads = []
     context = torch.rand(2, 16).argsort(1)[:, :5]
     for enable in (False, True):
         v.set_grad_checkpointing(enable)
@@ -234,7 +246,8 @@ def nano(size=24, **kw) -> MP3:
 
 def test_full_context_equals_plain_attention():
     "With a ratio of 0: an ordinary encoder without positions and a linear layer."
-    m, x = nano(mask_ratio=0.0).eval(), torch.randn(3, 3, 24, 24)
+    m = nano(mask_ratio=0.0).eval()
+    x = torch.randn(3, 3, 24, 24)
     plain = m.head(m.encoder(x).patches)
     close(m(x)['loss'], F.cross_entropy(plain.flatten(0, 1), torch.arange(36).repeat(3)))
 
@@ -243,10 +256,13 @@ def test_full_context_equals_plain_attention():
     'made', [dict(class_token=False, global_pool='avg'), dict()], ids=['no class token', 'class token']
 )
 def test_shuffled_patches_shuffle_the_answer(made):
-    m, x, order = nano(**made).eval(), torch.randn(2, 3, 24, 24), torch.randperm(36)
+    m = nano(**made).eval()
+    x = torch.randn(2, 3, 24, 24)
+    order = torch.randperm(36)
     for p in m.encoder.blocks.parameters():
         nn.init.normal_(p, std=0.2)
-    keep, mixed = torch.rand(2, 36).argsort(1)[:, :9], unpatchify(patchify(x, 4)[:, order], 4, (6, 6))
+    keep = torch.rand(2, 36).argsort(1)[:, :9]
+    mixed = unpatchify(patchify(x, 4)[:, order], 4, (6, 6))
     close(
         m.head(m.encoder.in_context(mixed, order.argsort()[keep])),
         m.head(m.encoder.in_context(x, keep))[:, order],
@@ -255,7 +271,8 @@ def test_shuffled_patches_shuffle_the_answer(made):
 
 
 def test_hidden_patches_are_placed_but_not_seen():
-    m, x = nano().eval(), torch.randn(2, 3, 24, 24)
+    m = nano().eval()
+    x = torch.randn(2, 3, 24, 24)
     mask = random_masking(2, (6, 6), 0.75)
     other = x + 5 * mask.mask.reshape(2, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     a, b = (m.head(m.encoder.in_context(v, mask.keep)) for v in (x, other))
@@ -265,7 +282,9 @@ def test_hidden_patches_are_placed_but_not_seen():
 
 def test_loss_counts_every_token():
     "By hand: the mean of -log p(own place) over all 36 patches, those of the context too."
-    m, x, noise = nano().double().eval(), torch.randn(2, 3, 24, 24).double(), torch.rand(2, 36)
+    m = nano().double().eval()
+    x = torch.randn(2, 3, 24, 24).double()
+    noise = torch.rand(2, 36)
     keep = noise.argsort(1)[:, :9]
     log_p = m.head(m.encoder.in_context(x, keep)).log_softmax(-1)
     by_hand = -sum(log_p[b, i, i].item() for b in range(2) for i in range(36)) / 72
@@ -275,38 +294,42 @@ def test_loss_counts_every_token():
 def test_at_initialisation():
     out = nano()(torch.randn(32, 3, 24, 24))
     assert out['loss'].item() == pytest.approx(math.log(36), rel=0.02)
-    assert abs(out['accuracy'].item() - 1 / 36) < 0.02 and out['distance'].item() == pytest.approx(4, abs=1)
+    assert abs(out['accuracy'].item() - 1 / 36) < 0.02
+    assert out['distance'].item() == pytest.approx(4, abs=1)
 
 
 def test_scalars():
     m = nano()
     head = m.head
-    logits = torch.full((1, 36, 36), -9.0).scatter(
-        -1, torch.arange(36).roll(-1)[None, :, None], 9.0
-    )  # everyone one to the right
+    # everyone one to the right
+    logits = torch.full((1, 36, 36), -9.0).scatter(-1, torch.arange(36).roll(-1)[None, :, None], 9.0)
     right, away = head.judge(logits)
-    assert not right.any() and away[0, 0] == 1 and away[0, 5] == 6 and away[0, 35] == 10
+    assert not right.any()
+    assert away[0, 0] == 1
+    assert away[0, 5] == 6
+    assert away[0, 35] == 10
     assert not m(torch.randn(2, 3, 24, 24))['accuracy'].requires_grad
 
 
 def test_steps_of_any_grid():
     assert grid_steps((5,))[0].tolist() == [0, 1, 2, 3, 4]
     s = grid_steps((2, 3, 4))
-    assert s.shape == (24, 24) and s.max() == 1 + 2 + 3 and torch.equal(s, s.T)
+    assert s.shape == (24, 24)
+    assert s.max() == 1 + 2 + 3
+    assert torch.equal(s, s.T)
 
 
 class Frames(nn.Module):
     "An encoder of sequences: frames of 8 numbers on one axis, no pictures anywhere."
 
-    grid, width = (12,), 16
+    grid = (12,)
+    width = 16
 
     def __init__(self):
         super().__init__()
-        self.patch_embed, self.pos_embed, self.blocks = (
-            nn.Linear(8, 16),
-            None,
-            nn.ModuleList(LeanBlock(16, 2) for _ in range(2)),
-        )
+        self.patch_embed = nn.Linear(8, 16)
+        self.pos_embed = None
+        self.blocks = nn.ModuleList(LeanBlock(16, 2) for _ in range(2))
 
     def in_context(self, x, context=None):
         x = self.patch_embed(x) if self.pos_embed is None else self.patch_embed(x) + self.pos_embed
@@ -316,9 +339,11 @@ class Frames(nn.Module):
 
 
 def test_one_axis():
-    "Speech: nothing assumes rows and columns. Frames that tell their place are placed after some steps, from a quarter of them as context."
+    """Speech: nothing assumes rows and columns.
+    Frames that tell their place are placed after some steps, from a quarter of them as context."""
     torch.manual_seed(0)
-    m, walk = MP3(Frames(), views=nn.Identity()), torch.randn(12, 8)
+    m = MP3(Frames(), views=nn.Identity())
+    walk = torch.randn(12, 8)
     optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2)
     first = m(walk + 0.1 * torch.randn(16, 12, 8))
     for _ in range(40):
@@ -326,11 +351,9 @@ def test_one_axis():
         optimizer.zero_grad()
         out['loss'].backward()
         optimizer.step()
-    assert (
-        first['loss'].item() == pytest.approx(math.log(12), rel=0.05)
-        and out['accuracy'] > 0.9
-        and out['distance'] < 1
-    )
+    assert first['loss'].item() == pytest.approx(math.log(12), rel=0.05)
+    assert out['accuracy'] > 0.9
+    assert out['distance'] < 1
     p = with_positions(m.encoder)
     close(p.in_context(walk[None]), m.encoder.in_context(walk[None]))
     assert p.pos_embed.shape == (1, 12, 16)
@@ -346,21 +369,23 @@ def test_one_axis():
 )
 def test_positions_later(made):
     torch.manual_seed(0)
-    v, x = vit_nano(img_size=(16, 24), depth=1, positions='none', **made).eval(), torch.randn(2, 3, 16, 24)
+    v = vit_nano(img_size=(16, 24), depth=1, positions='none', **made).eval()
+    x = torch.randn(2, 3, 16, 24)
     w = with_positions(v)
     close(w(x).pooled, v(x).pooled)
-    assert v.pos_embed is None and w.pos_embed.requires_grad
+    assert v.pos_embed is None
+    assert w.pos_embed.requires_grad
     learned = vit_nano(img_size=(16, 24), depth=1, **made)
     assert w.pos_embed.shape == learned.pos_embed.shape
-    learned.load_state_dict(
-        w.state_dict(), strict=True
-    )  # a file of it loads into an encoder that was made with positions
+    # a file of it loads into an encoder that was made with positions
+    learned.load_state_dict(w.state_dict(), strict=True)
     back = without_positions(learned.eval())
     close(back(x).pooled, v(x).pooled)
     back.load_state_dict(v.state_dict(), strict=True)
     prefix = 0 if made.get('no_embed_class') else w.num_prefix_tokens
     waves = with_positions(v, table=sincos_nd((4, 6), 96, prefix), learn=False)
-    assert not waves.pos_embed.requires_grad and (waves(x).patches - v(x).patches).abs().max() > 0.01
+    assert not waves.pos_embed.requires_grad
+    assert (waves(x).patches - v(x).patches).abs().max() > 0.01
     keep = torch.tensor([[3, 1], [0, 23]])
     assert waves(x, keep).patches.shape == (2, 2, 96)
 
@@ -377,7 +402,8 @@ def test_fine_tuning_writes_into_the_table(monkeypatch):
         (0.5,) * 3,
         (0.25,) * 3,
     )
-    module, made = sys.modules['vit_ssl_lab.evaluation.finetune'], []
+    module = sys.modules['vit_ssl_lab.evaluation.finetune']
+    made = []
     monkeypatch.setattr(
         module, 'Classifier', lambda *a, true=module.Classifier: made.append(true(*a)) or made[-1]
     )
@@ -389,12 +415,10 @@ def test_fine_tuning_writes_into_the_table(monkeypatch):
     ):
         finetune(kind, data, data, labels_per_class=5, steps=3, batch_size=10)
     none, learned, waves = (m.encoder.pos_embed for m in made)
-    assert (
-        none is None
-        and learned.abs().max() > 0
-        and torch.equal(waves.detach(), sincos_nd((4, 4), 96))
-        and encoder.pos_embed is None
-    )
+    assert none is None
+    assert learned.abs().max() > 0
+    assert torch.equal(waves.detach(), sincos_nd((4, 4), 96))
+    assert encoder.pos_embed is None
 
 
 # --- locating
@@ -407,14 +431,17 @@ def test_locate_and_measure():
         0, 256, (7, 3, 30, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     a, b = (m.locate(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(a, b) and a.shape == (7, 36, 36) and m.training and not a.requires_grad
+    assert torch.equal(a, b)
+    assert a.shape == (7, 36, 36)
+    assert m.training
+    assert not a.requires_grad
     close(a.sum(-1), torch.ones(7, 36))
     images[:3] = 128  # flat: no structure
     data = Dataset('toy', 'test', images, torch.zeros(7, dtype=torch.long), ['x'], (0.5,) * 3, (0.25,) * 3)
     s = m.measure(data, batch_size=3)
-    assert (
-        s.share == pytest.approx(100 * 4 / 7, abs=0.1) and 0 <= s.structured <= 100 and 0 <= s.distance <= 10
-    )
+    assert s.share == pytest.approx(100 * 4 / 7, abs=0.1)
+    assert 0 <= s.structured <= 100
+    assert 0 <= s.distance <= 10
     close(s.confusion.sum(1), torch.ones(36))
     assert m.measure(data, batch_size=3)[:4] == s[:4], "one seed, one score"
     assert math.isnan(m.measure(data, contrast=9.0).structured)
@@ -448,7 +475,8 @@ def test_recipes_build(scale):
         (0.25,) * 3,
     )
     m = build(r, data)
-    assert not leaks(m.encoder) and m(torch.randn(2, 3, *2 * (r.img_size,)))['loss'].isfinite()
+    assert not leaks(m.encoder)
+    assert m(torch.randn(2, 3, *2 * (r.img_size,)))['loss'].isfinite()
 
 
 def test_a_few_steps_learn():
@@ -470,7 +498,8 @@ def test_a_few_steps_learn():
         log_every=1,
     )
     frame = pretrain(build(r, data), data, r, quiet=True, device='cpu').frame()
-    assert frame['loss'].iloc[-1] < 0.7 * math.log(16) and frame['accuracy'].iloc[-1] > 2 / 16
+    assert frame['loss'].iloc[-1] < 0.7 * math.log(16)
+    assert frame['accuracy'].iloc[-1] > 2 / 16
 
 
 # --- bad input
@@ -524,6 +553,5 @@ def test_bad_input(do, says):
 def test_leaks_may_be_let_through():
     for kw in (dict(positions='learn'), dict(stem='conv')):
         assert nano(allow_leaks=True, **kw)(torch.randn(2, 3, 24, 24))['loss'].isfinite()
-    assert not leaks(Conv1dStem(kernel_size=2, stride=2)) and not leaks(
-        ViT(24, 4, positions='none', embed_dim=32, depth=1, num_heads=2)
-    )
+    assert not leaks(Conv1dStem(kernel_size=2, stride=2))
+    assert not leaks(ViT(24, 4, positions='none', embed_dim=32, depth=1, num_heads=2))

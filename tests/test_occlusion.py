@@ -1,4 +1,6 @@
-"Occlusion invariance: MAE for one similarity and in the limit, formulas in float64, CKA and retrieval against direct forms, two processes, bad input."
+"""Occlusion invariance:
+MAE for one similarity and in the limit, formulas in float64, CKA and retrieval against direct forms, two
+processes, bad input."""
 
 import math
 import numpy as np
@@ -6,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from two_processes import group
-from vit_ssl_lab.core import Mask
 from vit_ssl_lab.data import load
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import ViT
-from vit_ssl_lab.evaluation.invariance import block_means, linear_cka, occlusion_invariance, retrieval
+from vit_ssl_lab.evaluation.invariance import block_means, linear_cka, occlusion_invariance, retrieval_accuracy
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.methods.occlusion import SIMILARITIES, OcclusionInvariance
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -54,20 +55,26 @@ def grads(m):
 @pytest.mark.parametrize('options', [{}, dict(norm_pix=False), dict(mask_ratio=0.5, masking='group')])
 def test_pixels_are_mae(options):
     "Loss and every gradient, bit for bit."
-    ours, theirs = make('pixels', **options), mae(**options)
-    a, b = ours(pictures(), sort_keys())['loss'], theirs(pictures(), sort_keys())['loss']
+    ours = make('pixels', **options)
+    theirs = mae(**options)
+    a = ours(pictures(), sort_keys())['loss']
+    b = theirs(pictures(), sort_keys())['loss']
     a.backward()
     b.backward()
-    assert torch.equal(a, b) and grads(ours).keys() == grads(theirs).keys()
+    assert torch.equal(a, b)
+    assert grads(ours).keys() == grads(theirs).keys()
     torch.testing.assert_close(grads(ours), grads(theirs), rtol=0, atol=0)
 
 
 def test_with_a_perfect_second_decoder_the_relaxed_loss_is_maes():
-    m, theirs = make(dtype=torch.float64), mae(torch.float64)
-    x, noise = pictures(dtype=torch.float64), sort_keys()
+    m = make(dtype=torch.float64)
+    theirs = mae(torch.float64)
+    x = pictures(dtype=torch.float64)
+    noise = sort_keys()
     target = m.target(m.hidden_patches(x, m.draw_mask(x, noise)))
     m.second_decoder.forward = lambda *args: target
-    out, expected = m(x, noise), theirs(x, noise)
+    out = m(x, noise)
+    expected = theirs(x, noise)
     out['loss'].backward()
     expected['loss'].backward()
     torch.testing.assert_close(out['loss'], expected['loss'], rtol=1e-12, atol=0)
@@ -82,14 +89,19 @@ def test_with_a_perfect_second_decoder_the_relaxed_loss_is_maes():
 
 @pytest.mark.parametrize('strength', [0.0, 0.1, 1.0, 1e6])
 def test_with_a_free_second_decoder_it_is_maes_times_a_share(strength):
-    "The best answer is (a + lambda y) / (1 + lambda): what is left, and its gradient, are lambda / (1 + lambda) of MAE's."
-    m, theirs = make(dtype=torch.float64, strength=strength), mae(torch.float64)
-    x, noise = pictures(dtype=torch.float64), sort_keys()
+    """The best answer is (a + lambda y) / (1 + lambda): what is left, and its gradient, are lambda / (1 +
+    lambda) of MAE's."""
+    m = make(dtype=torch.float64, strength=strength)
+    theirs = mae(torch.float64)
+    x = pictures(dtype=torch.float64)
+    noise = sort_keys()
     mask = m.draw_mask(x, noise)
-    target, a = m.target(m.hidden_patches(x, mask)), m.predict(x, mask, mask.hidden)
+    target = m.target(m.hidden_patches(x, mask))
+    a = m.predict(x, mask, mask.hidden)
     answer = ((a + strength * target) / (1 + strength)).detach()
     m.second_decoder.forward = lambda *args: answer
-    out, expected = m(x, noise), theirs(x, noise)
+    out = m(x, noise)
+    expected = theirs(x, noise)
     out['loss'].backward()
     expected['loss'].backward()
     share = strength / (1 + strength)
@@ -106,10 +118,14 @@ def test_with_a_free_second_decoder_it_is_maes_times_a_share(strength):
 
 
 def test_the_relaxed_loss_by_hand():
-    m, x, noise = make(dtype=torch.float64, strength=0.3), pictures(dtype=torch.float64), sort_keys()
-    keep, hidden = noise.argsort(1)[:, :4], noise.argsort(1)[:, 4:].sort(1).values
+    m = make(dtype=torch.float64, strength=0.3)
+    x = pictures(dtype=torch.float64)
+    noise = sort_keys()
+    keep = noise.argsort(1)[:, :4]
+    hidden = noise.argsort(1)[:, 4:].sort(1).values
     f1, f2 = m.encoder(x, keep), m.encoder(x, hidden)
-    a, b = m.decoder(f1.patches, keep, f1.pooled), m.second_decoder(f2.patches, hidden, f2.pooled)
+    a = m.decoder(f1.patches, keep, f1.pooled)
+    b = m.second_decoder(f2.patches, hidden, f2.pooled)
     distance, own = [], []
     for i in range(6):
         for j in hidden[i].tolist():
@@ -128,18 +144,22 @@ def test_the_relaxed_loss_by_hand():
 
 def test_swapping_equal_parts_leaves_the_distance():
     "One decoder for both, half hidden: T1 and T2 change places."
-    m, x = make(dtype=torch.float64, mask_ratio=0.5, strength=0.0), pictures(dtype=torch.float64)
+    m = make(dtype=torch.float64, mask_ratio=0.5, strength=0.0)
+    x = pictures(dtype=torch.float64)
     m.second_decoder.load_state_dict(m.decoder.state_dict())
     one = m.draw_mask(x, sort_keys())
     two = m.other(one)
-    (a, b), (c, d) = m.both_predictions(x, one), m.both_predictions(x, two)
+    a, b = m.both_predictions(x, one)
+    c, d = m.both_predictions(x, two)
     torch.testing.assert_close((a - b).square().mean(), (c - d).square().mean())
 
 
 @pytest.mark.parametrize('similarity', ['contrastive', 'cosine'])
 @pytest.mark.parametrize('second', ['whole', 'hidden'])
 def test_feature_similarities_by_hand(similarity, second):
-    m, x, noise = make(similarity, torch.float64, second=second), pictures(dtype=torch.float64), sort_keys()
+    m = make(similarity, torch.float64, second=second)
+    x = pictures(dtype=torch.float64)
+    noise = sort_keys()
     keep = noise.argsort(1)[:, :4]
     other = noise.argsort(1)[:, 4:].sort(1).values if second == 'hidden' else torch.arange(16).expand(6, -1)
 
@@ -147,7 +167,8 @@ def test_feature_similarities_by_hand(similarity, second):
         f = m.encoder(x, k)
         return m.projector(m.feature_decoder(f.patches, k, f.pooled).mean(1))
 
-    p, z = m.predictor(feature(keep)), feature(other).detach()
+    p = m.predictor(feature(keep))
+    z = feature(other).detach()
     expected = (
         F.cross_entropy(F.normalize(p, dim=1) @ F.normalize(z, dim=1).T / 0.2, torch.arange(6))
         if similarity == 'contrastive'
@@ -175,11 +196,9 @@ def test_without_occlusion_every_patch_is_compared(similarity):
     m = make(similarity, mask_ratio=0.0)
     out = m(pictures(), sort_keys())
     out['loss'].backward()
-    assert (
-        out['loss'].isfinite()
-        and out['loss'] > 0
-        and all(p.grad is not None for p in m.encoder.blocks.parameters())
-    )
+    assert out['loss'].isfinite()
+    assert out['loss'] > 0
+    assert all(p.grad is not None for p in m.encoder.blocks.parameters())
     if similarity == 'decoder':
         assert torch.equal(m.other(m.draw_mask(pictures())).keep, torch.arange(16).expand(6, -1))
 
@@ -189,8 +208,10 @@ def test_without_occlusion_every_patch_is_compared(similarity):
 
 def test_cka_against_pairs_and_its_invariances():
     g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(60, 7, generator=g).double(), torch.randn(60, 11, generator=g).double()
-    x, y = a.numpy() - a.numpy().mean(0), b.numpy() - b.numpy().mean(0)
+    a = torch.randn(60, 7, generator=g).double()
+    b = torch.randn(60, 11, generator=g).double()
+    x = a.numpy() - a.numpy().mean(0)
+    y = b.numpy() - b.numpy().mean(0)
     direct = (np.linalg.norm(x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
     H = np.eye(60) - 1 / 60
     K, L = (H @ m @ m.T @ H for m in (a.numpy(), b.numpy()))
@@ -200,11 +221,9 @@ def test_cka_against_pairs_and_its_invariances():
         == pytest.approx((K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()), abs=1e-10)
     )
     turn = torch.linalg.qr(torch.randn(7, 7, generator=g).double())[0]
-    assert (
-        linear_cka(2 * a @ turn - 3, b) == pytest.approx(linear_cka(a, b), abs=1e-10)
-        and linear_cka(a, a) == pytest.approx(1)
-        and linear_cka(a, b) == pytest.approx(linear_cka(b, a))
-    )
+    assert linear_cka(2 * a @ turn - 3, b) == pytest.approx(linear_cka(a, b), abs=1e-10)
+    assert linear_cka(a, a) == pytest.approx(1)
+    assert linear_cka(a, b) == pytest.approx(linear_cka(b, a))
 
 
 def test_retrieval_by_hand():
@@ -214,18 +233,19 @@ def test_retrieval_by_hand():
     hits = sum(
         max(range(40), key=lambda j: F.cosine_similarity(a[i], b[j], dim=0).item()) == i for i in range(40)
     )
-    assert retrieval(a, b) == pytest.approx(100 * hits / 40)
+    assert retrieval_accuracy(a, b) == pytest.approx(100 * hits / 40)
 
 
 def test_block_means_leave_no_hooks_and_occlusion_is_reproducible():
-    e, data = vit(global_pool='avg'), load('scenes', 'test', size=32).subset(40)
+    e = vit(global_pool='avg')
+    data = load('scenes', 'test', size=32).subset(40)
     e.train()
     first = occlusion_invariance(e, data, 0.5, seed=3)
     assert e.training
-    assert first == occlusion_invariance(
-        e, data, 0.5, seed=3, batch_size=7
-    ) and first != occlusion_invariance(e, data, 0.5, seed=4)
-    assert len(first['cka']) == 2 and occlusion_invariance(e, data, 0.0)['retrieval'] == [100.0, 100.0]
+    assert first == occlusion_invariance(e, data, 0.5, seed=3, batch_size=7)
+    assert first != occlusion_invariance(e, data, 0.5, seed=4)
+    assert len(first['cka']) == 2
+    assert occlusion_invariance(e, data, 0.0)['retrieval'] == [100.0, 100.0]
     with pytest.raises(ValueError):
         block_means(e, torch.zeros(1, 3, 5, 5))
     assert not any(b._forward_hooks for b in e.blocks)
@@ -267,7 +287,8 @@ def tiny(similarity, **changes):
 
 def train(similarity):
     torch.set_num_threads(1)
-    data, r = load('digits'), tiny(similarity)
+    data = load('digits')
+    r = tiny(similarity)
     method = build(r, data).double()
     forward = method.forward
     method.forward = lambda views, noise=None, mask=None: forward(views.double(), noise, mask)
@@ -294,10 +315,8 @@ def test_scales_and_pictures():
         assert recipe('occlusion', s).scale == s
     m = make(encoder=vit(stem='conv', global_pool='avg'))
     r = m.reconstruct(torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8))
-    assert (
-        r.prediction.shape == (2, 3, 32, 32)
-        and m(m.views(torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)))['loss'].isfinite()
-    )
+    assert r.prediction.shape == (2, 3, 32, 32)
+    assert m(m.views(torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)))['loss'].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -316,7 +335,7 @@ def test_scales_and_pictures():
         (lambda: make()(pictures(), torch.rand(6, 5)), r'is \(6, 16\), not \(6, 5\)'),
         (lambda: linear_cka(torch.rand(4, 2), torch.rand(5, 2)), '4 and 5 rows'),
         (lambda: linear_cka(torch.rand(1, 2), torch.rand(1, 2)), 'two or more'),
-        (lambda: retrieval(torch.rand(4, 2), torch.rand(4, 3)), 'of the same width'),
+        (lambda: retrieval_accuracy(torch.rand(4, 2), torch.rand(4, 3)), 'of the same width'),
         (lambda: block_means(resnet_nano(img_size=32), torch.zeros(1, 3, 32, 32)), 'has none'),
         (lambda: linear_cka(torch.full((3, 2), float('nan')), torch.rand(3, 2)), 'not finite'),
     ],

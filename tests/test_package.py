@@ -1,4 +1,5 @@
-"""The package as a user gets it: metadata from settings.ini, a wheel with everything in it, imports that stay light, the set-up script's sentences."""
+"""The package as a user gets it: metadata from settings.ini, a wheel with everything in it, imports that stay
+light, the set-up script's sentences."""
 
 import configparser, subprocess, sys, zipfile
 from importlib import metadata
@@ -15,12 +16,11 @@ def settings():
 
 
 def test_metadata_comes_from_settings():
-    cfg, meta = settings(), metadata.metadata('vit_ssl_lab')
-    assert (
-        meta['Version'] == cfg['version']
-        and meta['Summary'] == cfg['description']
-        and meta['Requires-Python'] == '>=' + cfg['min_python']
-    )
+    cfg = settings()
+    meta = metadata.metadata('vit_ssl_lab')
+    assert meta['Version'] == cfg['version']
+    assert meta['Summary'] == cfg['description']
+    assert meta['Requires-Python'] == '>=' + cfg['min_python']
     wanted = [l.strip() for l in cfg['requirements'].splitlines() if l.strip()]
     got = [r for r in metadata.requires('vit_ssl_lab') if 'extra ==' not in r]
     assert len(wanted) == len(got)
@@ -50,7 +50,8 @@ def test_wheel_holds_modules_and_scripts(tmp_path):
     tracked = subprocess.run(
         ['git', 'ls-files', 'vit_ssl_lab'], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
-    assert tracked and not [t for t in tracked if t not in names]
+    assert tracked
+    assert not [t for t in tracked if t not in names]
 
 
 def test_the_packages_notebooks_import_are_named():
@@ -126,7 +127,8 @@ def test_bootstrap_speaks(words, says):
     done = subprocess.run(
         [sys.executable, str(ROOT / 'scripts' / 'bootstrap.py'), *words], capture_output=True, text=True
     )
-    assert done.returncode == 1 and says in done.stderr
+    assert done.returncode == 1
+    assert says in done.stderr
 
 
 def test_make_help_lists_the_targets():

@@ -1,11 +1,11 @@
-"What processes do together equals what one does with the whole batch: values, gradients, running statistics, whole runs. Real processes over gloo."
+"""What processes do together equals what one does with the whole batch: values, gradients, running
+statistics, whole runs. Real processes over gloo."""
 
 import copy, multiprocessing, signal
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from small_run import die_after
-from two_processes import group
 from vit_ssl_lab.components import processes as P
 from vit_ssl_lab.components.heads import simclr_head
 from vit_ssl_lab.components.momentum import momentum_copy
@@ -17,11 +17,11 @@ from vit_ssl_lab.training import checkpoints as ckpt
 
 def own(x, counts):
     "This process's rows; the first row for a process that has none."
-    return x.split(counts)[P.rank()] if counts[P.rank()] else x[:1]
+    return x.split(counts)[P.get_rank()] if counts[P.get_rank()] else x[:1]
 
 
 def idle(counts):
-    return P.bystander(not counts[P.rank()])
+    return P.idle_rank(not counts[P.get_rank()])
 
 
 def seeded(*shape):
@@ -34,17 +34,19 @@ SPLITS = [[4, 4], [2, 6], [7, 1]]
 
 
 def gather_job(x, counts):
-    "A loss over rows that looks at all rows, weighted as the loop does: share of the batch times processes, then the mean over processes."
+    """A loss over rows that looks at all rows, weighted as the loop does: share of the batch times processes,
+    then the mean over processes."""
     mine = own(x, counts).clone().requires_grad_()
     with idle(counts):
-        rows, at = P.gather(mine), P.offset(len(mine))
+        rows = P.gather(mine)
+        at = P.rank_offset(len(mine))
         loss = F.cross_entropy(mine @ rows.T, at + torch.arange(len(mine)))
-        (loss * (counts[P.rank()] / len(x) * P.world())).backward()
+        (loss * (counts[P.get_rank()] / len(x) * P.get_world_size())).backward()
     return (
         rows.detach(),
         at,
-        loss.item() * counts[P.rank()] / len(x),
-        mine.grad[: counts[P.rank()]] / P.world(),
+        loss.item() * counts[P.get_rank()] / len(x),
+        mine.grad[: counts[P.get_rank()]] / P.get_world_size(),
     )
 
 
@@ -55,7 +57,8 @@ def check_gather(processes, counts):
     loss = F.cross_entropy(whole @ whole.T, torch.arange(len(x)))
     loss.backward()
     for i, (rows, at, *_) in enumerate(answers):
-        assert torch.equal(rows, x) and at == (sum(counts[:i]) if counts[i] else 0)
+        assert torch.equal(rows, x)
+        assert at == (sum(counts[:i]) if counts[i] else 0)
     assert sum(part for _, _, part, _ in answers) == pytest.approx(loss.item(), abs=1e-6)
     torch.testing.assert_close(torch.cat([g for *_, g in answers]), whole.grad, atol=1e-6, rtol=1e-5)
 
@@ -74,10 +77,10 @@ def kinds_job():
     return [
         (P.gather(x).dtype, P.gather(x).tolist())
         for x in (
-            torch.tensor([P.rank()]),
-            torch.tensor([P.rank() == 0]),
-            torch.tensor([[P.rank() + 0.5]], dtype=torch.bfloat16),
-            torch.zeros(2 * P.rank(), 1),
+            torch.tensor([P.get_rank()]),
+            torch.tensor([P.get_rank() == 0]),
+            torch.tensor([[P.get_rank() + 0.5]], dtype=torch.bfloat16),
+            torch.zeros(2 * P.get_rank(), 1),
         )
     ]
 
@@ -94,13 +97,13 @@ def test_gather_other_kinds(two):
 
 
 def alone_job():
-    if P.rank() == 1:
-        return P.world()
-    with P.alone():
+    if P.get_rank() == 1:
+        return P.get_world_size()
+    with P.local_only():
         return (
-            P.world(),
+            P.get_world_size(),
             P.gather(torch.ones(3)).shape,
-            P.offset(3),
+            P.rank_offset(3),
             P.SyncBatchNorm(2)(torch.rand(4, 2)).shape,
         )
 
@@ -114,7 +117,7 @@ def test_alone_nobody_waits(two):
 
 def shuffle_job(x, counts, seed):
     mine = own(x, counts)
-    torch.manual_seed(100 + P.rank())  # the processes' own chance differs; the first one's counts
+    torch.manual_seed(100 + P.get_rank())  # the processes' own chance differs; the first one's counts
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     mixed, restore = P.shuffle(mine, generator)
     return mixed, P.unshuffle(mixed * 2, restore)
@@ -162,22 +165,26 @@ def bn_job(dims, x, target, counts, no_grad=False):
     with idle(counts), torch.set_grad_enabled(not no_grad):
         y = net(mine)
         if not no_grad:
-            (loss_of(y, own(target, counts)) * (counts[P.rank()] / len(x) * P.world())).backward()
-    n, grads = counts[P.rank()], [p.grad for p in net.parameters()]
+            (
+                loss_of(y, own(target, counts)) * (counts[P.get_rank()] / len(x) * P.get_world_size())
+            ).backward()
+    n = counts[P.get_rank()]
+    grads = [p.grad for p in net.parameters()]
     for g in grads if not no_grad else []:
         torch.distributed.all_reduce(g)
-        g /= P.world()  # what DDP does
+        g /= P.get_world_size()  # what DDP does
     return (
         y.detach()[:n],
         grads,
-        None if no_grad else mine.grad[:n] / P.world(),
+        None if no_grad else mine.grad[:n] / P.get_world_size(),
         net.state_dict(),
         net.eval()(x).detach(),
     )
 
 
 def check_bn(processes, dims, counts):
-    x, target = seeded(sum(counts), 4, *[5] * dims).double() * 2 + 1, seeded(sum(counts), 3).double()
+    x = seeded(sum(counts), 4, *[5] * dims).double() * 2 + 1
+    target = seeded(sum(counts), 3).double()
     answers = processes(bn_job, dims, x, target, counts)
     net = network(dims).train()
     whole = x.clone().requires_grad_()
@@ -212,7 +219,7 @@ def test_sync_batchnorm_without_gradient(two):
 
 
 def one_picture_job():
-    with P.bystander(P.rank() == 0):
+    with P.idle_rank(P.get_rank() == 0):
         try:
             P.SyncBatchNorm(3)(torch.ones(1, 3))
         except ValueError as e:
@@ -221,16 +228,19 @@ def one_picture_job():
 
 def test_one_picture_for_all(two):
     for text in two(one_picture_job):
-        assert 'no spread to divide by' in text and 'drop_last=True' in text
+        assert 'no spread to divide by' in text
+        assert 'drop_last=True' in text
 
 
 def test_split_batchnorm_is_a_batchnorm_a_group():
-    "Values and gradients of a loop over groups; running statistics are the mean of those that each group would have."
+    """Values and gradients of a loop over groups; running statistics are the mean of those that each group
+    would have."""
     x = seeded(12, 5, 3, 3)
     split = P.SplitBatchNorm(5, 4)
     loops = [nn.BatchNorm2d(5) for _ in range(4)]
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, z = split(a), torch.cat([bn(part) for bn, part in zip(loops, b.chunk(4))])
+    y = split(a)
+    z = torch.cat([bn(part) for bn, part in zip(loops, b.chunk(4))])
     torch.testing.assert_close(y, z)
     (y**3).sum().backward()
     (z**3).sum().backward()
@@ -248,8 +258,10 @@ def test_conversions_keep_weights_copies_and_splits():
     net = nn.Sequential(
         nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.BatchNorm1d(6), P.SplitBatchNorm(6, 2))
     )
-    weights, slow = list(net.parameters()), momentum_copy(net)
-    assert P.sync_batchnorm(net) is net and [type(m).__name__ for m in net.modules()][2:] == [
+    weights = list(net.parameters())
+    slow = momentum_copy(net)
+    assert P.sync_batchnorm(net) is net
+    assert [type(m).__name__ for m in net.modules()][2:] == [
         'SyncBatchNorm',
         'Sequential',
         'SyncBatchNorm',
@@ -259,18 +271,19 @@ def test_conversions_keep_weights_copies_and_splits():
     P.sync_batchnorm(slow)
     assert not any(p.requires_grad for p in slow.parameters())
     assert isinstance(P.sync_batchnorm(nn.BatchNorm1d(3)), P.SyncBatchNorm)
-    assert (
-        type(P.sync_batchnorm(nn.BatchNorm1d(3), 'cuda')) is P.CudaSyncBatchNorm
-    )  # only its name: no GPU is touched
+    # only its name: no GPU is touched
+    assert type(P.sync_batchnorm(nn.BatchNorm1d(3), 'cuda')) is P.CudaSyncBatchNorm
     gamma = P.sync_batchnorm(simclr_head(4, dim=3))
     assert [type(m).__name__ for m in gamma][1::3] == ['SyncBatchNorm'] * 2, "also the one without beta"
     double = copy.deepcopy(net).double()
-    assert double[1].weight.dtype == torch.float64 and net[1].weight.dtype == torch.float32
+    assert double[1].weight.dtype == torch.float64
+    assert net[1].weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize('kind', [P.SyncBatchNorm, lambda width: P.SplitBatchNorm(width, 2)])
 def test_bf16_and_compile(kind):
-    net, x = nn.Sequential(nn.Linear(4, 6), kind(6)), seeded(8, 4)
+    net = nn.Sequential(nn.Linear(4, 6), kind(6))
+    x = seeded(8, 4)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert net(x).isfinite().all()
     expected = copy.deepcopy(net)(x)
@@ -294,21 +307,22 @@ def test_queue_is_the_same_everywhere(two, counts):
     for keys in batches:
         queue.enqueue(keys)
     for state in two(queue_job, batches, counts):
-        assert state.keys() == queue.state_dict().keys() and all(
-            torch.equal(state[k], v) for k, v in queue.state_dict().items()
-        )
+        assert state.keys() == queue.state_dict().keys()
+        assert all(torch.equal(state[k], v) for k, v in queue.state_dict().items())
 
 
 @pytest.mark.parametrize('steps', range(1, 9))
 def test_queue_holds_exactly_the_last_keys(steps):
     "After t steps: the last min(tB, K) keys at their rows, noise elsewhere."
-    keys, queue = F.normalize(seeded(8, 4, 3), dim=2), Queue(12, 3)
+    keys = F.normalize(seeded(8, 4, 3), dim=2)
+    queue = Queue(12, 3)
     expected = queue.keys.clone()
     for step in range(steps):
         queue.enqueue(keys[step])
         expected[4 * step % 12 : 4 * step % 12 + 4] = keys[step]
     torch.testing.assert_close(queue.keys, expected, atol=1e-6, rtol=0)
-    assert queue.filled == min(4 * steps, 12) and queue.pointer.item() == 4 * steps % 12
+    assert queue.filled == min(4 * steps, 12)
+    assert queue.pointer.item() == 4 * steps % 12
 
 
 # -- whole runs
@@ -324,7 +338,8 @@ METHODS = list(OPTIONS)
 
 
 def tiny(method, **changes):
-    "A method in miniature on 1,438 digits of 8x8 pixels. SGD without momentum: the change of the weights is the gradient."
+    """A method in miniature on 1,438 digits of 8x8 pixels.
+    SGD without momentum: the change of the weights is the gradient."""
     return recipe(
         method,
         'laptop',
@@ -373,12 +388,11 @@ def check_run(processes, r):
     rows, state = train(r)
     for theirs, other in processes(train, r):
         for a, b in zip(rows, theirs):
-            assert (
-                a[2] == b[2]
-                and a[0] == pytest.approx(b[0], abs=1e-5)
-                and a[1] == pytest.approx(b[1], rel=1e-6)
-            )
-        assert len(rows) == len(theirs) == r.steps and state.keys() == other.keys()
+            assert a[2] == b[2]
+            assert a[0] == pytest.approx(b[0], abs=1e-5)
+            assert a[1] == pytest.approx(b[1], rel=1e-6)
+        assert len(rows) == len(theirs) == r.steps
+        assert state.keys() == other.keys()
         for k, v in state.items():
             torch.testing.assert_close(other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{k}: {text}")
     return rows
@@ -386,9 +400,11 @@ def check_run(processes, r):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_two_processes_train_as_one(two, method):
-    "Losses, gradients, momentum copies, running statistics and the queue after six steps; batches of 287 are uneven, the last one of the epoch has three images."
+    """Losses, gradients, momentum copies, running statistics and the queue after six steps; batches of 287
+    are uneven, the last one of the epoch has three images."""
     rows = check_run(two, tiny(method))
-    assert rows[4][2] - rows[3][2] == 287 and rows[5][2] - rows[4][2] == (287 if method == 'moco' else 3)
+    assert rows[4][2] - rows[3][2] == 287
+    assert rows[5][2] - rows[4][2] == (287 if method == 'moco' else 3)
 
 
 @pytest.mark.parametrize('method', METHODS[:1])
@@ -417,11 +433,9 @@ def test_a_killed_moco_keeps_queue_and_momentum_copies(two, tmp_path, method):
         p.join()
         assert p.exitcode == (-signal.SIGKILL if death else 0)
     whole, killed = (ckpt.load_checkpoint(tmp_path / name)[0]['method'] for name in ('whole', 'killed'))
-    assert (
-        any('momentum_encoder' in k for k in whole)
-        and any(k.endswith('keys') for k in whole)
-        and whole.keys() == killed.keys()
-    )
+    assert any('momentum_encoder' in k for k in whole)
+    assert any(k.endswith('keys') for k in whole)
+    assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
     ckpt.drop(ckpt.folder_of(tmp_path / 'killed', 12))
     two(moco_run, tmp_path / 'killed')

@@ -23,7 +23,8 @@ def pictures(n=3, channels=3, size=(33, 65), seed=0):
 
 
 def alive(model):
-    "Away from the special values of initialisation: zero gammas hide whole branches, fresh statistics hide the norms."
+    """Away from the special values of initialisation: zero gammas hide whole branches, fresh statistics hide
+    the norms."""
     g = torch.Generator().manual_seed(1)
     for p in model.parameters():
         p.data.normal_(std=0.1, generator=g)
@@ -38,16 +39,15 @@ def alive(model):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
 def test_equals_timm_bit_for_bit(name, training):
-    theirs, ours = (
-        alive(timm.create_model(name, num_classes=0)).train(training),
-        encoder(name).train(training),
-    )
+    theirs = alive(timm.create_model(name, num_classes=0)).train(training)
+    ours = encoder(name).train(training)
     assert list(theirs.state_dict()) == list(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = pictures()
     f = ours(x)
     maps = theirs.forward_features(x)
-    assert torch.equal(f.patches, maps.flatten(2).mT) and f.grid == (2, 3)
+    assert torch.equal(f.patches, maps.flatten(2).mT)
+    assert f.grid == (2, 3)
     pooled = theirs.forward_head(maps)
     assert torch.equal(f.pooled, pooled)
     torch.testing.assert_close(f.patches.mean(1), f.pooled, rtol=1e-5, atol=1e-5)
@@ -80,12 +80,10 @@ def test_same_chance_same_weights():
 def test_grid_is_known_before_the_first_picture(stem, stride, size):
     e = resnet_nano(img_size=size, stem=stem, in_chans=1).eval()
     f = e(pictures(1, 1, size))
-    assert (
-        f.grid == e.grid
-        and e.stride == stride
-        and f.patches.shape == (1, f.grid[0] * f.grid[1], e.width)
-        and e.width == 128
-    )
+    assert f.grid == e.grid
+    assert e.stride == stride
+    assert f.patches.shape == (1, f.grid[0] * f.grid[1], e.width)
+    assert e.width == 128
 
 
 def test_small_stem_by_hand():
@@ -99,7 +97,8 @@ def test_small_stem_by_hand():
         None,
     )
     x = pictures(2, size=(48, 48))
-    assert torch.equal(e.eval().maxpool(x), x) and e.forward_features(x).shape == (2, 128, 6, 6)
+    assert torch.equal(e.eval().maxpool(x), x)
+    assert e.forward_features(x).shape == (2, 128, 6, 6)
     assert [i['reduction'] for i in e.feature_info] == [1, 1, 2, 4, 8]
     assert set(resnet18(stem='small').state_dict()) == set(resnet18().state_dict())
     std = e.conv1.weight.std().item()
@@ -110,19 +109,25 @@ def test_small_stem_by_hand():
 
 @pytest.mark.parametrize('zero', [True, False])
 def test_last_norms_and_a_random_encoder(zero):
-    "A fresh copy keeps what the encoder was told about its last norms; all weights differ, and the original is left alone."
+    """A fresh copy keeps what the encoder was told about its last norms; all weights differ, and the original
+    is left alone."""
     e = resnet_nano(zero_init_last=zero)
-    last = lambda m: [b.bn2.weight for s in (m.layer1, m.layer2, m.layer3, m.layer4) for b in s]
+
+    def last(m):
+        return [b.bn2.weight for s in (m.layer1, m.layer2, m.layer3, m.layer4) for b in s]
+
     assert all((w == (0 if zero else 1)).all() for w in last(e))
     before = {k: v.clone() for k, v in alive(e).state_dict().items()}
     new = random_encoder_like(e, seed=3)
-    assert all((w == (0 if zero else 1)).all() for w in last(new)) and not new.training
+    assert all((w == (0 if zero else 1)).all() for w in last(new))
+    assert not new.training
     assert all(torch.equal(v, before[k]) for k, v in e.state_dict().items())
     for name, p in new.named_parameters():
         assert not torch.equal(p, before[name]), name
         if p.ndim == 4:
             assert p.std().item() == pytest.approx((2 / (p.shape[0] * p[0, 0].numel())) ** 0.5, rel=0.2), name
-    assert (new.bn1.running_mean == 0).all() and (new.bn1.running_var == 1).all()
+    assert (new.bn1.running_mean == 0).all()
+    assert (new.bn1.running_var == 1).all()
     again = random_encoder_like(e, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(new.parameters(), again.parameters()))
 
@@ -131,12 +136,10 @@ def test_from_timm():
     theirs = timm.create_model('seresnext26t_32x4d', num_classes=0).eval()
     ours = ResNet.from_timm(theirs, img_size=(64, 96))
     x = pictures()
-    assert (
-        torch.equal(ours(x).pooled, theirs(x))
-        and ours(x).grid == ours.grid
-        and ours is not theirs
-        and type(theirs) is not ResNet
-    )
+    assert torch.equal(ours(x).pooled, theirs(x))
+    assert ours(x).grid == ours.grid
+    assert ours is not theirs
+    assert type(theirs) is not ResNet
     assert ResNet.from_timm('resnet18').img_size == (224, 224)
     wide = ResNet.from_timm('resnet18', output_stride=16, img_size=64).eval()
     assert wide(pictures(1, size=(64, 64))).grid == wide.grid == (4, 4)
@@ -147,7 +150,8 @@ def test_evaluation_takes_it():
     train, test = load('digits'), load('digits', split='test')
     e = resnet_nano(img_size=8, in_chans=1).eval()
     table = score_table(e, train, test, k=5)
-    assert list(table.rows) == ['encoder', 'raw pixels', 'random encoder'] and e.grid == (1, 1)
+    assert list(table.rows) == ['encoder', 'raw pixels', 'random encoder']
+    assert e.grid == (1, 1)
 
 
 def test_explorers_that_need_attention_refuse_it():
@@ -184,16 +188,15 @@ def test_bad_input(make, says):
     assert '\n' not in str(e.value)
 
 
-# the door ----------------------------------------------------------------------------------------------------------------------------------
+# --- the door
 
 
 def test_registry_is_the_modules():
     assert ENCODERS == {
         name: m.__name__.rpartition('.')[2] for m in (vit, resnet, convnextv2, swin) for name in m.ENCODERS
     }
-    assert type(encoder('vit_nano', img_size=48, patch_size=8)) is vit.ViT and encoder(
-        'vit_nano', patch_size=None
-    ).patch_size == (4, 4)
+    assert type(encoder('vit_nano', img_size=48, patch_size=8)) is vit.ViT
+    assert encoder('vit_nano', patch_size=None).patch_size == (4, 4)
 
 
 def test_looking_up_is_cheap():
@@ -215,16 +218,18 @@ class Plain(torch.nn.Module):
 
 
 def test_a_recipe_changes_family(monkeypatch):
-    "The ViT's options and patches stay behind, and a ViT of another size keeps them; the weights are drawn from the seed."
+    """The ViT's options and patches stay behind, and a ViT of another size keeps them; the weights are drawn
+    from the seed."""
     monkeypatch.setitem(METHODS, 'mae', f'{__name__}:Plain')
     data = load('digits')
     r = recipe('mae', 'laptop', encoder='resnet_nano', data='digits', img_size=8, steps=2, batch_size=16)
-    assert r.encoder_options == {} and r.patch_size is None
+    assert r.encoder_options == {}
+    assert r.patch_size is None
     r = replace(r, method_options={})
     a, b = build(r, data), build(r, data)
-    assert isinstance(a.encoder, ResNet) and all(
-        torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())
-    )
+    assert isinstance(a.encoder, ResNet)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
     h = pretrain(a, data, r, quiet=True, device='cpu')
-    assert h.finished and not torch.equal(a.encoder.conv1.weight, b.encoder.conv1.weight)
+    assert h.finished
+    assert not torch.equal(a.encoder.conv1.weight, b.encoder.conv1.weight)
     assert recipe('mae', 'laptop', encoder='vit_tiny').encoder_options == {'positions': 'sincos'}

@@ -42,7 +42,8 @@ def same(a: Path, b: Path):
     assert steps[-1] == ckpt.checkpoints(b)[-1] == RUN['steps']
     for name in ('method', 'optimizer', 'ema'):
         x, y = (ckpt.load_checkpoint(o)[0][name] for o in (a, b))
-        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), name
+        assert x.keys() == y.keys(), name
+        assert all(torch.equal(x[k], y[k]) for k in x), name
     rows = [
         [
             {k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second')}
@@ -50,12 +51,15 @@ def same(a: Path, b: Path):
         ]
         for o in (a, b)
     ]
-    assert rows[0] == rows[1] and [r['step'] for r in rows[0]] == list(range(1, RUN['steps'] + 1))
+    assert rows[0] == rows[1]
+    assert [r['step'] for r in rows[0]] == list(range(1, RUN['steps'] + 1))
 
 
 def test_killed_at_random_moments(context, uninterrupted, tmp_path):
-    "Four kills, each a random number of steps after the start and at a random moment of what the run then does; then it may finish."
-    chance, out = random.Random(0), tmp_path / 'run'
+    """Four kills, each a random number of steps after the start and at a random moment of what the run then
+    does; then it may finish."""
+    chance = random.Random(0)
+    out = tmp_path / 'run'
     for _ in range(4):
         p = context.Process(
             target=child, args=(out, RUN, die_after, chance.randint(2, 6), chance.uniform(0, 3))
@@ -91,12 +95,14 @@ def test_killed_while_a_checkpoint_is_written(context, uninterrupted, tmp_path, 
 def test_finished_run_is_read_back(uninterrupted):
     method, history = whole(uninterrupted, **RUN)
     stored = ckpt.load_checkpoint(uninterrupted)[0]['method']
-    assert history.finished and len(history.rows) == RUN['steps']
+    assert history.finished
+    assert len(history.rows) == RUN['steps']
     assert all(torch.equal(v, stored[k]) for k, v in method.state_dict().items())
 
 
 def test_chance_outside_does_not_matter(tmp_path):
-    "Random numbers that the caller, or a probe, takes from torch's global generator change nothing, and the run gives the generator back as it was."
+    """Random numbers that the caller, or a probe, takes from torch's global generator change nothing, and the
+    run gives the generator back as it was."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, _ = whole(steps=3)

@@ -1,4 +1,5 @@
-"What a laptop recipe is worth is measured the same way for every method, and what is stored fits what is there."
+"""What a laptop recipe is worth is measured the same way for every method, and what is stored fits what is
+there."""
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from vit_ssl_lab.results import load_result, results_dir
 from vit_ssl_lab.training import build, recipe
 from vit_ssl_lab.training.loop import asks_for
 from vit_ssl_lab.training.recipes import METHODS, Recipe, change
-from vit_ssl_lab.evaluation import scores
+from vit_ssl_lab.studies import runs
 from vit_ssl_lab.data import load
 
 SIAMESE = ('simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl')
@@ -19,24 +20,27 @@ STORED = [
 
 @pytest.mark.parametrize('method', SIAMESE)
 def test_the_laptop_recipe_beats_a_random_encoder(method):
-    "Stored: three seeds on both data sets, made with the recipe of today; on scenes kNN and probe of the pooled vector lie above the random encoder's on average."
+    """Stored: three seeds on both data sets, made with the recipe of today; on scenes kNN and probe of the
+    pooled vector lie above the random encoder's on average."""
     record = load_result(f'{method}_laptop')
     assert Recipe.from_json(record['setting']['recipe']) == recipe(method, 'laptop')
     assert {k: set(v) for k, v in record['figures'].items()} == {
         k: {'0', '1', '2'} for k in ('scenes', 'fashion-mnist')
     }
     runs = record['figures']['scenes'].values()
-    for score in scores.SCORES:
+    for score in runs.SCORES:
         assert sum(r[f'encoder, pooled, {score}'] - r[f'random encoder, pooled, {score}'] for r in runs) > 0
 
 
 @pytest.mark.parametrize('method', STORED)
 def test_the_later_methods_beat_a_random_encoder(method):
-    "Stored for the later methods: made with the recipe of today; the probe, pooled or by regions, lies above the random encoder's in every stored seed, and so does kNN, but for two whose lectures say that it does not."
+    """Stored for the later methods: made with the recipe of today; the probe, pooled or by regions, lies
+    above the random encoder's in every stored seed, and so does kNN, but for two whose lectures say that
+    it does not."""
     record = load_result(f'{method}_laptop')
     assert Recipe.from_json(record['setting']['recipe']) == recipe(method, 'laptop')
     runs = record['figures']['scenes'].values()
-    for score in ['linear probe'] if method in ('dino', 'flip') else scores.SCORES:
+    for score in ['linear probe'] if method in ('dino', 'flip') else runs.SCORES:
         assert (
             max(
                 min(r[f'encoder, {kind}, {score}'] - r[f'random encoder, {kind}, {score}'] for r in runs)
@@ -47,11 +51,14 @@ def test_the_later_methods_beat_a_random_encoder(method):
 
 
 def test_what_the_lecture_says_of_esvit():
-    "Stored with three seeds. The recipe beats no random encoder by class, and the lecture says so; what it says of regions is true of every seed: the region task adds a little on warped views, random partners lose there, and on average the view task alone does better on mirrored ones."
-    record, claims = load_result('esvit_laptop'), load_result('esvit_claims')
-    assert Recipe.from_json(record['setting']['recipe']) == recipe('esvit', 'laptop') and set(
-        record['figures']['scenes']
-    ) == {'0', '1', '2'}
+    """Stored with three seeds.
+    The recipe beats no random encoder by class, and the lecture says so; what it says of regions is true
+    of every seed: the region task adds a little on warped views, random partners lose there, and on
+    average the view task alone does better on mirrored ones."""
+    record = load_result('esvit_laptop')
+    claims = load_result('esvit_claims')
+    assert Recipe.from_json(record['setting']['recipe']) == recipe('esvit', 'laptop')
+    assert set(record['figures']['scenes']) == {'0', '1', '2'}
     assert Recipe.from_json(claims['setting']['recipe']) == change(
         recipe('esvit', 'laptop'), steps=300, batch_size=32, log_every=10
     )
@@ -69,11 +76,9 @@ def test_the_slow_recipe_beats_raw_pixels(method):
     "Where the laptop recipe does not: stored, made with the slow recipe of today."
     record = load_result(f'{method}_slow')
     run = record['figures']['scenes']['0']
-    assert (
-        Recipe.from_json(record['setting']['recipe']) == recipe(method, 'slow')
-        and run['steps'] == recipe(method, 'slow').steps
-    )
-    for score in scores.SCORES:
+    assert Recipe.from_json(record['setting']['recipe']) == recipe(method, 'slow')
+    assert run['steps'] == recipe(method, 'slow').steps
+    for score in runs.SCORES:
         assert run[f'encoder, pooled, {score}'] > run[f'raw pixels, {score}']
 
 
@@ -81,13 +86,14 @@ def test_the_slow_recipe_beats_raw_pixels(method):
     'method', [m for m in METHODS if m not in ('mae', 'flip')]
 )  # MAE has its own figures, FLIP needs captions
 def test_fashion_recipe_builds_and_steps(method):
-    plan = scores.for_fashion(recipe(method, 'laptop'))
+    plan = runs.fashion_mnist_variant(recipe(method, 'laptop'))
     data = load('fashion-mnist', 'train').subset(16)
     made = build(plan, data)
     labels = dict(labels=data.labels) if asks_for(made, 'labels') else {}
     loss = made(made.views(data.images), **labels)['loss']
     loss.backward()
-    assert torch.isfinite(loss) and (
+    assert torch.isfinite(loss)
+    assert (
         plan.img_size,
         plan.data_options,
         plan.views_options.get('grey', 0.0),
@@ -114,23 +120,25 @@ def test_taught_is_stored_once_and_comes_back(tmp_path, monkeypatch):
             ),
         ),
     )
-    first = scores.taught('simclr')
-    assert not first.training and (tmp_path / 'simclr_laptop.safetensors').exists()
-    again = scores.taught('simclr')
+    first = runs.load_trained('simclr')
+    assert not first.training
+    assert (tmp_path / 'simclr_laptop.safetensors').exists()
+    again = runs.load_trained('simclr')
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)  # half precision
 
 
 def test_missing_scores_are_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('VIT_SSL_LAB_RESULTS', str(tmp_path))
-    scores.show_laptop('simclr')
+    runs.show_laptop_scores('simclr')
     assert 'No scores are stored yet' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('method', SIAMESE)
 def test_weights_are_stored_and_small(method):
     path = results_dir() / f'{method}_laptop.safetensors'
-    assert path.exists() and path.stat().st_size < 3e6
+    assert path.exists()
+    assert path.stat().st_size < 3e6
 
 
 @pytest.mark.parametrize(
@@ -139,4 +147,4 @@ def test_weights_are_stored_and_small(method):
 )
 def test_stored_weights_fit_the_recipe(method):
     "What Play first loads has the names and shapes of today's recipe."
-    scores.taught(method)
+    runs.load_trained(method)

@@ -1,4 +1,5 @@
-"SDSSL: its three sums against stacked rows in float64, the methods it stands on against lightly, who learns from what, bad input."
+"""SDSSL: its three sums against stacked rows in float64, the methods it stands on against lightly, who learns
+from what, bad input."""
 
 import math
 import pytest
@@ -38,14 +39,20 @@ def stacked(rows, keys):  # (L B, d), (B, d)
 
 
 def official(m, x1, x2):
-    "training_step of pl_train_moco.py and pl_train_byol.py in words: student and teacher outputs, detached predictors, split, three terms."
+    """training_step of pl_train_moco.py and pl_train_byol.py in words: student and teacher outputs, detached
+    predictors, split, three terms."""
     with torch.no_grad():
         t1, t2 = (m.momentum_projector(m.momentum_encoder(x).pooled) for x in (x1, x2))
     heads = [*m.early_projectors, m.projector]
     s1, s2 = (torch.cat([h(o) for h, o in zip(heads, block_outputs(m.encoder, x))]) for x in (x1, x2))
-    predict = lambda s: torch.cat([h(v) for h, v in zip(m.predictors, s.chunk(DEPTH))])
+
+    def predict(s):
+        return torch.cat([h(v) for h, v in zip(m.predictors, s.chunk(DEPTH))])
+
     if m.base == 'byol':
-        loss = lambda rows, keys: (2 - 2 * F.cosine_similarity(rows, keys.repeat(len(rows) // B, 1))).mean()
+
+        def loss(rows, keys):
+            return (2 - 2 * F.cosine_similarity(rows, keys.repeat(len(rows) // B, 1))).mean()
     else:
         loss = stacked
     det = loss(predict(s1.detach()), t2) + loss(predict(s2.detach()), t1)
@@ -102,7 +109,8 @@ def test_the_simclr_variant_looks_among_the_last_blocks_outputs():
 
     by_hand = ask(z[-1], z[-1]) + sum(ask(v, z[-1].detach()) for v in z[:-1]) / (DEPTH - 1)
     torch.testing.assert_close(m(two(dtype=torch.float64))['loss'], by_hand, rtol=1e-9, atol=1e-10)
-    assert m.momentum_encoder is None and len(m.predictors) == 0
+    assert m.momentum_encoder is None
+    assert len(m.predictors) == 0
     m.after_step(1.0)  # nothing slow to move
 
 
@@ -130,18 +138,17 @@ def test_who_learns_from_what(base):
         )
         for n in mid
     )
-    assert any(n.startswith('encoder.norm') for n in mid) and any(
-        n.startswith('encoder.blocks.0') for n in mid
-    )
+    assert any(n.startswith('encoder.norm') for n in mid)
+    assert any(n.startswith('encoder.blocks.0') for n in mid)
 
 
 def test_strength_fades_in_and_is_kept_in_checkpoints():
     m = make(ramp=0.5)
-    assert [m.strength_at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 1.0]) and make(
-        'byol'
-    ).ratio == 0.8
+    assert [m.strength_at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert make('byol').ratio == 0.8
     m.after_step(0.25)
-    assert m.strength.item() == pytest.approx(0.5) and m.state_dict()['strength'] == m.strength
+    assert m.strength.item() == pytest.approx(0.5)
+    assert m.state_dict()['strength'] == m.strength
     assert make(ramp=1.0).strength_at(0.5) == pytest.approx(0.5 * (1 - math.cos(math.pi * 0.5)))
 
 
@@ -150,9 +157,8 @@ def test_leaving_early_and_a_frozen_patch_projection():
     x = two()[0]
     for i, o in enumerate(block_outputs(m.encoder, x)):
         torch.testing.assert_close(o, exit_after(m.encoder, i + 1)(x).pooled, rtol=0, atol=1e-6)
-    assert len(m.encoder.blocks) == DEPTH and not any(
-        p.requires_grad for p in m.encoder.patch_embed.parameters()
-    )
+    assert len(m.encoder.blocks) == DEPTH
+    assert not any(p.requires_grad for p in m.encoder.patch_embed.parameters())
     assert all(
         p.requires_grad
         for p in SDSSL(m.encoder, hidden=16, dim=8, freeze_patches=False).encoder.patch_embed.parameters()
@@ -164,7 +170,8 @@ def test_leaving_early_and_a_frozen_patch_projection():
 
 @pytest.mark.parametrize('base', ['mocov3', 'byol', 'simclr'])
 def test_a_convolutional_stem_and_a_mean_of_patches(base):
-    "The laptop recipe's encoder: every block's output, the last one the encoder's own, and gradient in the stem."
+    """The laptop recipe's encoder: every block's output, the last one the encoder's own, and gradient in the
+    stem."""
     torch.manual_seed(0)
     m = SDSSL(
         ViT(
@@ -195,7 +202,8 @@ def test_chance_at_the_start():
     for h in m.predictors:
         torch.nn.init.zeros_(h[0].weight)
         h[-1].eval()
-    out, chance = m(two()), 4 * TAU * math.log(B)
+    out = m(two())
+    chance = 4 * TAU * math.log(B)
     assert (out['out'].item(), out['mid'].item(), out['det'].item()) == pytest.approx(
         (chance, chance, DEPTH * chance), rel=1e-4
     )

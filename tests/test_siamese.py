@@ -1,4 +1,5 @@
-"What the Siamese methods share: heads, losses and the slow copy, against lightly and against sums in float64."
+"""What the Siamese methods share: heads, losses and the slow copy, against lightly and against sums in
+float64."""
 
 import math
 import numpy as np
@@ -27,15 +28,15 @@ from vit_ssl_lab.components.heads import (
 )
 from vit_ssl_lab.components.losses import (
     alignment_loss,
-    cosines,
+    cosine_similarity,
     info_nce,
     negative_cosine,
     nt_xent,
     regression_loss,
-    spread,
+    feature_std,
     uniformity_loss,
 )
-from vit_ssl_lab.components.siamese import MomentumSiamese, Siamese
+from vit_ssl_lab.methods.base.siamese import MomentumSiamese, Siamese
 from vit_ssl_lab.data.views import default_views
 from vit_ssl_lab.encoders.vit import ViT
 
@@ -55,7 +56,8 @@ def same(ours: nn.Sequential, theirs: nn.Module, x: torch.Tensor) -> None:
     "Copied weights, equal output and gradient of the input, in training."
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values())))
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out, ref = ours(a), theirs(b)
+    out = ours(a)
+    ref = theirs(b)
     torch.testing.assert_close(out, ref, rtol=0, atol=1e-5)
     out.square().sum().backward()
     ref.square().sum().backward()
@@ -69,11 +71,10 @@ def test_heads_equal_lightlys_where_both_follow_the_paper():
 
 
 def test_simclr_head_scales_without_shift():
-    ours, theirs = simclr_head(24, 32, 8), SimCLRProjectionHead(24, 32, 8)
-    assert (
-        'bias' not in dict(ours[-1].named_parameters())
-        and len(list(theirs.parameters())) == len(list(ours.parameters())) + 1
-    )
+    ours = simclr_head(24, 32, 8)
+    theirs = SimCLRProjectionHead(24, 32, 8)
+    assert 'bias' not in dict(ours[-1].named_parameters())
+    assert len(list(theirs.parameters())) == len(list(ours.parameters())) + 1
     keys = [k for k in theirs.state_dict() if not k.endswith('4.bias')]
     theirs.load_state_dict(dict(zip(keys, ours.state_dict().values())), strict=False)  # a new shift is zero
     torch.testing.assert_close(ours(draw(16, 24)), theirs(draw(16, 24)), rtol=0, atol=1e-5)
@@ -82,20 +83,19 @@ def test_simclr_head_scales_without_shift():
 
 def test_biases_and_norms_of_byol_and_mocov3():
     byol = byol_head(24, 32, 8)
-    assert (
-        byol[0].bias is not None
-        and byol[-1].bias is None
-        and [type(m).__name__ for m in byol] == ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
-    )
+    assert byol[0].bias is not None
+    assert byol[-1].bias is None
+    assert [type(m).__name__ for m in byol] == ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
     lightly = BYOLProjectionHead(24, 32, 8)  # the other way round, as the notebook says
-    assert lightly.layers[0].bias is None and lightly.layers[-1].bias is not None
+    assert lightly.layers[0].bias is None
+    assert lightly.layers[-1].bias is not None
     for head in (mocov3_projector(24, 32, 8), mocov3_predictor(8, 32)):
-        assert not head[-1].affine and all(m.bias is None for m in head if isinstance(m, nn.Linear))
-    assert (
-        isinstance(mocov3_predictor(8, 32, last_norm=False)[-1], nn.Linear)
-        and len(mocov3_projector(24, 32, 8, layers=2)) == 5
-    )
-    assert isinstance(moco_head(24, 8, mlp=False)[0], nn.Linear) and len(moco_head(24, 8, mlp=False)) == 1
+        assert not head[-1].affine
+        assert all(m.bias is None for m in head if isinstance(m, nn.Linear))
+    assert isinstance(mocov3_predictor(8, 32, last_norm=False)[-1], nn.Linear)
+    assert len(mocov3_projector(24, 32, 8, layers=2)) == 5
+    assert isinstance(moco_head(24, 8, mlp=False)[0], nn.Linear)
+    assert len(moco_head(24, 8, mlp=False)) == 1
     with pytest.raises(ValueError, match='has 2 linear layers, and 3 values of bias'):
         mlp_head((8, 8, 4), bias=(True, True, False))
 
@@ -108,7 +108,8 @@ def test_nt_xent_equals_lightlys(temperature):
     a, b = (draw(12, 16, seed=s) for s in (1, 2))
     grads = []
     for loss in (lambda x, y: nt_xent(x, y, temperature).loss, NTXentLoss(temperature)):
-        x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+        x = a.clone().requires_grad_()
+        y = b.clone().requires_grad_()
         value = loss(x, y)
         value.backward()
         grads.append((value.detach(), x.grad, y.grad))
@@ -126,9 +127,12 @@ def test_nt_xent_in_float64_by_numpy():
 
 
 def test_info_nce_with_a_queue_equals_lightlys_memory_bank():
-    q, k, queue = draw(6, 16), draw(6, 16, seed=1), F.normalize(draw(40, 16, seed=2), dim=1)
+    q = draw(6, 16)
+    k = draw(6, 16, seed=1)
+    queue = F.normalize(draw(40, 16, seed=2), dim=1)
     theirs = NTXentLoss(0.2, memory_bank_size=(40, 16))
-    theirs.memory_bank.bank, theirs.memory_bank.bank_ptr = queue.clone(), torch.zeros(1, dtype=torch.long)
+    theirs.memory_bank.bank = queue.clone()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
     mine, other = q.clone().requires_grad_(), q.clone().requires_grad_()
     ours = info_nce(mine, k, 0.2, queue).loss
     ref = theirs(other, k)
@@ -156,23 +160,24 @@ def test_chance():
 
 
 def test_cosine_losses_equal_lightlys_and_each_other():
-    p, z = draw(9, 16).requires_grad_(), draw(9, 16, seed=1)
+    p = draw(9, 16).requires_grad_()
+    z = draw(9, 16, seed=1)
     torch.testing.assert_close(negative_cosine(p, z), NegativeCosineSimilarity()(p, z), rtol=0, atol=1e-6)
     torch.testing.assert_close(
         regression_loss(p, z), 2 + 2 * NegativeCosineSimilarity()(p, z), rtol=0, atol=1e-6
     )
-    assert (
-        torch.autograd.grad(negative_cosine(p, z.requires_grad_()), z)[0].abs().sum() > 0
-    )  # nobody detaches for the caller
+    # nobody detaches for the caller
+    assert torch.autograd.grad(negative_cosine(p, z.requires_grad_()), z)[0].abs().sum() > 0
 
 
 def test_spread_is_the_papers_and_alignment_with_uniformity_those_of_wang_and_isola():
     z = draw(256, 64)
-    assert spread(z).item() == pytest.approx(
-        std_of_l2_normalized(z).item() * 8, rel=3e-3
-    )  # lightly divides by n - 1
-    assert 0.98 < spread(z).item() < 1.02 and spread(torch.ones(4, 8)).item() == 0
-    x, y = F.normalize(draw(20, 8), dim=1), F.normalize(draw(20, 8, seed=1), dim=1)
+    # lightly divides by n - 1
+    assert feature_std(z).item() == pytest.approx(std_of_l2_normalized(z).item() * 8, rel=3e-3)
+    assert 0.98 < feature_std(z).item() < 1.02
+    assert feature_std(torch.ones(4, 8)).item() == 0
+    x = F.normalize(draw(20, 8), dim=1)
+    y = F.normalize(draw(20, 8, seed=1), dim=1)
     assert alignment_loss(x, y).item() == pytest.approx(
         (x - y).norm(p=2, dim=1).pow(2).mean().item(), abs=1e-6
     )
@@ -187,7 +192,7 @@ def test_half_precision_is_felt_by_none_of_the_losses():
         with torch.autocast('cpu', torch.bfloat16):
             half = loss()
         torch.testing.assert_close(half, loss(), rtol=0, atol=1e-6)
-    assert cosines(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    assert cosine_similarity(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
 # --- the slow copy
@@ -204,9 +209,8 @@ def test_the_copy_follows_parameters_and_keeps_its_own_statistics():
     method.after_step(0.5)
     for name, value in method.momentum_projector.named_parameters():
         torch.testing.assert_close(value, start[name] + 1.0, rtol=0, atol=1e-6)  # both were moved by one
-    assert (
-        method.momentum_projector[1].num_batches_tracked == 0 and method.projector[1].num_batches_tracked == 1
-    )
+    assert method.momentum_projector[1].num_batches_tracked == 0
+    assert method.projector[1].num_batches_tracked == 1
     assert not any(
         p.requires_grad for m in (method.momentum_encoder, method.momentum_projector) for p in m.parameters()
     )
@@ -218,10 +222,10 @@ def test_bad_input():
     x = draw(4, 3, 16, 16)
     method = Siamese(encoder, simclr_head(24, 16, 8), views)
     for case, match in {
-        'single view': (lambda: method.pair(x), 'compares two views of each picture'),
-        'three views': (lambda: method.pair([x, x, x]), 'and got 3'),
-        'unequal views': (lambda: method.pair([x, x[:2]]), 'are 4 and 2'),
-        'batch of one': (lambda: method.pair([x[:1], x[:1]]), 'batch of one picture'),
+        'single view': (lambda: method.check_views(x), 'compares two views of each picture'),
+        'three views': (lambda: method.check_views([x, x, x]), 'and got 3'),
+        'unequal views': (lambda: method.check_views([x, x[:2]]), 'are 4 and 2'),
+        'batch of one': (lambda: method.check_views([x[:1], x[:1]]), 'batch of one picture'),
         'head of another width': (lambda: Siamese(encoder, simclr_head(32), views), 'build it with width=24'),
         'no encoder': (
             lambda: Siamese(nn.Linear(2, 2), simclr_head(2), views),

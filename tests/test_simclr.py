@@ -1,4 +1,5 @@
-"""SimCLR against lightly's loss, the official loss written in numpy, and a network of plain torch with the same weights."""
+"""SimCLR against lightly's loss, the official loss written in numpy, and a network of plain torch with the
+same weights."""
 
 import copy, math
 import numpy as np
@@ -25,12 +26,11 @@ class Peer(nn.Module):
 
     def __init__(self, encoder, hidden, dim, temperature):
         super().__init__()
-        self.encoder, self.loss = encoder, NTXentLoss(temperature)
-        self.first, self.bn, self.last = (
-            nn.Linear(encoder.width, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.Linear(hidden, dim, bias=False),
-        )
+        self.encoder = encoder
+        self.loss = NTXentLoss(temperature)
+        self.first = nn.Linear(encoder.width, hidden, bias=False)
+        self.bn = nn.BatchNorm1d(hidden)
+        self.last = nn.Linear(hidden, dim, bias=False)
         self.gamma = nn.Parameter(torch.ones(dim))  # of the last BatchNorm, which has no beta
 
     def forward(self, x1, x2):
@@ -66,7 +66,8 @@ def with_peer(temperature: float = 0.1) -> tuple[SimCLR, Peer, dict]:
 def test_equal_to_lightly_and_plain_torch(temperature):
     ours, peer, pairs = with_peer(temperature)
     x = two()
-    res, theirs = ours(x), peer(*x)
+    res = ours(x)
+    theirs = peer(*x)
     torch.testing.assert_close(res['loss'], theirs, atol=1e-5, rtol=0)
     res['loss'].backward()
     theirs.backward()
@@ -76,9 +77,12 @@ def test_equal_to_lightly_and_plain_torch(temperature):
 
 @pytest.mark.parametrize('name', ['sgd', 'lars'])
 def test_one_step(name):
-    "SGD by torch on both; LARS by its formula on the peer: trust ratio 0.001 |w| / |g + decay w|, 1-D parameters neither decayed nor adapted (lars_optimizer.py)."
+    """SGD by torch on both; LARS by its formula on the peer: trust ratio 0.001 |w| / |g + decay w|, 1-D
+    parameters neither decayed nor adapted (lars_optimizer.py)."""
     ours, peer, pairs = with_peer()
-    x, lr, decay = two(), 0.3, 1e-4
+    x = two()
+    lr = 0.3
+    decay = 1e-4
     ours(x)['loss'].backward()
     peer(*x).backward()
     if name == 'sgd':
@@ -95,9 +99,11 @@ def test_one_step(name):
 
 
 def official(z1, z2, temperature):
-    "The official loss in float64: masked self-similarities, a mean for each direction, and their sum (objective.py)."
+    """The official loss in float64: masked self-similarities, a mean for each direction, and their sum
+    (objective.py)."""
     a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
-    n, total = len(a), 0.0
+    n = len(a)
+    total = 0.0
     for q, own, other in ((a, a, b), (b, b, a)):
         logits = np.concatenate([q @ other.T, q @ own.T - np.eye(n) * 1e9], 1) / temperature
         top = logits.max(1, keepdims=True)
@@ -114,8 +120,11 @@ def test_the_official_loss_is_twice_ours(temperature):
 
 
 def test_loss_at_initialisation():
-    "A constant output can't tell 2N - 1 views apart; so does any output at an infinite temperature; orthogonal pictures have a loss by hand."
-    n, m, x = 8, small(), two()
+    """A constant output can't tell 2N - 1 views apart; so does any output at an infinite temperature;
+    orthogonal pictures have a loss by hand."""
+    n = 8
+    m = small()
+    x = two()
     assert nt_xent(torch.ones(n, 5), torch.ones(n, 5)).loss.item() == pytest.approx(
         math.log(2 * n - 1), abs=1e-6
     )
@@ -127,24 +136,26 @@ def test_loss_at_initialisation():
     assert small(temperature=1e7)(x)['loss'].item() == pytest.approx(math.log(2 * n - 1), abs=1e-5)
     eye = torch.eye(n)
     out = nt_xent(eye, eye, 0.5)
-    assert (
-        out.loss.item() == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-2)), abs=1e-6)
-        and out.accuracy == 1
-    )
+    assert out.loss.item() == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-2)), abs=1e-6)
+    assert out.accuracy == 1
 
 
 def test_the_order_of_views_and_pictures_does_not_matter():
-    m, (x1, x2) = small(), two()
-    loss, p = m([x1, x2])['loss'], torch.randperm(8)
+    m = small()
+    x1, x2 = two()
+    loss = m([x1, x2])['loss']
+    p = torch.randperm(8)
     torch.testing.assert_close(m([x2, x1])['loss'], loss)
     torch.testing.assert_close(m([x1[p], x2[p]])['loss'], loss)
 
 
 def test_both_views_share_one_pass():
     "BatchNorm sees 2B rows: running means move once a step, and two passes would give another loss."
-    m, (x1, x2) = small(), two()
+    m = small()
+    x1, x2 = two()
     with torch.no_grad():
-        together, apart = m.embed(torch.cat([x1, x2])), torch.cat([m.embed(x1), m.embed(x2)])
+        together = m.embed(torch.cat([x1, x2]))
+        apart = torch.cat([m.embed(x1), m.embed(x2)])
     assert (together - apart).abs().max() > 1e-3
     m = small()
     m([x1, x2])
@@ -155,30 +166,30 @@ def test_head():
     "No bias anywhere, no beta at the end; version 2 has three layers."
     names = [n for n, _ in small().projector.named_parameters()]
     assert names == ['0.weight', '1.weight', '1.bias', '3.weight', '4.weight']
-    assert (
-        len([m for m in small(layers=3).projector if isinstance(m, nn.Linear)]) == 3
-        and small(hidden=20).projector[0].out_features == 20
-    )
+    assert len([m for m in small(layers=3).projector if isinstance(m, nn.Linear)]) == 3
+    assert small(hidden=20).projector[0].out_features == 20
 
 
 def test_views_and_resnet_by_the_same_class():
     m = SimCLR(encoder('resnet_nano', img_size=24), dim=16)
-    assert m.views.size == (24, 24) and m.projector[0].out_features == m.encoder.width == 128
+    assert m.views.size == (24, 24)
+    assert m.projector[0].out_features == m.encoder.width == 128
     assert all(
         p.jitter == (0.8, 0.8, 0.8, 0.2) and p.blur == 0.5 and p.scale == (0.08, 1.0)
         for p in m.views.policies
     )
     res = m(m.views(torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)))
     res['loss'].backward()
-    assert (
-        all(p.grad is not None for p in m.parameters()) and 0 <= res['accuracy'] <= 1 and 0 < res['std'] < 1.2
-    )
+    assert all(p.grad is not None for p in m.parameters())
+    assert 0 <= res['accuracy'] <= 1
+    assert 0 < res['std'] < 1.2
     grey = SimCLR(vit_nano(**SMALL, in_chans=1), dim=16)
     assert grey(grey.views(torch.randint(0, 256, (4, 1, 24, 24), dtype=torch.uint8)))['loss'].isfinite()
 
 
 def test_it_learns_to_find_the_partner():
-    m, x = small(temperature=0.5), two(16)
+    m = small(temperature=0.5)
+    x = two(16)
     opt = torch.optim.AdamW(m.parameters(), 3e-3)
     first = m(x)
     for _ in range(15):
@@ -187,7 +198,8 @@ def test_it_learns_to_find_the_partner():
         opt.step()
         m.after_step(1.0)
     last = m(x)
-    assert last['loss'] < first['loss'] - 0.2 and last['accuracy'] > 0.9
+    assert last['loss'] < first['loss'] - 0.2
+    assert last['accuracy'] > 0.9
 
 
 def test_recipe():
@@ -202,12 +214,10 @@ def test_recipe():
         1e-6,
         10,
     )
-    assert (
-        r.lr == pytest.approx(4.8)
-        and r.method_options['temperature'] == 0.1
-        and r.views is None
-        and r.sync_bn is True
-    )
+    assert r.lr == pytest.approx(4.8)
+    assert r.method_options['temperature'] == 0.1
+    assert r.views is None
+    assert r.sync_bn is True
 
 
 @pytest.mark.parametrize(

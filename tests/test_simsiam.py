@@ -1,4 +1,5 @@
-"""SimSiam against two independent implementations: lightly's heads and loss, and numbers that the official code gave."""
+"""SimSiam against two independent implementations: lightly's heads and loss, and numbers that the official
+code gave."""
 
 import copy, json, zlib
 from pathlib import Path
@@ -11,10 +12,9 @@ from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectio
 from lightly.utils.debug import std_of_l2_normalized
 from torch import nn
 from small_pairs import SMALL, two
-from vit_ssl_lab.components.losses import spread
-from vit_ssl_lab.data.views import views
+from vit_ssl_lab.components.losses import feature_std
 from vit_ssl_lab.encoders.vit import vit_nano
-from vit_ssl_lab.methods.simsiam import HEAD_NORMS, SimSiam, cross_entropy_similarity
+from vit_ssl_lab.methods.simsiam import SimSiam, cross_entropy_similarity
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'simsiam_official.json').read_text())
 
@@ -30,10 +30,8 @@ class Peer(nn.Module):
     def __init__(self, encoder, dim, pred_dim):
         super().__init__()
         self.encoder = encoder
-        self.projection_head, self.prediction_head = (
-            SimSiamProjectionHead(encoder.width, dim, dim),
-            SimSiamPredictionHead(dim, pred_dim, dim),
-        )
+        self.projection_head = SimSiamProjectionHead(encoder.width, dim, dim)
+        self.prediction_head = SimSiamPredictionHead(dim, pred_dim, dim)
 
     def forward(self, x):
         z = self.projection_head(self.encoder(x).pooled)
@@ -78,9 +76,10 @@ def test_lightly():
     for a, b in pairs.items():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     n = len(x1)
+    # theirs divides by n - 1
     torch.testing.assert_close(
         res['std'], std_of_l2_normalized(z1) * 64**0.5 * ((n - 1) / n) ** 0.5, atol=1e-5, rtol=0
-    )  # theirs divides by n - 1
+    )
 
 
 def official_name(ours: str) -> str:
@@ -89,7 +88,8 @@ def official_name(ours: str) -> str:
 
 
 def golden_model() -> SimSiam:
-    "The model of tests/golden/simsiam_official.json, float64: parameters by formula from their official names."
+    """The model of tests/golden/simsiam_official.json, float64: parameters by formula from their official
+    names."""
     from vit_ssl_lab.encoders import encoder
 
     model = SimSiam(encoder('resnet18', img_size=48, stem='imagenet'), dim=512, pred_dim=128).double()
@@ -105,12 +105,14 @@ def golden_model() -> SimSiam:
 
 
 def test_official_numbers():
-    model, i = golden_model(), np.arange(8 * 3 * 48 * 48)
+    model = golden_model()
+    i = np.arange(8 * 3 * 48 * 48)
     x1 = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(8, 3, 48, 48)
     x2 = 0.8 * x1 + 0.2 * torch.tensor(np.sin(i * 0.17 + 1)).reshape(8, 3, 48, 48)
-    close = lambda a, b: np.testing.assert_allclose(
-        torch.as_tensor(a).detach().numpy(), b, atol=1e-7, rtol=1e-6
-    )
+
+    def close(a, b):
+        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=1e-7, rtol=1e-6))
+
     with torch.no_grad():
         z1, z2 = model.embed(x1), model.embed(x2)
     close(z1[1, ::64], GOLDEN['z1'])
@@ -147,7 +149,8 @@ def test_no_gradient_but_through_p():
             loss.backward()
             assert z.grad.abs().sum() > 0
     # the whole gradient is the one through p: replace the targets by stored numbers, and nothing changes
-    m, x = small(), two()
+    m = small()
+    x = two()
     with torch.no_grad():
         t1, t2 = m.embed(x[0]), m.embed(x[1])
     through_p = (m.distance(m.predictor(m.embed(x[0])), t2) + m.distance(m.predictor(m.embed(x[1])), t1)) / 2
@@ -158,7 +161,8 @@ def test_no_gradient_but_through_p():
 
 
 def test_loss_at_initialisation():
-    "p knows nothing of z: the mean cosine of a new model is near zero; without predictor two equal views cost exactly -1."
+    """p knows nothing of z: the mean cosine of a new model is near zero; without predictor two equal views
+    cost exactly -1."""
     m = SimSiam(vit_nano(**SMALL), dim=512, pred_dim=128)
     x = two(64)
     assert abs(m(x)['loss'].item()) < 0.25
@@ -170,7 +174,8 @@ def test_spread_of_a_standard_normal():
     "The paper's reference: unit vectors all over the sphere have a spread of 1/sqrt(d) in every dimension."
     for d in (64, 2048):
         z = torch.randn(512, d, generator=torch.Generator().manual_seed(0))
-        assert 0.98 < spread(z).item() < 1.02 and 0.98 < std_of_l2_normalized(z).item() * d**0.5 < 1.02
+        assert 0.98 < feature_std(z).item() < 1.02
+        assert 0.98 < std_of_l2_normalized(z).item() * d**0.5 < 1.02
 
 
 def test_symmetric_is_the_mean_of_both_directions():
@@ -185,7 +190,8 @@ def test_cross_entropy():
     torch.testing.assert_close(cross_entropy_similarity(p, z), F.cross_entropy(p, z.softmax(1)))
     assert cross_entropy_similarity(z, z) <= cross_entropy_similarity(p, z)
     res = small(similarity='cross-entropy')(two())
-    assert res['loss'].isfinite() and res['loss'] > 0
+    assert res['loss'].isfinite()
+    assert res['loss'] > 0
 
 
 @pytest.mark.parametrize(
@@ -194,28 +200,27 @@ def test_cross_entropy():
 def test_head_norms(head_norm, norms):
     m = small(head_norm=head_norm)
     found = ['batch' if b.affine else 'plain' for b in m.projector if isinstance(b, nn.BatchNorm1d)]
-    assert found == norms and any(isinstance(b, nn.BatchNorm1d) for b in m.predictor) is bool(norms)
+    assert found == norms
+    assert any(isinstance(b, nn.BatchNorm1d) for b in m.predictor) is bool(norms)
     assert m(two())['loss'].isfinite()
 
 
 def test_predictors():
     fixed = small(predictor='fixed')
     fixed(two())['loss'].backward()
-    assert all(p.grad is None for p in fixed.predictor.parameters()) and all(
-        p.grad is not None for p in fixed.projector.parameters()
-    )
-    assert isinstance(small(predictor=None).predictor, nn.Identity) and len(small(layers=2).projector) == 5
+    assert all(p.grad is None for p in fixed.predictor.parameters())
+    assert all(p.grad is not None for p in fixed.projector.parameters())
+    assert isinstance(small(predictor=None).predictor, nn.Identity)
+    assert len(small(layers=2).projector) == 5
 
 
 def test_views_and_resnet_by_the_same_class():
     from vit_ssl_lab.encoders import encoder
 
     m = SimSiam(encoder('resnet_nano', img_size=24), dim=32, pred_dim=8)
-    assert (
-        m.views.size == (24, 24)
-        and [p.blur for p in m.views.policies] == [0.5, 0.5]
-        and m.views.policies[0].scale == (0.2, 1.0)
-    )
+    assert m.views.size == (24, 24)
+    assert [p.blur for p in m.views.policies] == [0.5, 0.5]
+    assert m.views.policies[0].scale == (0.2, 1.0)
     x = m.views(torch.randint(0, 256, (4, 3, 30, 30), dtype=torch.uint8))
     m(x)['loss'].backward()
     assert all(p.grad is not None for p in m.parameters())
@@ -237,7 +242,9 @@ def test_recipe():
         'sgd',
         0,
     )
-    assert r.decay_all and r.constant_lr == ('predictor',) and r.encoder == 'resnet50'
+    assert r.decay_all
+    assert r.constant_lr == ('predictor',)
+    assert r.encoder == 'resnet50'
 
 
 @pytest.mark.parametrize(

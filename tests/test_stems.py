@@ -46,7 +46,8 @@ def test_conv_stem_equals_torchvision(name, mode):
     getattr(ours, mode)()
     getattr(theirs, mode)()
     x = torch.randn(2, 3, 64, 64)
-    a, b = ours(x), theirs(x).flatten(2).transpose(1, 2)
+    a = ours(x)
+    b = theirs(x).flatten(2).transpose(1, 2)
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     w = torch.randn_like(a)
     (a * w).sum().backward()
@@ -69,12 +70,14 @@ def test_conv_stem_has_the_keys_of_timm():
 @pytest.mark.parametrize('channels, size, patch', [(3, (32, 48), 8), (1, (28, 28), 7), (3, (16, 24), (4, 8))])
 def test_patchify_visible_equals_timm(channels, size, patch):
     torch.manual_seed(0)
-    theirs, ours = PatchEmbed(size, patch, channels, 40), PatchifyStem(size, patch, channels, 40)
+    theirs = PatchEmbed(size, patch, channels, 40)
+    ours = PatchifyStem(size, patch, channels, 40)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(3, channels, *size)
     keep = random_masking(3, ours.grid_size, 0.6).keep
     assert torch.equal(ours(x), theirs(x))
-    a, b = ours.visible(x, keep), take(theirs(x), keep)
+    a = ours.visible(x, keep)
+    b = take(theirs(x), keep)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     w = torch.randn_like(a)
     (a * w).sum().backward()
@@ -94,9 +97,8 @@ def test_no_hidden_pixel_reaches_a_visible_token():
         y = torch.where(seen, x, torch.full_like(x, float('nan')))
         assert torch.equal(vit.patch_embed.visible(x, keep), vit.patch_embed.visible(y, keep))
         leak = take(vit.patch_embed(x), keep) - take(vit.patch_embed(torch.where(seen, x, -x)), keep)
-        assert (
-            leak.abs().max() > 0.01
-        )  # without hiding pixels first there is a leak, so this test can see one
+        # without hiding pixels first there is a leak, so this test can see one
+        assert leak.abs().max() > 0.01
 
 
 def test_conv_stem_with_keep_equals_the_gathered_tokens_of_the_masked_picture():
@@ -123,7 +125,9 @@ def test_multiply_adds_of_the_paper(name):
 
 
 def test_multiply_adds_by_hand():
-    n, d, b = 5, 96, 16 // 4 * (16 // 4) + 1
+    n = 5
+    d = 96
+    b = 16 // 4 * (16 // 4) + 1
     block = b * d * 3 * d + b * d * d + 2 * b * d * 4 * d + 2 * b * b * d
     assert multiply_adds(vit_nano(img_size=16, depth=n), (1, 3, 16, 16)) == n * block + (b - 1) * 48 * d
 
@@ -139,14 +143,17 @@ def test_initialisation_of_pycls():
     stem = ConvStem(64, 16, 3, 768)
     *convs, last = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
     for conv in convs:
-        assert abs(conv.weight.std().item() / (2 / conv.out_channels) ** 0.5 - 1) < 0.05 and conv.bias is None
-    assert abs(last.weight.std().item() * 768**0.5 - 1) < 0.02 and not last.bias.any()
+        assert abs(conv.weight.std().item() / (2 / conv.out_channels) ** 0.5 - 1) < 0.05
+        assert conv.bias is None
+    assert abs(last.weight.std().item() * 768**0.5 - 1) < 0.02
+    assert not last.bias.any()
 
 
 def test_another_picture_size():
     vit = vit_nano(img_size=32, stem='conv')
     vit.set_input_size((16, 48))
-    assert vit.grid == (4, 12) and vit(torch.zeros(1, 3, 16, 48)).patches.shape == (1, 48, 96)
+    assert vit.grid == (4, 12)
+    assert vit(torch.zeros(1, 3, 16, 48)).patches.shape == (1, 48, 96)
 
 
 def test_bad_stems():

@@ -1,4 +1,5 @@
-"""SupMAE against numbers that the official code gave, against MAE where the labels weigh nothing, and against its formula in float64."""
+"""SupMAE against numbers that the official code gave, against MAE where the labels weigh nothing, and against
+its formula in float64."""
 
 import json, math, re, zlib
 from pathlib import Path
@@ -51,7 +52,8 @@ def official_name(ours):
 @pytest.mark.parametrize('pool, theirs', [('patches', 'patches'), ('encoder', 'token')])
 @pytest.mark.parametrize('target', ['pixels', 'norm_pix'])
 def test_official_numbers(target, pool, theirs):
-    want, model = GOLDEN[f'{target}, {theirs}'], make(norm_pix=target == 'norm_pix', pool=pool)
+    want = GOLDEN[f'{target}, {theirs}']
+    model = make(norm_pix=target == 'norm_pix', pool=pool)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if not p.requires_grad:
@@ -69,9 +71,10 @@ def test_official_numbers(target, pool, theirs):
     i = np.arange(6 * 3 * 24 * 24)
     x = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(6, 3, 24, 24).float()
     noise = torch.tensor((np.arange(6 * 36) * 0.6180339887) % 1).reshape(6, 36).float()
-    close = lambda a, b, tolerance=1e-5: np.testing.assert_allclose(
-        torch.as_tensor(a).detach().numpy(), b, atol=tolerance, rtol=tolerance
-    )
+
+    def close(a, b, tolerance=1e-05):
+        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=tolerance, rtol=tolerance))
+
     mask = random_masking(6, model.grid, 0.75, noise=noise)
     assert mask.mask[0].int().tolist() == want['mask']
     optimizer = torch.optim.AdamW(
@@ -102,24 +105,29 @@ def test_official_numbers(target, pool, theirs):
 @pytest.mark.parametrize('norm_pix', [False, True])
 def test_without_labels_it_is_mae(norm_pix):
     "Weight 0: the same loss and the same gradients, no label asked for, nothing learned by the classifier."
-    ours, mae = make(label_weight=0, norm_pix=norm_pix), make(Method=MAE, norm_pix=norm_pix)
+    ours = make(label_weight=0, norm_pix=norm_pix)
+    mae = make(Method=MAE, norm_pix=norm_pix)
     mae.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith('classifier')})
-    a, b = ours(pictures(), noise=noise_of())['loss'], mae(pictures(), noise=noise_of())['loss']
+    a = ours(pictures(), noise=noise_of())['loss']
+    b = mae(pictures(), noise=noise_of())['loss']
     a.backward()
     b.backward()
     assert torch.equal(a, b)
     theirs = dict(mae.named_parameters())
     for name, p in ours.named_parameters():
         if name.startswith('classifier'):
-            assert p.grad is None and not p.requires_grad
+            assert p.grad is None
+            assert not p.requires_grad
         elif p.requires_grad:
             assert torch.equal(p.grad, theirs[name].grad), name
 
 
 def test_the_formula_in_float64():
-    "pixels + 0.01 * CE(logits / 10), with BatchNorm, mean and softmax written out; the gradient of the logits is lambda / T / B times (softmax - one-hot)."
+    """pixels + 0.01 * CE(logits / 10), with BatchNorm, mean and softmax written out; the gradient of the
+    logits is lambda / T / B times (softmax - one-hot)."""
     m = make().double()
-    x, noise = pictures().double(), noise_of()
+    x = pictures().double()
+    noise = noise_of()
     with torch.no_grad():
         m.classifier[1].weight.uniform_(0.5, 2)
         m.classifier[1].bias.uniform_(-1, 1)
@@ -138,9 +146,11 @@ def test_the_formula_in_float64():
     target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     pixels = (((m.predict(x, mask) - target) ** 2).mean(-1) * mask.mask).sum() / mask.mask.sum()
     out = m(x, LABELS, noise)
-    close = lambda a, b: torch.testing.assert_close(
-        a, b, rtol=1e-6, atol=1e-7
-    )  # the cross-entropy itself is in float32
+
+    # the cross-entropy itself is in float32
+    def close(a, b):
+        (torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7))
+
     close(out['loss'], pixels + 0.01 * ce)
     close(out['labels'].double(), ce.detach())
     bias = torch.autograd.grad(out['loss'], m.classifier[3].bias)[0]
@@ -158,7 +168,8 @@ def test_labels_only_runs_no_decoder():
     m.decoder.forward = None
     out = m(pictures(), LABELS, noise_of())
     out['loss'].backward()
-    assert 'pixels' not in out and out['loss'].item() == pytest.approx(out['labels'].item())
+    assert 'pixels' not in out
+    assert out['loss'].item() == pytest.approx(out['labels'].item())
     assert all(p.grad is not None for n, p in m.named_parameters() if p.requires_grad), (
         "on many devices every trained weight must get a gradient"
     )
@@ -166,7 +177,8 @@ def test_labels_only_runs_no_decoder():
 
 def test_only_the_visible_patches_are_classified():
     m = make().eval()
-    x, noise = pictures(), noise_of()
+    x = pictures()
+    noise = noise_of()
     mask = random_masking(6, m.grid, 0.75, noise=noise)
     hidden = mask.mask.reshape(6, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(m.classify(m.encode(x, mask)), m.classify(m.encode(x + 5 * hidden, mask)))
@@ -224,12 +236,11 @@ def test_bad_input(do, says):
 
 
 def test_the_papers_size():
-    "ViT-B/16, a decoder of one block, the classifier of 3072 hidden units: 95.03 M trained parameters, 5.44 M of them in the classifier."
+    """ViT-B/16, a decoder of one block, the classifier of 3072 hidden units: 95.03 M trained parameters, 5.44
+    M of them in the classifier."""
     m = build(
         recipe('supmae', 'paper'),
         SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3, classes=list(range(1000))),
     )
-    assert (
-        sum(p.numel() for p in m.parameters() if p.requires_grad) == 95_030_504
-        and sum(p.numel() for p in m.classifier.parameters()) == 5_441_512
-    )
+    assert sum(p.numel() for p in m.parameters() if p.requires_grad) == 95_030_504
+    assert sum(p.numel() for p in m.classifier.parameters()) == 5_441_512

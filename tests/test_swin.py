@@ -1,4 +1,5 @@
-"Swin: equal to timm's where windows divide and to EsViT's official network at every size, sizes as published, crops of several sizes, bad input."
+"""Swin: equal to timm's where windows divide and to EsViT's official network at every size, sizes as
+published, crops of several sizes, bad input."""
 
 import json, math, re
 from pathlib import Path
@@ -51,8 +52,10 @@ def test_equal_to_timms_values_and_gradients():
         window_size=4,
         drop_path_rate=0.0,
     )
-    ours, x = Swin.from_timm(theirs), torch.randn(3, 3, 32, 32)
-    a, b = ours(x).pooled, theirs(x)
+    ours = Swin.from_timm(theirs)
+    x = torch.randn(3, 3, 32, 32)
+    a = ours(x).pooled
+    b = theirs(x)
     assert a.equal(b)
     a.square().sum().backward()
     b.square().sum().backward()
@@ -69,19 +72,16 @@ def test_sizes_are_the_published_ones():
     with torch.device('meta'):
         big = timm.create_model('swin_tiny_patch4_window7_224', num_classes=0)
         ours = swin_tiny()
-    assert (
-        {k: v.shape for k, v in big.state_dict().items()}
-        == {k: v.shape for k, v in ours.state_dict().items()}
-        and ours.grid == (7, 7)
-        and ours.layers[0].blocks[1].window_size == (7, 7)
-    )
+    assert {k: v.shape for k, v in big.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
+    assert ours.grid == (7, 7)
+    assert ours.layers[0].blocks[1].window_size == (7, 7)
     with torch.device('meta'):
-        assert swin_tiny(384).layers[0].blocks[0].window_size == (12, 12) and swin_tiny(
-            window_size=14
-        ).layers[3].blocks[0].window_size == (7, 7)
-    assert set(ENCODERS) >= {'swin_nano', 'swin_tiny', 'swin_small', 'swin_base'} and encoder(
-        'swin_nano', img_size=48, patch_size=None
-    ).grid == (6, 6)
+        assert swin_tiny(384).layers[0].blocks[0].window_size == (12, 12)
+        assert swin_tiny(window_size=14).layers[3].blocks[0].window_size == (7, 7)
+    assert set(ENCODERS) >= {'swin_nano', 'swin_tiny', 'swin_small', 'swin_base'}
+    assert encoder('swin_nano', img_size=48, patch_size=None).grid == (6, 6)
 
 
 @pytest.mark.parametrize('size', [12, 16, 24, 32, 48, (16, 32)])
@@ -89,7 +89,8 @@ def test_crops_of_every_size(size):
     net = swin_nano(32).eval()
     h, w = (size, size) if isinstance(size, int) else size
     f = net(torch.randn(2, 3, h, w))
-    assert f.grid == (math.ceil(h / 8), math.ceil(w / 8)) and f.patches.shape == (
+    assert f.grid == (math.ceil(h / 8), math.ceil(w / 8))
+    assert f.patches.shape == (
         2,
         f.grid[0] * f.grid[1],
         96,
@@ -100,14 +101,16 @@ def test_crops_of_every_size(size):
 
 
 def test_what_a_shifted_window_may_see():
-    "In a padded crop too, a region on the left edge of stage 1 learns nothing of the right edge: the rolled windows are masked."
+    """In a padded crop too, a region on the left edge of stage 1 learns nothing of the right edge: the rolled
+    windows are masked."""
     net = swin_nano(32, depths=(2,), num_heads=(1,), window_size=4).eval()
     x = torch.randn(1, 3, 28, 28, requires_grad=True)
     f = net(x)
     f.patches[0].unflatten(0, f.grid)[
         0, 0, 0
     ].backward()  # one number: the sum over a normalised vector is constant
-    assert x.grad[0, :, :, 20:].abs().sum() == 0 and x.grad[0, :, :8, :8].abs().sum() > 0
+    assert x.grad[0, :, :, 20:].abs().sum() == 0
+    assert x.grad[0, :, :8, :8].abs().sum() > 0
 
 
 def test_in_the_house():
@@ -118,16 +121,18 @@ def test_in_the_house():
     )['loss'].backward()
     assert not random_encoder_like(net)(torch.ones(1, 3, 32, 32)).pooled.equal(
         net.eval()(torch.ones(1, 3, 32, 32)).pooled
-    ) and all(type(m) is SwinBlock for m in net.modules() if 'Block' in type(m).__name__)
-    assert Classifier(net, 5)(torch.randn(2, 3, 32, 32)).shape == (2, 5) and swin_nano(in_chans=1)(
-        torch.randn(2, 1, 32, 32)
-    ).pooled.shape == (2, 96)
+    )
+    assert all(type(m) is SwinBlock for m in net.modules() if 'Block' in type(m).__name__)
+    assert Classifier(net, 5)(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    assert swin_nano(in_chans=1)(torch.randn(2, 1, 32, 32)).pooled.shape == (2, 96)
 
 
 def test_through_the_weights_door(tmp_path):
-    "The official code's names (a whole EsViT checkpoint: its teacher), timm's names, a timm name, another size."
+    """The official code's names (a whole EsViT checkpoint: its teacher), timm's names, a timm name, another
+    size."""
     torch.manual_seed(0)
-    net, x = swin_nano(32).eval(), torch.randn(2, 3, 32, 32)
+    net = swin_nano(32).eval()
+    x = torch.randn(2, 3, 32, 32)
     state = net.state_dict()
     want = net(x).pooled
     official = {
@@ -144,23 +149,20 @@ def test_through_the_weights_door(tmp_path):
     torch.save(state, tmp_path / 'timm.pth')
     for name, layout in (('esvit.pth', 'swin'), ('timm.pth', 'timm')):
         loaded, report = load_encoder(tmp_path / name)
-        assert (
-            report.layout == layout
-            and not report.missing
-            and report.assumed == ['img_size=32']
-            and loaded(x).pooled.equal(want)
-        )
-    assert report.unexpected == [] and load_encoder(tmp_path / 'esvit.pth')[1].unexpected == [
-        'head.mlp.0.weight'
-    ]
+        assert report.layout == layout
+        assert not report.missing
+        assert report.assumed == ['img_size=32']
+        assert loaded(x).pooled.equal(want)
+    assert report.unexpected == []
+    assert load_encoder(tmp_path / 'esvit.pth')[1].unexpected == ['head.mlp.0.weight']
     larger, _ = load_encoder(tmp_path / 'timm.pth', img_size=48)
-    assert (
-        larger.grid == (6, 6)
-        and larger(x).pooled.equal(want)
-        and larger.layers[0].blocks[0].window_size == (4, 4)
-    )
+    assert larger.grid == (6, 6)
+    assert larger(x).pooled.equal(want)
+    assert larger.layers[0].blocks[0].window_size == (4, 4)
     named, report = load_encoder('swin_tiny_patch4_window7_224', pretrained=False)
-    assert isinstance(named, Swin) and len(report.missing) == len(named.state_dict()) and named.grid == (7, 7)
+    assert isinstance(named, Swin)
+    assert len(report.missing) == len(named.state_dict())
+    assert named.grid == (7, 7)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""HogExplorer and TargetExplorer: what they compute, their errors, pictures and pages; then in a real Chromium, with the network off. Asserted on the DOM, never on pixels."""
+"""HogExplorer and TargetExplorer: what they compute, their errors, pictures and pages; then in a real
+Chromium, with the network off. Asserted on the DOM, never on pixels."""
 
 import json, re
 import numpy as np
@@ -8,11 +9,12 @@ from matplotlib.figure import Figure
 from torch import nn
 from browser import NEEDS_CHROMIUM
 from test_explorers import PICTURES, raw, state_of
-from vit_ssl_lab.components.targets import CodeTarget, FeatureTarget, HOGTarget, LabelTarget, PixelTarget, hog
+from vit_ssl_lab.components.targets import CodeTarget, FeatureTarget, HOGTarget, LabelTarget, PixelTarget
+from vit_ssl_lab.components.hog import hog
 from vit_ssl_lab.components.tokenizer import Tokenizer
 from vit_ssl_lab.encoders.vit import ViT
 from vit_ssl_lab.explorers import HogExplorer, TargetExplorer
-from vit_ssl_lab.explorers.base import static
+from vit_ssl_lab.explorers.base import read_static
 from vit_ssl_lab.methods.maskfeat import MaskFeat
 
 
@@ -58,30 +60,24 @@ ALL = [hogs, targets]
 def test_page_state_and_figure(make, tmp_path):
     explorer = make()
     text = explorer.to_html(tmp_path / 'page.html')
-    assert (
-        "default-src 'none'" in text
-        and not re.search(r'https?:|src=|<link|@import|\bimport\b[^a-z]*[\'"(]|fetch\(', text)
-        and '{{' not in text
-        and text.count('const widget = { render };') == 1
-    )
+    assert "default-src 'none'" in text
+    assert not re.search(r'https?:|src=|<link|@import|\bimport\b[^a-z]*[\'"(]|fetch\(', text)
+    assert '{{' not in text
+    assert text.count('const widget = { render };') == 1
     state = state_of(text)
-    assert json.dumps([state['traits'][k] for k in state['keys']], separators=(',', ':')) in state[
-        'answers'
-    ] and set(state['keys']) <= set(state['traits']['offline'])
-    assert isinstance(explorer.figure(), Figure) and all(
-        len(json.dumps(v)) < 20_000 for v in explorer.state().values() if not isinstance(v, bytes)
-    )
+    assert json.dumps([state['traits'][k] for k in state['keys']], separators=(',', ':')) in state['answers']
+    assert set(state['keys']) <= set(state['traits']['offline'])
+    assert isinstance(explorer.figure(), Figure)
+    assert all(len(json.dumps(v)) < 20_000 for v in explorer.state().values() if not isinstance(v, bytes))
     assert len(text) < 6_000_000
 
 
 @pytest.mark.parametrize('name', ['hog', 'target'])
 def test_script_is_one_module(name):
-    text = static('base.js') + static(f'{name}.js')
-    assert (
-        text.count('export default { render };') == 1
-        and not re.search(r'^\s*import\b', text, re.M)
-        and re.search(r"return \(\) => ui\.close\(\)", text)
-    )
+    text = read_static('base.js') + read_static(f'{name}.js')
+    assert text.count('export default { render };') == 1
+    assert not re.search(r'^\s*import\b', text, re.M)
+    assert re.search(r"return \(\) => ui\.close\(\)", text)
 
 
 def test_votes_are_hogs():
@@ -91,11 +87,9 @@ def test_votes_are_hogs():
     votes = np.frombuffer(explorer.votes, np.float32).reshape(explorer.dims)
     np.testing.assert_allclose(votes, hog(PICTURES[2:3].float() / 255, 4, norm='none')[0], atol=1e-5)
     answers = state_of(explorer.to_html())['answers']
-    assert (
-        len(answers) == 4 * len(explorer.sizes)
-        and explorer.sizes == [4, 8, 16]
-        and raw(answers['[2,4]']['votes']) == explorer.votes
-    )
+    assert len(answers) == 4 * len(explorer.sizes)
+    assert explorer.sizes == [4, 8, 16]
+    assert raw(answers['[2,4]']['votes']) == explorer.votes
     assert state_of(HogExplorer(torch.rand(2, 3, 96, 96)).to_html())['keys'] == ['picture'], (
         "large pictures keep one size of cells"
     )
@@ -135,12 +129,10 @@ def test_every_kind_is_drawn(name):
     explorer = TargetExplorer({name: m}, PICTURES)
     t, w = explorer.size
     shots = np.frombuffer(explorer.results, np.uint8).reshape(1, 2, t, w, 3)
-    assert (
-        shots[0, 0].std() > 0
-        and (explorer.constants[0] > 0 or name == 'words')
-        and not explorer.error
-        and m.training
-    )
+    assert shots[0, 0].std() > 0
+    assert explorer.constants[0] > 0 or name == 'words'
+    assert not explorer.error
+    assert m.training
     mask = explorer.mask
     x = m.views.prepare(PICTURES[:1])
     m.eval()
@@ -153,20 +145,25 @@ def test_truth_of_raw_pixels_is_the_picture():
     explorer = TargetExplorer(model(KINDS['HOG']()), PICTURES, targets={'raw': KINDS['raw']()})
     t, w = explorer.size
     truth = np.frombuffer(explorer.results, np.uint8).reshape(2, 2, t, w, 3)[1, 0]
-    assert explorer.targets == ['hog', 'raw'] and explorer.predicts_target == [True, False]
+    assert explorer.targets == ['hog', 'raw']
+    assert explorer.predicts_target == [True, False]
     assert np.abs(truth[:: t // 32, :: w // 48].astype(int) - PICTURES[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_masks_of_the_target_explorer():
     explorer = targets()
-    assert explorer.kind == 'block' and sum(explorer.hidden) == 10
+    assert explorer.kind == 'block'
+    assert sum(explorer.hidden) == 10
     before = explorer.costs
     explorer.paint(torch.eye(4, 6))
-    assert explorer.costs != before and sum(explorer.hidden) == 4 and not explorer.error
+    assert explorer.costs != before
+    assert sum(explorer.hidden) == 4
+    assert not explorer.error
     explorer.set_state({'hidden': memoryview(bytes([1] * 24)), 'kind': 'by hand'})
     assert 'leave at least one visible' in explorer.error
     explorer.set_state({'kind': 'random', 'ratio': 0.5})
-    assert explorer.error == '' and sum(explorer.hidden) == 12
+    assert explorer.error == ''
+    assert sum(explorer.hidden) == 12
 
 
 def test_target_explorer_refuses():
@@ -205,12 +202,12 @@ def test_hover_reads_a_cell(open_page):
     for row, col in ((0, 0), (3, 5), (1, 2)):
         hover(page, canvas, 4, 6, row, col)
         cell = row * 6 + col
-        assert root.get_attribute('data-cell') == str(cell) and f'row {row + 1}, column {col + 1}' in status(
-            page
-        )
+        assert root.get_attribute('data-cell') == str(cell)
+        assert f'row {row + 1}, column {col + 1}' in status(page)
         assert [values(page, k) for k in range(9)] == [
             pytest.approx(want[:, k, cell].tolist(), abs=2e-4) for k in range(9)
-        ] and root.get_attribute('data-length') == '1.0000'
+        ]
+        assert root.get_attribute('data-length') == '1.0000'
         assert int(root.get_attribute('data-bin')) == int(want[..., cell].mean(0).argmax())
     assert root.get_attribute('data-answered') == '0', "no kernel was asked"
 
@@ -223,22 +220,22 @@ def test_contrast_changes_votes_only_without_normalisation(open_page):
     page.mouse.down()
     page.mouse.up()
     slide = page.locator('[data-trait=contrast]')
-    read = lambda: [values(page, k) for k in range(9)]
+
+    def read():
+        return [values(page, k) for k in range(9)]
+
     before = read()
     slide.focus()
     page.keyboard.press('Home')
-    assert page.locator('[data-trait=contrast]').input_value() == '0.1' and read() == [
-        pytest.approx(v, abs=2e-4) for v in before
-    ]
+    assert page.locator('[data-trait=contrast]').input_value() == '0.1'
+    assert read() == [pytest.approx(v, abs=2e-4) for v in before]
     page.locator('[data-trait=norm] [data-value=none]').click()
     assert root.get_attribute('data-norm') == 'none'
     faint = read()
     slide.focus()
     page.keyboard.press('End')
-    assert (
-        read() == [pytest.approx([20 * v for v in f], rel=0.02, abs=2e-3) for f in faint]
-        and max(map(max, read())) > 1
-    )
+    assert read() == [pytest.approx([20 * v for v in f], rel=0.02, abs=2e-3) for f in faint]
+    assert max(map(max, read())) > 1
     page.locator('[data-trait=brightness]').focus()
     bright = read()
     page.keyboard.press('End')
@@ -250,7 +247,8 @@ def test_contrast_changes_votes_only_without_normalisation(open_page):
 @NEEDS_CHROMIUM
 def test_hog_by_keyboard_and_another_cell_size(open_page):
     page = open_page(hogs())
-    root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-strokes')
+    root = page.locator('.vsl')
+    canvas = page.locator('canvas.vsl-strokes')
     canvas.focus()
     page.keyboard.press('ArrowRight')
     page.keyboard.press('ArrowDown')
@@ -271,30 +269,28 @@ def test_hog_by_keyboard_and_another_cell_size(open_page):
 def test_targets_point_and_switch(open_page):
     explorer = targets()
     page = open_page(explorer)
-    root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-truth').first
-    costs, hidden = np.frombuffer(explorer.costs, np.float32).reshape(3, 24), np.array(list(explorer.hidden))
+    root = page.locator('.vsl')
+    canvas = page.locator('canvas.vsl-truth').first
+    costs = np.frombuffer(explorer.costs, np.float32).reshape(3, 24)
+    hidden = np.array(list(explorer.hidden))
     note = page.locator('[data-target=HOG]')
     assert float(note.get_attribute('data-cost')) == pytest.approx(
         float(costs[0][hidden > 0].mean()), abs=1e-3
     )
     hover(page, canvas, 4, 6, 2, 4)
-    assert root.get_attribute('data-hover') == '16' and float(
-        note.get_attribute('data-here')
-    ) == pytest.approx(float(costs[0][16]), abs=1e-3)
-    assert (
-        ('hidden' if hidden[16] else 'visible') in status(page).split('·')[1]
-        and page.locator('[data-target=raw]').inner_text() == 'no model'
-        and page.locator('canvas.vsl-guess').count() == 2
-    )
+    assert root.get_attribute('data-hover') == '16'
+    assert float(note.get_attribute('data-here')) == pytest.approx(float(costs[0][16]), abs=1e-3)
+    assert ('hidden' if hidden[16] else 'visible') in status(page).split('·')[1]
+    assert page.locator('[data-target=raw]').inner_text() == 'no model'
+    assert page.locator('canvas.vsl-guess').count() == 2
     page.locator('[data-trait=everywhere] [data-value=true]').click()
     assert page.locator('[data-trait=everywhere] [aria-checked=true]').get_attribute('data-value') == 'true'
     page.locator('[data-trait=picture] button').nth(3).click()
     explorer.picture = 3
     costs = np.frombuffer(explorer.costs, np.float32).reshape(3, 24)
     expect(note).to_have_attribute('data-cost', f"{costs[0][hidden > 0].mean():.4f}")
-    assert page.locator('[data-trait=ratio]').is_disabled() and page.locator('canvas.vsl-mask').get_attribute(
-        'data-mask'
-    ) == ''.join(map(str, hidden))
+    assert page.locator('[data-trait=ratio]').is_disabled()
+    assert page.locator('canvas.vsl-mask').get_attribute('data-mask') == ''.join(map(str, hidden))
 
 
 @NEEDS_CHROMIUM
@@ -305,7 +301,8 @@ def test_targets_by_keyboard(open_page):
     assert canvas.evaluate("c => getComputedStyle(c).outlineStyle") in ('solid', 'auto'), "the focus is seen"
     page.keyboard.press('ArrowRight')
     page.keyboard.press('ArrowDown')
-    assert page.locator('.vsl').get_attribute('data-hover') == '7' and 'row 2, column 2' in status(page)
+    assert page.locator('.vsl').get_attribute('data-hover') == '7'
+    assert 'row 2, column 2' in status(page)
     before = page.locator('canvas.vsl-mask').get_attribute('data-hidden')
     page.locator('canvas.vsl-mask').focus()
     page.keyboard.press('Space')

@@ -1,4 +1,5 @@
-"Training: schedules and groups against the published code's formulas, and every way in which a run can go wrong."
+"""Training: schedules and groups against the published code's formulas, and every way in which a run can go
+wrong."""
 
 import json, math, re, sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# the schedule and the groups -----------------------------------------------------------------------------------------------------------------
+# --- the schedule and the groups
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,8 @@ def test_steps_are_torch_s():
         )
         o.step()
         s.step()
-    assert {lr_at(i, 20, 0, 0.03, schedule='step') for i in range(20)} == {0.03} and lr_at(
-        1, 20, 2, 0.03, schedule='step'
-    ) == 0.015
+    assert {lr_at(i, 20, 0, 0.03, schedule='step') for i in range(20)} == {0.03}
+    assert lr_at(1, 20, 2, 0.03, schedule='step') == 0.015
 
 
 def test_milestones_in_every_unit():
@@ -84,7 +84,8 @@ def test_milestones_in_every_unit():
 
 
 def test_decay_everywhere_is_plain_torch_s():
-    "MoCo's and SimSiam's SGD: one group, weight decay on norms and biases too; two steps equal torch's own over model.parameters()."
+    """MoCo's and SimSiam's SGD: one group, weight decay on norms and biases too; two steps equal torch's own
+    over model.parameters()."""
 
     def steps(make):
         torch.manual_seed(0)
@@ -127,17 +128,19 @@ def test_parts_with_their_own_rate():
     set_lr(o, 0.2)
     rate = {id(p): g['lr'] for g in o.param_groups for p in g['params']}
     rate = {n: rate.get(id(p)) for n, p in model.named_parameters()}
-    assert rate['encoder.blocks.0.weight'] == pytest.approx(0.2 * 0.25 * 0.1) and rate[
-        'encoder.blocks.1.bias'
-    ] == pytest.approx(0.2 * 0.5 * 2)
-    assert rate['encoder.norm.weight'] == pytest.approx(0.2 * 0.1) and rate['predictor2.weight'] == 0.2
-    assert rate['predictor.weight'] == 0.4 and rate['predictor.bias'] is None
+    assert rate['encoder.blocks.0.weight'] == pytest.approx(0.2 * 0.25 * 0.1)
+    assert rate['encoder.blocks.1.bias'] == pytest.approx(0.2 * 0.5 * 2)
+    assert rate['encoder.norm.weight'] == pytest.approx(0.2 * 0.1)
+    assert rate['predictor2.weight'] == 0.2
+    assert rate['predictor.weight'] == 0.4
+    assert rate['predictor.bias'] is None
     set_lr(o, 0.0)
     assert {g['lr'] for g in o.param_groups} == {0.0, 0.4}
 
 
 def test_a_run_with_a_constant_part(tmp_path):
-    "In the loop: the rate of the log is the others'; the part moves in the first step, where the rate of the rest is 0; resumed, the same numbers."
+    """In the loop: the rate of the log is the others'; the part moves in the first step, where the rate of
+    the rest is 0; resumed, the same numbers."""
     r = dict(
         constant_lr=('decoder.head',),
         lr_factors={'encoder': 0.5},
@@ -197,9 +200,8 @@ def test_papers_of_two_views():
     assert {m: r[m].weight_decay for m in lr} == dict(
         simclr=1e-6, byol=1.5e-6, moco=1e-4, simsiam=1e-4, mocov3=0.1
     )
-    assert {m for m in METHODS if r[m].decay_all} == {'moco', 'simsiam', 'mocov3'} and {
-        m for m in METHODS if r[m].constant_lr
-    } == {'simsiam'}
+    assert {m for m in METHODS if r[m].decay_all} == {'moco', 'simsiam', 'mocov3'}
+    assert {m for m in METHODS if r[m].constant_lr} == {'simsiam'}
     assert {m: r[m].warmup for m in lr} == dict(simclr=10, byol=10, moco=0, simsiam=0, mocov3=40)
     assert {m for m in METHODS if r[m].encoder == 'resnet50' and r[m].patch_size is None} == {
         'simclr',
@@ -207,9 +209,8 @@ def test_papers_of_two_views():
         'moco',
         'simsiam',
     }
-    assert all('UNVERIFIED' in r[m].note for m in ('momentum_projector', 'sdssl')) and all(
-        r[m].note for m in METHODS
-    )
+    assert all('UNVERIFIED' in r[m].note for m in ('momentum_projector', 'sdssl'))
+    assert all(r[m].note for m in METHODS)
     assert {(m, s) for m in METHODS for s in ('laptop', 'gpu', 'paper')} <= set(RECIPES)
 
 
@@ -239,22 +240,31 @@ def test_layer_decay_of_a_resnet():
     "Stem, four stages, head: fine-tuning's layer decay must not pass a ResNet by."
     model = nn.ModuleDict(dict(encoder=encoder('resnet_nano'), head=nn.Linear(128, 5)))
     scale = {id(p): g['lr_scale'] for g in param_groups(model, 0.05, 0.5) for p in g['params']}
-    expect = lambda n: (
-        1.0 if n.startswith('head') else 0.5**5 if 'layer' not in n else 0.5 ** (5 - int(n.split('.')[1][5]))
-    )
+
+    def expect(n):
+        return (
+            1.0
+            if n.startswith('head')
+            else 0.5**5
+            if 'layer' not in n
+            else 0.5 ** (5 - int(n.split('.')[1][5]))
+        )
+
     for n, p in model.named_parameters():
         assert scale[id(p)] == expect(n), n
     assert set(scale.values()) == {0.5**i for i in range(6)}
 
 
 def test_groups_of_mae():
-    "As add_weight_decay of the official run: CLS and mask token decay, biases and norms don't, the fixed tables aren't trained."
+    """As add_weight_decay of the official run:
+    CLS and mask token decay, biases and norms don't, the fixed tables aren't trained."""
     r = small(steps=1)
     method = build(r, load('digits'))
     groups = param_groups(method, 0.05)
     grouped = {id(p): g['weight_decay'] for g in groups for p in g['params']}
     names = dict(method.named_parameters())
-    assert grouped[id(method.encoder.cls_token)] == 0.05 and grouped[id(method.decoder.mask_token)] == 0.05
+    assert grouped[id(method.encoder.cls_token)] == 0.05
+    assert grouped[id(method.decoder.mask_token)] == 0.05
     assert (
         {n for n, p in names.items() if id(p) not in grouped}
         == {n for n, p in names.items() if not p.requires_grad}
@@ -297,7 +307,8 @@ def test_paper_s_recipe():
         'adamw',
         None,
     )
-    assert r.lr == pytest.approx(2.4e-3) and (r.encoder, r.img_size, r.patch_size) == ('vit_large', 224, 16)
+    assert r.lr == pytest.approx(2.4e-3)
+    assert (r.encoder, r.img_size, r.patch_size) == ('vit_large', 224, 16)
     o = r.method_options
     assert (o['decoder_width'], o['decoder_depth'], o['decoder_heads'], o['mask_ratio'], o['norm_pix']) == (
         512,
@@ -308,16 +319,15 @@ def test_paper_s_recipe():
     )
 
 
-# what a run computes --------------------------------------------------------------------------------------------------------------------------
+# --- what a run computes
 
 
 def test_micro_batches_change_nothing():
     a, ha = whole(steps=3, batch_size=101)
     b, hb = whole(steps=3, batch_size=101, accumulate=4)
     for x, y in zip(ha.rows, hb.rows):
-        assert x['loss'] == pytest.approx(y['loss'], abs=1e-6) and x['grad_norm'] == pytest.approx(
-            y['grad_norm'], rel=1e-4
-        )
+        assert x['loss'] == pytest.approx(y['loss'], abs=1e-6)
+        assert x['grad_norm'] == pytest.approx(y['grad_norm'], rel=1e-4)
 
 
 def test_first_step_changes_nothing_and_seed_decides():
@@ -328,7 +338,8 @@ def test_first_step_changes_nothing_and_seed_decides():
     again, _ = whole(steps=5)
     same, _ = whole(steps=5)
     other, _ = whole(steps=5, seed=1)
-    assert equal(weights(again), weights(same)) and not equal(weights(again), weights(other))
+    assert equal(weights(again), weights(same))
+    assert not equal(weights(again), weights(other))
 
 
 def test_averaged_encoder():
@@ -357,7 +368,9 @@ def test_clipping_bounds_the_step():
 
 def test_bf16_runs_and_gives_the_forward_back():
     m, h = whole(steps=2, precision='bf16')
-    assert h.finished and 'forward' not in m.__dict__ and m.encoder.cls_token.dtype == torch.float32
+    assert h.finished
+    assert 'forward' not in m.__dict__
+    assert m.encoder.cls_token.dtype == torch.float32
     assert m.encoder(torch.zeros(1, 1, 8, 8)).pooled.dtype == torch.float32
 
 
@@ -383,7 +396,7 @@ def test_a_folder_streams_and_resumes(tmp_path):
     assert equal(once, run(tmp_path / 'run'))
 
 
-# what a run leaves behind ---------------------------------------------------------------------------------------------------------------------
+# --- what a run leaves behind
 
 
 def test_files_of_a_run(tmp_path):
@@ -396,20 +409,24 @@ def test_files_of_a_run(tmp_path):
         '.safetensors',
     }, "nothing is pickled"
     lines = [json.loads(x) for x in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
-    assert lines == h.rows and (tmp_path / 'run' / 'log.csv').read_text().count('\n') == 8
+    assert lines == h.rows
+    assert (tmp_path / 'run' / 'log.csv').read_text().count('\n') == 8
     assert {'step', 'loss', 'lr', 'grad_norm', 'seconds', 'images', 'images_per_second', 'pred_std'} <= set(
         h.frame().columns
     )
     assert equal(weights(loop.load_run(tmp_path / 'run')), weights(method))
-    assert h.figure().axes[0].get_xlabel() == 'step' and 'finished' in repr(h)
+    assert h.figure().axes[0].get_xlabel() == 'step'
+    assert 'finished' in repr(h)
 
 
 def test_probe_and_tensorboard(tmp_path):
-    r, data = small(steps=4, probe_every=2), load('digits')
+    r = small(steps=4, probe_every=2)
+    data = load('digits')
     m = build(r, data)
 
     def probe(method, step):
-        assert not method.training and not torch.is_grad_enabled()
+        assert not method.training
+        assert not torch.is_grad_enabled()
         return dict(answer=step * 10)
 
     h = pretrain(m, data, r, out=tmp_path, probe=probe, trackers=['tensorboard'], quiet=True, device='cpu')
@@ -421,7 +438,7 @@ def test_probe_and_tensorboard(tmp_path):
     assert [e.value for e in events.Scalars('loss')] == pytest.approx([row['loss'] for row in h.rows])
 
 
-# what can go wrong ----------------------------------------------------------------------------------------------------------------------------
+# --- what can go wrong
 
 
 class Breaks(nn.Module):
@@ -429,7 +446,10 @@ class Breaks(nn.Module):
 
     def __init__(self, what='loss'):
         super().__init__()
-        self.encoder, self.views, self.what, self.n = nn.Linear(64, 4), nn.Identity(), what, 0
+        self.encoder = nn.Linear(64, 4)
+        self.views = nn.Identity()
+        self.what = what
+        self.n = 0
 
     def forward(self, images):
         self.n += 1
@@ -454,9 +474,8 @@ def test_non_finite(tmp_path, what, says):
         pretrain(method, load('digits'), small(steps=20), out=tmp_path, quiet=True, device='cpu')
     assert str(e.value).count('. ') <= 1
     good = ckpt.load_checkpoint(tmp_path)[0]['method']
-    assert all(v.isfinite().all() for v in good.values()) and equal(good, weights(method)), (
-        "the update is not made"
-    )
+    assert all(v.isfinite().all() for v in good.values()), "the update is not made"
+    assert equal(good, weights(method)), "the update is not made"
     assert len((tmp_path / 'log.csv').read_text().splitlines()) == 7
 
 
@@ -484,7 +503,8 @@ def test_disk_full(tmp_path, monkeypatch, full):
     whole(tmp_path, steps=6)
     ckpt.drop(ckpt.folder_of(tmp_path, 6))
     kept = ckpt.load_checkpoint(tmp_path)[0]['method']
-    true, (soft, hard) = ckpt.write_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+    true = ckpt.write_file
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if full == 'full disk':
         monkeypatch.setattr(
             ckpt,
@@ -503,15 +523,14 @@ def test_disk_full(tmp_path, monkeypatch, full):
             whole(tmp_path, steps=6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (
-        ckpt.checkpoints(tmp_path) == [3]
-        and equal(kept, ckpt.load_checkpoint(tmp_path)[0]['method'])
-        and not list((tmp_path / 'checkpoints').glob('.*'))
-    )
+    assert ckpt.checkpoints(tmp_path) == [3]
+    assert equal(kept, ckpt.load_checkpoint(tmp_path)[0]['method'])
+    assert not list((tmp_path / 'checkpoints').glob('.*'))
     monkeypatch.undo()
     m, h = whole(tmp_path, steps=6)
     straight, _ = whole(steps=6)
-    assert h.finished and equal(weights(m), weights(straight))
+    assert h.finished
+    assert equal(weights(m), weights(straight))
 
 
 def test_another_run_s_folder(tmp_path):
@@ -551,7 +570,8 @@ def test_damaged_checkpoints(tmp_path):
 
 
 def test_checkpoint_of_another_shape(tmp_path):
-    r, data = small(steps=3), load('digits')
+    r = small(steps=3)
+    data = load('digits')
     pretrain(build(r, data), data, r, out=tmp_path, quiet=True, device='cpu')
     wide = build(small(steps=3, encoder_options=dict(embed_dim=32, depth=1, num_heads=2)), data)
     with pytest.raises(
@@ -562,7 +582,8 @@ def test_checkpoint_of_another_shape(tmp_path):
 
 
 def test_unknown_names(tmp_path):
-    r, data = small(steps=1), load('digits')
+    r = small(steps=1)
+    data = load('digits')
     with pytest.raises(ValueError, match="no tracker 'tensorbord'. Did you mean 'tensorboard'"):
         pretrain(build(r, data), data, r, out=tmp_path, trackers=['tensorbord'])
     with pytest.raises(ValueError, match="give out= a folder"):
@@ -573,7 +594,7 @@ def test_unknown_names(tmp_path):
         pretrain(build(r, data), data.at(torch.zeros(0, dtype=torch.int64)), r)
 
 
-# the command line -----------------------------------------------------------------------------------------------------------------------------
+# --- the command line
 
 
 def test_command_line_is_the_same_run(tmp_path, monkeypatch, capsys):
@@ -603,4 +624,5 @@ def test_command_line_says_what_is_wrong(tmp_path, monkeypatch, argv, says):
     monkeypatch.setattr(sys, 'argv', ['cli', *argv, '--out', str(tmp_path)])
     with pytest.raises(SystemExit) as e:
         cli.main()
-    assert says in str(e.value) and '\n' not in str(e.value)
+    assert says in str(e.value)
+    assert '\n' not in str(e.value)

@@ -1,4 +1,5 @@
-"Views: every operation against torchvision and TensorFlow's formulas, presets against their published figures, bad input."
+"""Views: every operation against torchvision and TensorFlow's formulas, presets against their published
+figures, bad input."""
 
 import colorsys
 from collections import Counter
@@ -12,7 +13,8 @@ from vit_ssl_lab.data import operations as ops
 from vit_ssl_lab.data.views import PRESETS, Draw, MAEViews, Policy, ShiftedViews, Views, throw, views
 
 TOLERANCE = 1e-5
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 def dice(seed=0):
@@ -35,10 +37,8 @@ def close(a, b, tolerance=TOLERANCE):
 @pytest.mark.parametrize('size', [(16, 16), (24, 40), (96, 64)])
 def test_crop_equals_torchvision(mode, channels, size):
     x = pictures(channels=channels)
-    boxes, flip = (
-        ops.random_resized_crop_params(6, (41, 57), (0.08, 1.0), generator=dice(1)),
-        torch.arange(6) % 2 == 0,
-    )
+    boxes = ops.random_resized_crop_params(6, (41, 57), (0.08, 1.0), generator=dice(1))
+    flip = torch.arange(6) % 2 == 0
     theirs = torch.stack(
         [
             tv.resized_crop(p, *b.int().tolist(), list(size), InterpolationMode(mode), antialias=True).clamp(
@@ -52,11 +52,9 @@ def test_crop_equals_torchvision(mode, channels, size):
 
 
 def test_views_in_one_pass_equal_one_by_one():
-    x, boxes, flip = (
-        pictures(),
-        ops.random_resized_crop_params((3, 6), (41, 57), generator=dice(2)),
-        torch.rand(3, 6, generator=dice(3)) < 0.5,
-    )
+    x = pictures()
+    boxes = ops.random_resized_crop_params((3, 6), (41, 57), generator=dice(2))
+    flip = torch.rand(3, 6, generator=dice(3)) < 0.5
     together = ops.resized_crop(x, boxes, 20, flip)
     for v in range(3):
         close(together[v], ops.resized_crop(x, boxes[v], 20, flip[v]), 1e-6)
@@ -116,10 +114,8 @@ def test_tensorflow_crops_keep_a_tenth_and_prefer_small():
         ].prod(-1)
         / 224**2
     )
-    assert (
-        share.min() >= 0.1
-        and (share < 0.3).float().mean() > 1.3 * ((share > 0.5) & (share < 0.7)).float().mean()
-    )
+    assert share.min() >= 0.1
+    assert (share < 0.3).float().mean() > 1.3 * ((share > 0.5) & (share < 0.7)).float().mean()
 
 
 # --- colour, blur, solarize
@@ -128,20 +124,23 @@ def test_tensorflow_crops_keep_a_tenth_and_prefer_small():
 @pytest.mark.parametrize('name', ['brightness', 'contrast', 'saturation'])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_factor_operations_equal_torchvision(name, channels):
-    x, factor = pictures(channels=channels), torch.rand(6, generator=dice(1)) * 2
+    x = pictures(channels=channels)
+    factor = torch.rand(6, generator=dice(1)) * 2
     theirs = torch.stack([getattr(tv, f'adjust_{name}')(p, float(f)) for p, f in zip(x, factor)])
     close(getattr(ops, f'adjust_{name}')(x, factor), theirs)
 
 
 def test_hue_equals_torchvision_and_colorsys():
-    x, turn = pictures(), torch.rand(6, generator=dice(1)) - 0.5
+    x = pictures()
+    turn = torch.rand(6, generator=dice(1)) - 0.5
     ours = ops.adjust_hue(x, turn)
     close(ours, torch.stack([tv.adjust_hue(p, float(t)) for p, t in zip(x, turn)]))
     h, s, v = colorsys.rgb_to_hsv(*x[0, :, 3, 4].tolist())
     close(ours[0, :, 3, 4], torch.tensor(colorsys.hsv_to_rgb((h + float(turn[0])) % 1, s, v)))
+    # ties between channels, and no chroma at all
     flat = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.3, 0.3, 0.3], [1, 0, 0], [1, 1, 0], [0, 1, 1]]).view(
         6, 3, 1, 1
-    )  # ties between channels, and no chroma at all
+    )
     close(ops.adjust_hue(flat, turn), torch.stack([tv.adjust_hue(p, float(t)) for p, t in zip(flat, turn)]))
     close(ops.adjust_hue(flat, 0.0), flat, 1e-6)
 
@@ -167,7 +166,8 @@ def test_tensorflow_dialect_is_hsv_and_channel_means():
 )
 @pytest.mark.parametrize('channels', [1, 3])
 def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, channels):
-    x, order = pictures(24, channels), torch.cartesian_prod(*[torch.arange(4)] * 4)
+    x = pictures(24, channels)
+    order = torch.cartesian_prod(*[torch.arange(4)] * 4)
     order = order[(order.sort(1).values == torch.arange(4)).all(1)]  # all 24 orders
     factors = torch.cat(
         [0.3 + 1.4 * torch.rand(24, 3, generator=dice(1)), torch.rand(24, 1, generator=dice(2)) - 0.5], 1
@@ -191,7 +191,8 @@ def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, chan
 
 @pytest.mark.parametrize('size', [(41, 57), (30, 30)])
 def test_blur_equals_torchvision_and_zero_leaves_alone(size):
-    x, sigma = pictures(height=size[0], width=size[1]), torch.tensor([0.0, 0.1, 0.7, 1.3, 2.0, 4.0])
+    x = pictures(height=size[0], width=size[1])
+    sigma = torch.tensor([0.0, 0.1, 0.7, 1.3, 2.0, 4.0])
     ours = ops.gaussian_blur(x, sigma, 23)
     assert torch.equal(ours[0], x[0])
     close(
@@ -201,7 +202,8 @@ def test_blur_equals_torchvision_and_zero_leaves_alone(size):
 
 
 def test_blur_with_black_border_is_a_zero_padded_convolution():
-    x, s = pictures(2), 1.5
+    x = pictures(2)
+    s = 1.5
     taps = torch.exp(-(torch.arange(-5.0, 6) ** 2) / (2 * s * s))
     taps /= taps.sum()
     kernel = (taps[:, None] * taps).expand(3, 1, 11, 11)
@@ -212,7 +214,8 @@ def test_blur_with_black_border_is_a_zero_padded_convolution():
 
 
 def test_grey_and_solarize_equal_torchvision():
-    x, some = pictures(), torch.tensor([True, False] * 3)
+    x = pictures()
+    some = torch.tensor([True, False] * 3)
     for ours, theirs in [
         (ops.to_grey(x, some), tv.rgb_to_grayscale(x, 3)),
         (ops.solarize(x, some), tv.solarize(x, 0.5)),
@@ -235,11 +238,9 @@ def test_every_preset_makes_its_views_for_grey_and_colour():
             v = views(name, 32, MEAN[:channels], STD[:channels], generator=dice())
             out = v(images)
             out = [out] if name == 'mae' else out
-            assert (
-                len(out) == count[name]
-                and out[0].shape == (3, channels, 32, 32)
-                and all(torch.isfinite(o).all() for o in out)
-            )
+            assert len(out) == count[name]
+            assert out[0].shape == (3, channels, 32, 32)
+            assert all(torch.isfinite(o).all() for o in out)
             assert all(v.restore(o).min() >= 0 and v.restore(o).max() <= 1 for o in out)
 
 
@@ -255,10 +256,8 @@ def test_presets_probabilities_and_ranges_come_out(name):
             jitter_p=(d.factors != torch.tensor([1.0, 1, 1, 0])).any(1),
         )
         for field, on in came.items():
-            share, wanted = (
-                on.float().mean().item(),
-                getattr(p, field) if field != 'jitter_p' or any(p.jitter) else 0.0,
-            )
+            share = on.float().mean().item()
+            wanted = getattr(p, field) if field != 'jitter_p' or any(p.jitter) else 0.0
             assert abs(share - wanted) <= 4.5 * (wanted * (1 - wanted) / n) ** 0.5, (name, field, share)
         on = d.factors[came['jitter_p']]
         middle = torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -267,33 +266,35 @@ def test_presets_probabilities_and_ranges_come_out(name):
             close(on.amin(0), middle - torch.tensor(p.jitter), 0.01)
         blurred = d.sigma[d.sigma > 0]
         if p.blur:
-            assert 0.1 <= blurred.min() < 0.2 and 1.9 < blurred.max() <= 2
-        assert (
-            max(Counter(map(tuple, d.order.tolist())).values()) < 1.3 * n / 24
-            and len(set(map(tuple, d.order.tolist()))) == 24
-        )
-        area = (
-            d.box[:, 2:].prod(-1) / 64**2 * ((64 + 9) / 64) ** (2 * (name == 'cmae'))
-        )  # there a view is a window of the crop
-        assert area.min() > p.scale[0] * 0.9 and area.max() < p.scale[1] * 1.05
+            assert 0.1 <= blurred.min() < 0.2
+            assert 1.9 < blurred.max() <= 2
+        assert max(Counter(map(tuple, d.order.tolist())).values()) < 1.3 * n / 24
+        assert len(set(map(tuple, d.order.tolist()))) == 24
+        # there a view is a window of the crop
+        area = d.box[:, 2:].prod(-1) / 64**2 * ((64 + 9) / 64) ** (2 * (name == 'cmae'))
+        assert area.min() > p.scale[0] * 0.9
+        assert area.max() < p.scale[1] * 1.05
 
 
 def test_shifted_views_are_windows_of_one_crop():
-    "Against making the larger crop and cutting it, as the official pipeline does; a window's rim, as wide as the kernel, doesn't see beyond it."
-    x, m = pictures(6, 3, 60, 60), 7
+    """Against making the larger crop and cutting it, as the official pipeline does; a window's rim, as wide
+    as the kernel, doesn't see beyond it."""
+    x = pictures(6, 3, 60, 60)
+    m = 7
     v = views('cmae', 48, MEAN, STD, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, blur=0.0)
     draws = v.draw(6, (60, 60), dice(5))
     crop = throw(v.policies[0], 6, (60, 60), dice(5))
-    assert (v.margin, v.shift) == (m, m - 1) and torch.equal(draws[0].flip, draws[1].flip)
+    assert (v.margin, v.shift) == (m, m - 1)
+    assert torch.equal(draws[0].flip, draws[1].flip)
     larger = ops.resized_crop(x, crop.box, 48 + m, crop.flip, 'bicubic')
     a, b = v.pixels(x, draws)
     step = crop.box[:, 2:] / (48 + m)
     offset = (draws[1].box - draws[0].box)[:, :2] / step
-    down, right = (
-        offset[:, 0].round().int(),
-        torch.where(crop.flip, -offset[:, 1], offset[:, 1]).round().int(),
-    )
-    assert down.min() >= 0 and right.min() >= 0 and max(down.max(), right.max()) < m
+    down = offset[:, 0].round().int()
+    right = torch.where(crop.flip, -offset[:, 1], offset[:, 1]).round().int()
+    assert down.min() >= 0
+    assert right.min() >= 0
+    assert max(down.max(), right.max()) < m
     for i in range(6):
         rim = int(2 * max(1.0, 1 / step[i].min().item())) + 2
         inner = slice(rim, 48 - rim)
@@ -312,7 +313,8 @@ def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
     offset = (draws[1].box - draws[0].box)[:, :2] / step
     offset[:, 1] *= 1 - 2 * draws[0].flip.float()
     for axis in offset.round().int().T:
-        assert axis.unique().tolist() == list(range(7)) and axis.bincount().min() > 850
+        assert axis.unique().tolist() == list(range(7))
+        assert axis.bincount().min() > 850
     x = pictures(6, 3, 60, 60)
     draws = v.draw(6, (60, 60))
     for whole, part in zip(v(x, draws), v(x[2:4], [d.take(slice(2, 4)) for d in draws])):
@@ -322,13 +324,11 @@ def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
 
 
 def test_published_figures():
-    moco, (v3a, v3b), (b1, b2), simclr, dino = (
-        PRESETS['mocov2'][0],
-        PRESETS['mocov3'],
-        PRESETS['byol'],
-        PRESETS['simclr'][0],
-        PRESETS['dino'],
-    )
+    moco = PRESETS['mocov2'][0]
+    v3a, v3b = PRESETS['mocov3']
+    b1, b2 = PRESETS['byol']
+    simclr = PRESETS['simclr'][0]
+    dino = PRESETS['dino']
     assert (moco.scale, moco.jitter, moco.jitter_p, moco.grey, moco.blur, moco.solarize) == (
         (0.2, 1.0),
         (0.4, 0.4, 0.4, 0.1),
@@ -338,30 +338,33 @@ def test_published_figures():
         0,
     )
     for a, b in [(v3a, v3b), (b1, b2), dino[:2]]:
-        assert (a.blur, b.blur, a.solarize, b.solarize) == (1.0, 0.1, 0.0, 0.2) and a.jitter == b.jitter == (
-            0.4,
-            0.4,
-            0.2,
-            0.1,
+        assert (a.blur, b.blur, a.solarize, b.solarize) == (1.0, 0.1, 0.0, 0.2)
+        assert (
+            a.jitter
+            == b.jitter
+            == (
+                0.4,
+                0.4,
+                0.2,
+                0.1,
+            )
         )
-    assert v3a.scale == b1.scale == simclr.scale == (0.08, 1.0) and simclr.jitter == (0.8, 0.8, 0.8, 0.2)
-    assert (
-        dino[0].scale == (0.4, 1.0)
-        and [p.scale for p in dino[2:]] == [(0.05, 0.4)] * 8
-        and dino[2].blur == 0.5
-        and dino[2].solarize == 0
-    )
+    assert v3a.scale == b1.scale == simclr.scale == (0.08, 1.0)
+    assert simclr.jitter == (0.8, 0.8, 0.8, 0.2)
+    assert dino[0].scale == (0.4, 1.0)
+    assert [p.scale for p in dino[2:]] == [(0.05, 0.4)] * 8
+    assert dino[2].blur == 0.5
+    assert dino[2].solarize == 0
     assert views('dino', 224, MEAN, STD).sizes[2:] == [(96, 96)] * 8
-    assert (
-        PRESETS['mae'][0].scale == (0.2, 1.0)
-        and PRESETS['mae'][0].mode == 'bicubic'
-        and not any(PRESETS['mae'][0].jitter)
-    )
+    assert PRESETS['mae'][0].scale == (0.2, 1.0)
+    assert PRESETS['mae'][0].mode == 'bicubic'
+    assert not any(PRESETS['mae'][0].jitter)
 
 
 def test_view_equals_torchvision_step_by_step():
     "One whole MoCo v2 view, picture by picture, from the kept draw."
-    v, x = views('mocov2', 24, MEAN, STD), pictures(12)
+    v = views('mocov2', 24, MEAN, STD)
+    x = pictures(12)
     draws = v.draw(12, (41, 57), dice(3))
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for d, ours in zip(draws, v(x, draws)):
@@ -379,33 +382,35 @@ def test_view_equals_torchvision_step_by_step():
 
 
 def test_parts_of_a_batch_change_nothing(monkeypatch):
-    v, x = views('dino', 32, MEAN, STD), pictures(9)
+    v = views('dino', 32, MEAN, STD)
+    x = pictures(9)
     draws = v.draw(9, (41, 57), dice(1))
     whole = v(x, draws)
-    monkeypatch.setitem(
-        Views.pixels.__globals__, 'CACHE', 1
-    )  # `vit_ssl_lab.data.views` is the function there, not the module
+    # `vit_ssl_lab.data.views` is the function there, not the module
+    monkeypatch.setitem(Views.pixels.__globals__, 'CACHE', 1)
     for a, b in zip(whole, v(x, draws)):
         close(a, b, 1e-5)
 
 
 def test_generator_decides_everything():
     x = pictures()
-    run = lambda seed: views('byol', 32, MEAN, STD, generator=dice(seed))(x)
+
+    def run(seed):
+        return views('byol', 32, MEAN, STD, generator=dice(seed))(x)
+
     torch.manual_seed(0)
     a = run(1)
     torch.manual_seed(5)
     b = run(1)
-    assert all(torch.equal(p, q) for p, q in zip(a, b)) and not torch.equal(a[0], run(2)[0])
+    assert all(torch.equal(p, q) for p, q in zip(a, b))
+    assert not torch.equal(a[0], run(2)[0])
 
 
 def test_each_picture_has_its_own_parameters():
     d = throw(PRESETS['byol'][0], 64, (64, 64), dice())
-    assert (
-        len({tuple(b) for b in d.box.tolist()}) > 50
-        and len(set(d.sigma.tolist())) == 64
-        and len({tuple(f) for f in d.factors.tolist()}) > 40
-    )
+    assert len({tuple(b) for b in d.box.tolist()}) > 50
+    assert len(set(d.sigma.tolist())) == 64
+    assert len({tuple(f) for f in d.factors.tolist()}) > 40
 
 
 def test_prepare_and_restore():
@@ -420,7 +425,8 @@ def test_mask_and_points_follow_the_view():
     mask[..., 10:20, 10:30] = 1
     d = Draw(torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([True]), *[None] * 5)
     seen = d.warp(mask, 10)
-    assert seen[0, 0, :4].min() == 1 and seen[0, 0, 6:].max() == 0
+    assert seen[0, 0, :4].min() == 1
+    assert seen[0, 0, 6:].max() == 0
     assert d.to_source(torch.tensor([[[0.5, 0.0], [0.0, 1.0]]])).tolist() == [[[20.0, 30.0], [10.0, 10.0]]]
 
 

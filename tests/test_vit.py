@@ -41,7 +41,8 @@ def pair_of(variant, **kw):
 @pytest.mark.parametrize('variant', VARIANTS.values(), ids=VARIANTS.keys())
 def test_equals_timm_bit_for_bit(variant):
     theirs, ours = pair_of(variant)
-    x, everything = pictures(), torch.arange(24).expand(3, -1)
+    x = pictures()
+    everything = torch.arange(24).expand(3, -1)
     assert list(theirs.state_dict()) == list(ours.state_dict())
     assert torch.equal(ours(x).pooled, theirs(x))
     assert torch.equal(ours.tokens(x), theirs.forward_features(x))
@@ -51,7 +52,8 @@ def test_equals_timm_bit_for_bit(variant):
 @pytest.mark.parametrize('variant', VARIANTS.values(), ids=VARIANTS.keys())
 def test_visible_patches_equal_gathered_tokens_and_gradients(variant):
     theirs, ours = pair_of(variant)
-    x, keep = pictures(), random_masking(3, (4, 6), 0.75, generator=torch.Generator().manual_seed(0)).keep
+    x = pictures()
+    keep = random_masking(3, (4, 6), 0.75, generator=torch.Generator().manual_seed(0)).keep
     p = ours.num_prefix_tokens
     t = theirs._pos_embed(theirs.patch_embed(x))
     t = theirs.norm(theirs.blocks(theirs.norm_pre(torch.cat([t[:, :p], take(t[:, p:], keep)], 1))))
@@ -70,7 +72,8 @@ def test_visible_patches_equal_gathered_tokens_and_gradients(variant):
 
 
 def test_hidden_pixels_are_never_read():
-    ours, keep = vit_nano(img_size=16), torch.tensor([[0, 5, 10]])
+    ours = vit_nano(img_size=16)
+    keep = torch.tensor([[0, 5, 10]])
     x = torch.randn(1, 3, 16, 16)
     y = x.clone()
     y[..., 12:] = float('nan')
@@ -78,8 +81,10 @@ def test_hidden_pixels_are_never_read():
 
 
 def test_order_of_keep_is_the_order_of_patches():
-    ours, keep = vit_nano(img_size=16), torch.tensor([[1, 7, 12, 3]])
-    x, order = torch.randn(1, 3, 16, 16), torch.tensor([2, 0, 3, 1])
+    ours = vit_nano(img_size=16)
+    keep = torch.tensor([[1, 7, 12, 3]])
+    x = torch.randn(1, 3, 16, 16)
+    order = torch.tensor([2, 0, 3, 1])
     a, b = ours(x, keep), ours(x, keep[:, order])
     torch.testing.assert_close(a.patches[:, order], b.patches, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(a.pooled, b.pooled, rtol=1e-5, atol=1e-5)
@@ -119,7 +124,8 @@ def test_equals_torchvision():
     theirs.heads = torch.nn.Identity()
     theirs.load_state_dict(torchvision_keys(ours.state_dict(), 3), strict=True)
     x = pictures(size=(32, 32))
-    a, b = ours(x).pooled, theirs(x)
+    a = ours(x).pooled
+    b = theirs(x)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     w = torch.randn_like(a)
     (a * w).sum().backward()
@@ -155,14 +161,16 @@ def test_from_timm_keeps_every_variant(name):
         return
     ours = ViT.from_timm(theirs)
     x = torch.randn(2, 3, *ours.img_size)
-    assert torch.equal(ours(x).pooled, theirs(x)) and type(theirs) is VisionTransformer
+    assert torch.equal(ours(x).pooled, theirs(x))
+    assert type(theirs) is VisionTransformer
     assert torch.equal(
         ours.tokens(x, torch.arange(ours.patch_embed.num_patches).expand(2, -1)), ours.tokens(x)
     )
 
 
 def test_checkpointed_blocks_and_compiled_graph_give_the_same():
-    ours, keep = vit_nano(img_size=16, depth=2), torch.tensor([[0, 5, 10]])
+    ours = vit_nano(img_size=16, depth=2)
+    keep = torch.tensor([[0, 5, 10]])
     x = torch.randn(1, 3, 16, 16)
     before = ours(x, keep).pooled
     ours.set_grad_checkpointing(True)
@@ -173,7 +181,8 @@ def test_checkpointed_blocks_and_compiled_graph_give_the_same():
 
 
 def test_bf16_autocast_and_copies():
-    ours, keep = vit_nano(img_size=16, depth=2), torch.tensor([[0, 5, 10]])
+    ours = vit_nano(img_size=16, depth=2)
+    keep = torch.tensor([[0, 5, 10]])
     x = torch.randn(1, 3, 16, 16)
     with torch.autocast('cpu', torch.bfloat16):
         half = ours(x, keep).pooled
@@ -195,7 +204,8 @@ def test_early_convolutions_parameters(name):
         with torch.device('meta'):
             model = encoder(name, stem=stem, num_classes=1000)
         assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
-        assert model.grid == (14, 14) and len(model.blocks) == (14 if '36' in name else 12) - (stem == 'conv')
+        assert model.grid == (14, 14)
+        assert len(model.blocks) == (14 if '36' in name else 12) - (stem == 'conv')
         assert model.blocks[0].norm1.eps == 1e-5
 
 
@@ -210,7 +220,8 @@ def test_sizes_equal_timm_by_name():
         'vit_huge': 'vit_huge_patch14_224',
     }.items():
         with torch.device('meta'):
-            a, b = ENCODERS[name](), timm.create_model(theirs, num_classes=0)
+            a = ENCODERS[name]()
+            b = timm.create_model(theirs, num_classes=0)
         assert {k: v.shape for k, v in a.state_dict().items()} == {
             k: v.shape for k, v in b.state_dict().items()
         }

@@ -1,4 +1,5 @@
-"The door for other people's weights: randomly initialised models of timm and transformers go through it and back."
+"""The door for other people's weights: randomly initialised models of timm and transformers go through it and
+back."""
 
 import argparse
 import json
@@ -73,7 +74,7 @@ def our_mae(**kw):
     )
 
 
-# --- in -------------------------------------------------------------------------------------------------------------------
+# --- in
 
 
 @pytest.mark.parametrize('kind', ['folder', 'memory'])
@@ -85,14 +86,15 @@ def test_transformers_mae_comes_in(tmp_path, kind):
         theirs.config.save_pretrained(tmp_path)
         torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
     ours, report = load_method(tmp_path)
-    assert (
-        not report.missing
-        and not report.unexpected
-        and not report.assumed
-        and report.layout == 'transformers'
-    )
-    assert ours.mask_ratio == 0.6 and ours.norm_pix and not ours.encoder.pos_embed.requires_grad
-    x, noise = pictures(), torch.rand(2, 16)
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.assumed
+    assert report.layout == 'transformers'
+    assert ours.mask_ratio == 0.6
+    assert ours.norm_pix
+    assert not ours.encoder.pos_embed.requires_grad
+    x = pictures()
+    noise = torch.rand(2, 16)
     out = theirs(x, noise=noise)
     mine = ours(x, noise=noise)['loss']
     close(mine, out.loss)
@@ -100,7 +102,8 @@ def test_transformers_mae_comes_in(tmp_path, kind):
     out.loss.backward()
     close(ours.encoder.blocks[1].mlp.fc1.weight.grad, theirs.vit.layers[1].mlp.fc1.weight.grad)
     encoder, report = load_encoder(tmp_path)
-    assert report.unexpected and all(k.startswith('decoder.') for k in report.unexpected)
+    assert report.unexpected
+    assert all(k.startswith('decoder.') for k in report.unexpected)
     theirs.config.mask_ratio = theirs.vit.config.mask_ratio = 0.0
     close(encoder.tokens(x), theirs.vit(x, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state)
 
@@ -113,7 +116,9 @@ def test_transformers_vit_comes_in(tmp_path, cls):
     x = pictures()
     hidden = theirs(x).last_hidden_state if cls is ViTModel else theirs.vit(x).last_hidden_state
     close(ours.tokens(x), hidden)
-    assert not report.missing and len(report.unexpected) == 2  # pooler or classifier
+    # pooler or classifier
+    assert not report.missing
+    assert len(report.unexpected) == 2
     if cls is ViTForImageClassification:
         with_head, report = load_encoder(tmp_path, num_classes=5)
         close(with_head.head(with_head(x).pooled), theirs(x).logits)
@@ -159,7 +164,9 @@ def test_timm_files_come_in(tmp_path, variant, wrap):
             path,
         )
     ours, report = load_encoder(path, num_heads=3)
-    assert not report.missing and not report.unexpected and set(report.used) == set(state)
+    assert not report.missing
+    assert not report.unexpected
+    assert set(report.used) == set(state)
     x = pictures(channels=variant.get('in_chans', 3))
     assert torch.equal(ours(x).pooled, theirs(x))
 
@@ -186,10 +193,12 @@ def test_official_mae_files_come_in(tmp_path):
         tmp_path / 'full.pth',
     )
     again, report = load_method(tmp_path / 'full.pth', num_heads=3, decoder_heads=2)
-    assert (
-        not report.missing and not report.unexpected and again.norm_pix is False and again.mask_ratio == 0.5
-    )
-    x, noise = pictures(), torch.rand(2, 16)
+    assert not report.missing
+    assert not report.unexpected
+    assert again.norm_pix is False
+    assert again.mask_ratio == 0.5
+    x = pictures()
+    noise = torch.rand(2, 16)
     ours.norm_pix, ours.mask_ratio = False, 0.5
     assert torch.equal(again(x, noise=noise)['loss'], ours(x, noise=noise)['loss'])
     torch.save(
@@ -206,12 +215,14 @@ def test_own_training_state_comes_in(tmp_path):
     ours = our_mae()
     torch.save(ours.state_dict(), tmp_path / 'x.pth')
     again, report = load_method(tmp_path / 'x.pth', num_heads=3, decoder_heads=2)
-    assert report.layout == 'vit_ssl_lab' and not report.missing
-    x, noise = pictures(), torch.rand(2, 16)
+    assert report.layout == 'vit_ssl_lab'
+    assert not report.missing
+    x = pictures()
+    noise = torch.rand(2, 16)
     assert torch.equal(again(x, noise=noise)['loss'], ours(x, noise=noise)['loss'])
 
 
-# --- another picture size -------------------------------------------------------------------------------------------------
+# --- another picture size
 
 
 def test_positions_are_resampled_as_timm_does(tmp_path):
@@ -219,7 +230,8 @@ def test_positions_are_resampled_as_timm_does(tmp_path):
     theirs = shaken(VisionTransformer(**size))
     torch.save(theirs.state_dict(), tmp_path / 'x.pth')
     ours, report = load_encoder(tmp_path / 'x.pth', img_size=(48, 64), num_heads=3)
-    assert report.resampled == ['pos_embed 4x4 -> 6x8'] and ours.grid == (6, 8)
+    assert report.resampled == ['pos_embed 4x4 -> 6x8']
+    assert ours.grid == (6, 8)
     expected = resample_positions(theirs.pos_embed, (4, 4), (6, 8))
     theirs.set_input_size((48, 64))
     close(theirs.pos_embed, expected)
@@ -234,21 +246,26 @@ def test_a_grid_that_is_not_square(tmp_path):
         load_encoder(tmp_path / 'x.pth', num_heads=3)
     ours, report = load_encoder(tmp_path / 'x.pth', num_heads=3, old_size=(16, 48))
     x = torch.randn(1, 3, 16, 48)
-    assert torch.equal(ours(x).pooled, theirs(x).pooled) and not report.resampled
+    assert torch.equal(ours(x).pooled, theirs(x).pooled)
+    assert not report.resampled
     ours, report = load_encoder(save(theirs, tmp_path / 'y.safetensors'), img_size=(32, 32))
     assert report.resampled == ['pos_embed 2x6 -> 4x4']
 
 
-# --- out ------------------------------------------------------------------------------------------------------------------
+# --- out
 
 
 def test_mae_goes_out_to_transformers(tmp_path):
     ours = our_mae(mask_ratio=0.5, norm_pix=False)
     save(ours, tmp_path / 'x', 'transformers')
     theirs, info = ViTMAEForPreTraining.from_pretrained(tmp_path / 'x', output_loading_info=True)
-    assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
-    x, noise = pictures(), torch.rand(2, 16)
-    out, mine = theirs.eval()(x, noise=noise), ours(x, noise=noise)
+    assert not info['missing_keys']
+    assert not info['unexpected_keys']
+    assert not info['mismatched_keys']
+    x = pictures()
+    noise = torch.rand(2, 16)
+    out = theirs.eval()(x, noise=noise)
+    mine = ours(x, noise=noise)
     close(mine['loss'], out.loss)
     model, info = ViTMAEModel.from_pretrained(tmp_path / 'x', output_loading_info=True)
     assert not info['missing_keys']
@@ -257,12 +274,14 @@ def test_mae_goes_out_to_transformers(tmp_path):
 
 
 def test_encoder_goes_out_to_transformers_and_timm(tmp_path):
-    ours, x = shaken(vit_nano(img_size=32, patch_size=8)), pictures()
+    ours = shaken(vit_nano(img_size=32, patch_size=8))
+    x = pictures()
     save(ours, tmp_path / 'hf', 'transformers')
     theirs, info = ViTModel.from_pretrained(
         tmp_path / 'hf', add_pooling_layer=False, output_loading_info=True
     )
-    assert not info['missing_keys'] and not info['unexpected_keys']
+    assert not info['missing_keys']
+    assert not info['unexpected_keys']
     close(theirs.eval()(x).last_hidden_state, ours.tokens(x))
     save(ours, tmp_path / 'timm')
     assert torch.equal(
@@ -271,9 +290,12 @@ def test_encoder_goes_out_to_transformers_and_timm(tmp_path):
     for source in ('hf', 'timm'):
         again, report = load_encoder(tmp_path / source)
         close(again(x).pooled, ours(x).pooled)
-        assert not report.missing and not report.unexpected and not report.assumed
+        assert not report.missing
+        assert not report.unexpected
+        assert not report.assumed
     larger, report = load_encoder(tmp_path / 'timm', img_size=64)
-    assert larger.grid == (8, 8) and report.resampled == ['pos_embed 4x4 -> 8x8']
+    assert larger.grid == (8, 8)
+    assert report.resampled == ['pos_embed 4x4 -> 8x8']
 
 
 @pytest.mark.parametrize('stem', ['patchify', 'conv'])
@@ -286,12 +308,10 @@ def test_own_files_need_no_hints(tmp_path, stem, name):
     )
     again, report = load_encoder(save(ours, tmp_path / name))
     x = torch.randn(2, 3, 32, 48)
-    assert (
-        torch.equal(again(x).pooled, ours(x).pooled)
-        and not report.missing
-        and not report.assumed
-        and not again.pos_embed.requires_grad
-    )
+    assert torch.equal(again(x).pooled, ours(x).pooled)
+    assert not report.missing
+    assert not report.assumed
+    assert not again.pos_embed.requires_grad
     plain = ViT(img_size=(32, 48), patch_size=8, embed_dim=96, depth=2, num_heads=6, stem=stem)
     state, _ = weights.open_file(tmp_path / name)
     plain.load_state_dict(state, strict=True)
@@ -301,12 +321,16 @@ def test_own_files_need_no_hints(tmp_path, stem, name):
 def test_mae_layout_round_trip(tmp_path, name):
     ours = our_mae(mask_ratio=0.5, norm_pix=False)
     again, report = load_method(save(ours, tmp_path / name, 'mae'))
-    assert not report.missing and not report.unexpected and not report.assumed and again.norm_pix is False
-    x, noise = pictures(), torch.rand(2, 16)
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.assumed
+    assert again.norm_pix is False
+    x = pictures()
+    noise = torch.rand(2, 16)
     assert torch.equal(again(x, noise=noise)['loss'], ours(x, noise=noise)['loss'])
 
 
-# --- names and the Hub, without a network -----------------------------------------------------------------------------------
+# --- names and the Hub, without a network
 
 
 def test_timm_name_downloads_through_timm(monkeypatch):
@@ -317,14 +341,15 @@ def test_timm_name_downloads_through_timm(monkeypatch):
         lambda repo, *a, **k: asked.append(repo) or dict(source.state_dict()),
     )
     ours, report = load_encoder('timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k', img_size=96)
-    assert asked and asked[0].startswith('timm/vit_tiny_patch16_224') and ours.grid == (6, 6)
-    assert (
-        torch.equal(ours.blocks[3].mlp.fc1.weight, source.blocks[3].mlp.fc1.weight)
-        and report.resampled
-        and not report.missing
-    )
+    assert asked
+    assert asked[0].startswith('timm/vit_tiny_patch16_224')
+    assert ours.grid == (6, 6)
+    assert torch.equal(ours.blocks[3].mlp.fc1.weight, source.blocks[3].mlp.fc1.weight)
+    assert report.resampled
+    assert not report.missing
     plain, report = load_encoder('vit_tiny_patch16_224', pretrained=False)
-    assert not report.used and report.missing
+    assert not report.used
+    assert report.missing
 
 
 def test_no_network_is_one_sentence(monkeypatch):
@@ -340,7 +365,8 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 
 def test_hub_folder_and_upload(monkeypatch, tmp_path):
-    ours, seen = our_mae(), {}
+    ours = our_mae()
+    seen = {}
 
     def upload(self, repo_id, folder_path, commit_message):
         seen[repo_id] = tmp_path / repo_id.replace('/', '-')
@@ -352,7 +378,8 @@ def test_hub_folder_and_upload(monkeypatch, tmp_path):
     monkeypatch.setattr(
         'huggingface_hub.snapshot_download', lambda repo_id, allow_patterns: str(seen[repo_id])
     )
-    x, noise = pictures(), torch.rand(2, 16)
+    x = pictures()
+    noise = torch.rand(2, 16)
     for layout in ('transformers', 'mae'):
         assert push_to_hub(ours, f'me/{layout}', layout) == f'address of me/{layout}'
         again, report = load_method(f'hf:me/{layout}')
@@ -369,7 +396,7 @@ def test_hub_folder_and_upload(monkeypatch, tmp_path):
         push_to_hub(ours, 'me/x')
 
 
-# --- what must not work ---------------------------------------------------------------------------------------------------
+# --- what must not work
 
 
 class Trap:
@@ -382,7 +409,8 @@ class Trap:
 
 @pytest.mark.parametrize('form', ['torch', 'old torch', 'plain pickle'])
 def test_a_pickle_never_executes(tmp_path, form):
-    path, target = tmp_path / 'evil.pth', tmp_path / 'executed'
+    path = tmp_path / 'evil.pth'
+    target = tmp_path / 'executed'
     content = {'model': vit_nano().state_dict(), 'x': Trap(target)}
     if form == 'plain pickle':
         path.write_bytes(pickle.dumps({'x': Trap(target)}))
@@ -516,4 +544,5 @@ def test_what_transformers_has_no_place_for(tmp_path, bad):
 def test_what_the_door_does_not_take(tmp_path, make, says, name, layout):
     with pytest.raises(ValueError, match=says) as e:
         save(make(), tmp_path / name, layout)
-    assert '\n' not in str(e.value) and not list(tmp_path.iterdir())
+    assert '\n' not in str(e.value)
+    assert not list(tmp_path.iterdir())

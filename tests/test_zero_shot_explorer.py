@@ -1,11 +1,12 @@
-"""The zero-shot explorer: its numbers, its exported page in a real Chromium with the network off, and one JupyterLab in which typed captions are answered."""
+"""The zero-shot explorer: its numbers, its exported page in a real Chromium with the network off, and one
+JupyterLab in which typed captions are answered."""
 
-import json, re, textwrap
+import textwrap
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from browser import NEEDS_CHROMIUM, chromium, jupyter_lab, run_all
+from browser import NEEDS_CHROMIUM, PATIENCE, jupyter_lab, run_all
 from test_flip import small
 from vit_ssl_lab.explorers import ZeroShotExplorer
 
@@ -25,23 +26,25 @@ def test_matrix_and_maps_are_the_methods():
     m = e.method
     x = (PICTURES.float() / 255 - 0.5) / 0.25
     with torch.no_grad():
-        u, v = F.normalize(m.embed_images(x), dim=1), F.normalize(m.embed_texts(CAPTIONS), dim=1)
+        u = F.normalize(m.embed_images(x), dim=1)
+        v = F.normalize(m.embed_texts(CAPTIONS), dim=1)
         np.testing.assert_allclose(e.matrix(), u @ v.T, atol=1e-5)
         np.testing.assert_allclose(
             np.frombuffer(e.maps, np.float32).reshape(5, 3, 16).mean(-1), u @ v.T, atol=1e-5
         )
-    assert (
-        e.scale == pytest.approx(1 / 0.07, rel=1e-4)
-        and e.caption == int((u @ v.T)[0].argmax())
-        and not m.training
-    )
+    assert e.scale == pytest.approx(1 / 0.07, rel=1e-4)
+    assert e.caption == int((u @ v.T)[0].argmax())
+    assert not m.training
 
 
 def test_a_method_in_training_stays_so():
     m = small().train()
     e = ZeroShotExplorer(m, PICTURES, CAPTIONS)
     e.text = 'a dog'
-    assert m.training and e.captions == ['a dog'] and e.caption == 0 and e.answered == 1
+    assert m.training
+    assert e.captions == ['a dog']
+    assert e.caption == 0
+    assert e.answered == 1
 
 
 def test_errors_are_sentences():
@@ -51,16 +54,19 @@ def test_errors_are_sentences():
         ('a red bag ' * 9, 'more than the context of 10'),
     ):
         e.text = text
-        assert said in e.error and e.captions == CAPTIONS, "what was compared stays"
+        assert said in e.error, "what was compared stays"
+        assert e.captions == CAPTIONS, "what was compared stays"
     e.text = 'a zebra'
-    assert e.error == '' and e.unread == 'Not among the words it has read: zebra.'
+    assert e.error == ''
+    assert e.unread == 'Not among the words it has read: zebra.'
 
 
 def test_figure_is_of_the_state():
     e = zero_shot()
     e.picture, e.caption = 2, 1
     fig = e.figure()
-    assert CAPTIONS[1] in fig.axes[1].get_title() and len(fig.axes[2].patches) == 3
+    assert CAPTIONS[1] in fig.axes[1].get_title()
+    assert len(fig.axes[2].patches) == 3
     maps = np.frombuffer(e.maps, np.float32).reshape(5, 3, 4, 4)[2]
     np.testing.assert_allclose(e.shown(), maps[1] - maps.mean(0), atol=1e-6)
     e.relative = False
@@ -71,7 +77,7 @@ def test_figure_is_of_the_state():
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
 expect = sync.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=1000 * PATIENCE)
 
 
 def hover(page, canvas, rows, cols, row, col):
@@ -87,11 +93,9 @@ def test_pointer(open_page):
     e = zero_shot()
     page = open_page(e)
     root = page.locator('.vsl')
-    assert (
-        root.get_attribute('data-best') == str(e.matrix()[0].argmax())
-        and page.locator('.vsl-captions').is_disabled()
-        and 'no Python' in page.locator('.vsl-note').last.inner_text()
-    )
+    assert root.get_attribute('data-best') == str(e.matrix()[0].argmax())
+    assert page.locator('.vsl-captions').is_disabled()
+    assert 'no Python' in page.locator('.vsl-note').last.inner_text()
     order = e.matrix()[0].argsort()[::-1].tolist()
     assert [b.get_attribute('data-caption') for b in page.locator('.vsl-ranking button').all()] == [
         str(j) for j in order
@@ -103,22 +107,20 @@ def test_pointer(open_page):
     page.locator('.vsl-ranking button').nth(2).click()
     e.caption = order[2]
     hover(page, page.locator('canvas.vsl-patches'), 4, 4, 1, 2)
-    assert root.get_attribute('data-patch') == '6' and float(
-        root.get_attribute('data-added')
-    ) == pytest.approx(float(e.added()[1, 2]), abs=1e-3)
+    assert root.get_attribute('data-patch') == '6'
+    assert float(root.get_attribute('data-added')) == pytest.approx(float(e.added()[1, 2]), abs=1e-3)
     expect(page.locator('.vsl-status')).to_contain_text('row 2, column 3 adds')
     ends = page.locator('.vsl-ends').first.inner_text()
     page.locator('[data-trait=relative] [data-value=false]').click()
     e.relative = False
-    assert page.locator('.vsl-ends').first.inner_text() != ends and float(
-        page.locator('.vsl-ends').first.inner_text().split()[-1]
-    ) == pytest.approx(np.abs(e.shown()).max(), rel=0.06)
-    hover(
-        page, page.locator('canvas.vsl-cosines'), 5, 3, 3, 1
-    )  # a cell of the matrix: that picture, that caption
-    assert (root.get_attribute('data-picture'), root.get_attribute('data-caption')) == ('3', '1') and float(
-        root.get_attribute('data-cosine')
-    ) == pytest.approx(float(e.matrix()[3, 1]), abs=1e-3)
+    assert page.locator('.vsl-ends').first.inner_text() != ends
+    assert float(page.locator('.vsl-ends').first.inner_text().split()[-1]) == pytest.approx(
+        np.abs(e.shown()).max(), rel=0.06
+    )
+    # a cell of the matrix: that picture, that caption
+    hover(page, page.locator('canvas.vsl-cosines'), 5, 3, 3, 1)
+    assert (root.get_attribute('data-picture'), root.get_attribute('data-caption')) == ('3', '1')
+    assert float(root.get_attribute('data-cosine')) == pytest.approx(float(e.matrix()[3, 1]), abs=1e-3)
     page.mouse.move(2, 2)
     assert root.get_attribute('data-picture') == '0', "only a click keeps it"
     hover(page, page.locator('canvas.vsl-cosines'), 5, 3, 4, 2)
@@ -136,10 +138,8 @@ def test_keyboard(open_page):
     order = [str(j) for j in e.matrix()[0].argsort()[::-1]]
     page.locator('.vsl-ranking [aria-checked=true]').focus()
     page.keyboard.press('ArrowDown')
-    assert (
-        root.get_attribute('data-caption') == order[1]
-        and page.evaluate('document.activeElement.dataset.caption') == order[1]
-    )
+    assert root.get_attribute('data-caption') == order[1]
+    assert page.evaluate('document.activeElement.dataset.caption') == order[1]
     page.keyboard.press('ArrowUp')
     page.keyboard.press('ArrowUp')
     assert root.get_attribute('data-caption') == order[2]
@@ -149,9 +149,8 @@ def test_keyboard(open_page):
     assert root.get_attribute('data-patch') == '5'
     page.locator('[data-trait=picture] [aria-checked=true]').focus()
     page.keyboard.press('ArrowRight')
-    assert root.get_attribute('data-picture') == '1' and root.get_attribute('data-best') == str(
-        e.matrix()[1].argmax()
-    )
+    assert root.get_attribute('data-picture') == '1'
+    assert root.get_attribute('data-best') == str(e.matrix()[1].argmax())
     page.locator('canvas.vsl-cosines').focus()
     page.keyboard.press('ArrowDown')
     assert root.get_attribute('data-picture') == '2'
@@ -162,7 +161,7 @@ def test_keyboard(open_page):
 
 @NEEDS_CHROMIUM
 def test_typed_captions_in_jupyterlab(browser, tmp_path):
-    import nbformat, os, sys
+    import nbformat
     from pathlib import Path
 
     setup = f"""
@@ -182,18 +181,16 @@ def test_typed_captions_in_jupyterlab(browser, tmp_path):
     with jupyter_lab(tmp_path, OMP_NUM_THREADS='1') as (address, token):
         context = browser.new_context(viewport=dict(width=1200, height=1000), reduced_motion='reduce')
         page = context.new_page()
-        run_all(page, address, token, 'zero.ipynb', 'all done', timeout=240)
+        run_all(page, address, token, 'zero.ipynb', 'all done')
         root = page.locator('.vsl')
         box = page.locator('.vsl-captions')
         box.scroll_into_view_if_needed()
         box.fill('a dog\na purple sneaker\na zebra on brick')
         page.locator('.vsl-compare').click()
-        expect(root).to_have_attribute('data-answered', '1', timeout=30_000)
+        expect(root).to_have_attribute('data-answered', '1')
         expect(page.locator('.vsl-ranking button')).to_have_count(3)
         expect(page.locator('.vsl-unread')).to_contain_text('zebra')
         box.fill('')
         box.press('Control+Enter')  # the keyboard's way, and an error inside the widget
-        expect(page.get_by_role('alert')).to_contain_text(
-            'There is no caption to compare with', timeout=30_000
-        )
+        expect(page.get_by_role('alert')).to_contain_text('There is no caption to compare with')
         context.close()

@@ -1,15 +1,17 @@
-"Two (or three) real processes over gloo that wait for functions to run, shared by the tests of what processes do together. Importable by a child process."
+"""Two (or three) real processes over gloo that wait for functions to run, shared by the tests of what
+processes do together. Importable by a child process."""
 
 import contextlib, multiprocessing, multiprocessing.forkserver, os, tempfile, traceback
 from pathlib import Path
 import pytest, torch
 import torch.distributed as dist
-import small_run  # here, so that a fork server has imported all before it makes children
+import small_run  # noqa: F401, so that a fork server has imported all before it makes children
 
 
 def serve(rank: int, world: int, store: str, pipe):
     "What each process does: run what comes through the pipe, answer, wait for more."
     torch.set_num_threads(1)
+    # as a launcher sets them, for accelerate
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -18,7 +20,7 @@ def serve(rank: int, world: int, store: str, pipe):
         MASTER_ADDR='127.0.0.1',
         MASTER_PORT='29500',
         ACCELERATE_USE_CPU='true',
-    )  # as a launcher sets them, for accelerate
+    )
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world)
     while True:
         job = pipe.recv()
@@ -61,7 +63,7 @@ class Group:
             p.send((function, args))
         answers = []
         for p in self.pipes:
-            if not p.poll(120):
+            if not p.poll(1200):
                 self.close()
                 raise TimeoutError(f"{function.__name__}: the processes wait for each other")
             answers.append(p.recv())

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['attention_maps', 'weights_of', 'rollout', 'grid_distances', 'attention_distance', 'attention_entropy', 'filter_pca',
-           'attend', 'block_in_context']
+           'attend', 'block_in_context', 'ClassAttention', 'ClassAttentionBlock', 'ClassAttentionPool']
 
 # %% ../../nbs/components/05_attention.ipynb #33b2f829
 from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 from .masking import take
 
@@ -166,7 +167,114 @@ def block_in_context(
     "A transformer block in which every token looks at the tokens in `context`, and at no others. (MP3, figure 1)"
     if context is None:
         return block(x)
-    with block.sparing(x) if hasattr(block, 'sparing') else nullcontext():
+    with block.recomputation(x) if hasattr(block, 'recomputation') else nullcontext():
         h = block.norm1(x)
         x = x + block.drop_path1(block.ls1(attend(block.attn, h, take(h, context))))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+# %% ../../nbs/components/05_attention.ipynb #c66084a5
+class ClassAttention(nn.Module):
+    "One token, the first, asks all, itself included; nobody else asks. (CaiT, section 2, equations 2 to 6)"
+
+    def __init__(
+        self,
+        width: int,  # D
+        heads: int,  # H; must divide D
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(
+                f"{heads} heads do not divide a width of {width}: each head takes width / heads numbers of a token."
+            )
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, n, D) -> (B, H, n, D/H)
+
+    def forward(
+        self,
+        u: Tensor,  # (B, 1 + N, D), the asking token first
+    ) -> Tensor:  # (B, 1, D)
+        "What the first token reads."
+        q, k, v = self.split(self.q(u[:, :1])), self.split(self.k(u)), self.split(self.v(u))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def weights(
+        self,
+        u: Tensor,  # (B, 1 + N, D)
+    ) -> Tensor:  # (B, H, 1 + N), each row adds up to 1
+        "From where it reads."
+        q, k = self.split(self.q(u[:, :1])), self.split(self.k(u))
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0]
+
+# %% ../../nbs/components/05_attention.ipynb #694c3b4e
+class ClassAttentionBlock(nn.Module):
+    "Class attention and a perceptron for the one token, each with a learned scale that starts small. (CaiT, section 2; timm's `LayerScaleBlockClassAttn` has the same keys)"
+
+    def __init__(
+        self,
+        width: int,  # D
+        heads: int,  # H
+        mlp_ratio: float = 4.0,  # hidden width of the perceptron, in widths
+        scale: float = 0.1,  # of both branches at the start (LayerScale); ExtreMA: 0.1 for ViT-B, 1e-5 for ViT-L
+    ):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), ClassAttention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width, eps=1e-6), Mlp(width, int(width * mlp_ratio))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), scale)) for _ in range(2))
+
+    def forward(
+        self,
+        x: Tensor,  # (B, N, D) patches, which stay as they are
+        cls: Tensor,  # (B, 1, D)
+    ) -> Tensor:  # (B, 1, D)
+        "The token, having read."
+        cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat([cls, x], 1)))
+        return cls + self.gamma_2 * self.mlp(self.norm2(cls))
+
+
+class ClassAttentionPool(nn.Module):
+    "A learned token that reads the patches in a few blocks. (CaiT, section 2; ExtreMA, vits.py: blocks_token)"
+
+    def __init__(
+        self,
+        width: int,  # D
+        heads: int,  # H
+        depth: int = 2,  # blocks
+        mlp_ratio: float = 4.0,  # hidden width of the perceptrons, in widths
+        scale: float = 0.1,  # LayerScale at the start
+    ):
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"A class token reads the patches in one block or more, not in {depth}.")
+        self.cls_token = nn.Parameter(
+            0.02 * torch.randn(width)
+        )  # (D,): a vector does not decay, as in the official code
+        self.blocks = nn.ModuleList(ClassAttentionBlock(width, heads, mlp_ratio, scale) for _ in range(depth))
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, N, D) patches, any N
+    ) -> Tensor:  # (B, D)
+        "One vector a picture."
+        return self.read(x, len(self.blocks))[:, 0]
+
+    def read(self, x: Tensor, blocks: int) -> Tensor:
+        "The token (B, 1, D) after some of the blocks."
+        cls = self.cls_token.expand(len(x), 1, -1)
+        for block in self.blocks[:blocks]:
+            cls = block(x, cls)
+        return cls
+
+    def weights(
+        self,
+        x: Tensor,  # (B, N, D)
+    ) -> Tensor:  # (B, H, 1 + N): of itself, then of the patches; each row adds up to 1
+        "From where the token reads in the last block."
+        last = self.blocks[-1]
+        return last.attn.weights(last.norm1(torch.cat([self.read(x, len(self.blocks) - 1), x], 1)))

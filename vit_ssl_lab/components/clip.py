@@ -10,8 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .losses import Contrast, cosines, unit
-from .processes import gather, offset
+from .losses import ContrastiveOutput, cosine_similarity, l2_normalize
+from .processes import gather, rank_offset
 from ..core import choose
 
 # %% ../../nbs/components/20_clip.ipynb #938f2ba3
@@ -60,14 +60,17 @@ def clip_loss(
     images: Tensor,  # (B, d) this process's pictures
     texts: Tensor,  # (B, d) their captions, row by row
     scale: Tensor | float,  # s, the factor of the cosines
-) -> Contrast:  # loss: mean over the batch and both directions; accuracy of finding the caption
+) -> ContrastiveOutput:  # loss: mean over the batch and both directions; accuracy of finding the caption
     "Each picture finds its caption and each caption its picture, among those of all processes, with gradients through both. (CLIP, figure 3; FLIP, section 3)"
     if images.shape != texts.shape:
         raise ValueError(
             f"Each picture needs its own caption: got {len(images)} pictures {tuple(images.shape)} and {len(texts)} captions {tuple(texts.shape)}."
         )
-    u, v = unit(images), unit(texts)
-    to_texts, to_images = scale * cosines(u, gather(v)), scale * cosines(v, gather(u))  # (B, N) float32
-    own = torch.arange(len(u), device=u.device) + offset(len(u))
+    u, v = l2_normalize(images), l2_normalize(texts)
+    to_texts, to_images = (
+        scale * cosine_similarity(u, gather(v)),
+        scale * cosine_similarity(v, gather(u)),
+    )  # (B, N) float32
+    own = torch.arange(len(u), device=u.device) + rank_offset(len(u))
     loss = (F.cross_entropy(to_texts, own) + F.cross_entropy(to_images, own)) / 2
-    return Contrast(loss, (to_texts.detach().argmax(1) == own).float().mean())
+    return ContrastiveOutput(loss, (to_texts.detach().argmax(1) == own).float().mean())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .processes import counts_of, gather, rank, world
+from .processes import batch_counts, gather, get_rank, get_world_size
 
 # %% ../../nbs/components/13_queue.ipynb #1c6e62c8
 class Queue(nn.Module):
@@ -25,7 +25,7 @@ class Queue(nn.Module):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"A queue of {size} keys of width {dim} holds nothing: both must be at least 1.")
-        self.size, self.dim, self.batch, self.held = size, dim, None, []
+        self.size, self.dim, self.batch, self.staged = size, dim, None, []
         self.register_buffer(
             'keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1)
         )  # (K, d) unit rows
@@ -69,17 +69,17 @@ class Queue(nn.Module):
 
 # %% ../../nbs/components/13_queue.ipynb #f1bfafa3
 @patch
-def hold(
+def stage(
     self: Queue,
     keys: Tensor,  # (n, d) of this process's part of a batch
 ) -> None:
     "Remember keys until the step is done. Where the last batch doesn't go round, a process's borrowed picture adds none."
-    self.held.append(keys[: counts_of(len(keys))[rank()]] if world() > 1 else keys)
+    self.staged.append(keys[: batch_counts(len(keys))[get_rank()]] if get_world_size() > 1 else keys)
 
 
 @patch
-def enqueue_held(self: Queue) -> None:
+def enqueue_staged(self: Queue) -> None:
     "Put the keys in that the step's forward passes have held."
-    if self.held:
-        self.enqueue(torch.cat(self.held))
-        self.held = []
+    if self.staged:
+        self.enqueue(torch.cat(self.staged))
+        self.staged = []

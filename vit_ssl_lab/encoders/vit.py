@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..components.attention import block_in_context
-from ..components.heads import ClassAttentionPool
+from ..components.attention import ClassAttentionPool
 from ..components.lean import LeanBlock
 from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem, hide_pixels
@@ -210,7 +210,7 @@ def set_grad_checkpointing(
     "timm's switch: keep each block's input only and run the block again in the backward pass."
     self.grad_checkpointing = enable
     for b in self.blocks:
-        b.lean = not enable
+        b.recompute = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #84225721
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_rows', 'dimension_std', 'effective_rank', 'participation_ratio', 'alignment', 'uniformity', 'gradient_norms',
-           'channel_distance', 'health', 'diagnose']
+           'channel_distance', 'health', 'describe_health']
 
 # %% ../../nbs/evaluation/05_health.ipynb #1893c559
 from collections import defaultdict
@@ -113,7 +113,7 @@ def health(
     return out if z2 is None else {**out, 'alignment': alignment(z[::step], z2[::step])}
 
 
-def diagnose(
+def describe_health(
     z: Tensor,  # (n, D) features
 ) -> str:  # "collapsed: ...", "narrow: ..." or "healthy: ..."
     "Say in one sentence how a representation is. Collapsed: spread below a tenth of the sphere's; narrow: effective rank below a tenth of what n and D allow."

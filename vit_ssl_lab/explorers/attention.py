@@ -14,8 +14,8 @@ import traitlets as T
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ..components.attention import attention_distance, attention_entropy, attention_maps, rollout
-from .base import Explorer, looking, normaliser, pictures_of, rgb_bytes, script
-from .mask import names_of
+from ..core import eval_mode
+from .base import Explorer, names_of, normalizer, pictures_of, rgb_bytes, widget_script
 from ..show import to_picture
 
 # %% ../../nbs/explorers/03_attention.ipynb #0279544e
@@ -45,9 +45,9 @@ def attention_from(
 class AttentionExplorer(Explorer):
     "Where a patch looks, and who looks at it."
 
-    _esm = script('attention.js')
-    _asks = ['picture', 'layer', 'rollout']
-    _offline = ['query', 'head', 'direction', 'stretch']
+    _esm = widget_script('attention.js')
+    _kernel_traits = ['picture', 'layer', 'rollout']
+    _browser_traits = ['query', 'head', 'direction', 'stretch']
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
@@ -82,18 +82,18 @@ class AttentionExplorer(Explorer):
             raise ValueError(
                 f"{type(encoder).__name__} has no tokens that attend to each other: this explorer takes a Vision Transformer."
             )
-        self.encoder, self.pixels_in, self.normalise = (
+        self.encoder, self.pictures, self.normalise = (
             encoder,
             pictures_of(images),
-            normaliser(images, mean, std),
+            normalizer(images, mean, std),
         )
-        n, _, *size = self.pixels_in.shape
-        with looking(encoder) as device:
-            grid = tuple(encoder(self.normalise(self.pixels_in[:1].to(device))).grid)
+        n, _, *size = self.pictures.shape
+        with eval_mode(encoder) as device:
+            grid = tuple(encoder(self.normalise(self.pictures[:1].to(device))).grid)
         self._maps = {}
         layers, tokens = len(self.maps(0)), self.maps(0).shape[-1]
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *size],
             names=names_of(images, n),
             grid=list(grid),
@@ -113,9 +113,9 @@ class AttentionExplorer(Explorer):
     ) -> Tensor:  # (L, H, T, T)
         "Every layer's attention for one picture; that of the last picture is kept."
         if picture not in self._maps:
-            with looking(self.encoder) as device:
+            with eval_mode(self.encoder) as device:
                 maps = attention_maps(
-                    self.encoder, self.normalise(self.pixels_in[picture : picture + 1].to(device))
+                    self.encoder, self.normalise(self.pictures[picture : picture + 1].to(device))
                 )
             self._maps = {picture: torch.stack([m[0] for m in maps]).float().cpu()}
         return self._maps[picture]
@@ -132,7 +132,7 @@ class AttentionExplorer(Explorer):
         maps = self.maps(picture)
         return rollout(maps[:, None]) if rolled else maps[layer]
 
-    def _traits_of(self, picture: int, layer: int, rolled: bool) -> dict:
+    def _answer_traits(self, picture: int, layer: int, rolled: bool) -> dict:
         "What the browser needs to know of one layer."
         maps = self._current(picture, layer, rolled)
         patch = (self.shape[1] // self.grid[0], self.shape[2] // self.grid[1])
@@ -145,16 +145,16 @@ class AttentionExplorer(Explorer):
             distance=attention_distance(one, tuple(self.grid), patch, self.prefix).flatten().tolist(),
         )
 
-    def _work(self) -> None:
-        for name, value in self._traits_of(self.picture, self.layer, self.rollout).items():
+    def _compute(self) -> None:
+        for name, value in self._answer_traits(self.picture, self.layer, self.rollout).items():
             self.set_trait(name, value)
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the layer, and the picture too where all of them fit into 4 MB."
         every = self.layers * len(self.attention) * self.shape[0] < 4e6
         pictures = range(self.shape[0]) if every else [self.picture]
         answers = [
-            ([l, r] + [p] * every, self._traits_of(p, l, r))
+            ([l, r] + [p] * every, self._answer_traits(p, l, r))
             for p in pictures
             for l in range(self.layers)
             for r in (False, True)
@@ -179,7 +179,7 @@ def attention_figure(self: AttentionExplorer) -> Figure:
     maps, (rows, cols) = self.current(), self.grid
     heads = [-1, *range(min(len(maps), 7))] if len(maps) > 1 else [0]
     fig, axes = plt.subplots(1, len(heads) + 1, figsize=(1.9 * (len(heads) + 1), 2.5), layout='constrained')
-    axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+    axes[0].imshow(to_picture(self.pictures[self.picture]), cmap='gray', vmin=0, vmax=1)
     ph, pw = self.shape[1] / rows, self.shape[2] / cols
     if self.query >= 0:
         axes[0].plot(

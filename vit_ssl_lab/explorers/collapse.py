@@ -21,8 +21,8 @@ from ..components.losses import negative_cosine
 from ..components.momentum import momentum_copy, momentum_update
 from ..data import load
 from ..data.views import Policy, Views
-from ..evaluation.health import diagnose, dimension_std, effective_rank
-from .base import Explorer, pictures_of, script
+from ..evaluation.health import describe_health, dimension_std, effective_rank
+from .base import Explorer, pictures_of, widget_script
 
 # %% ../../nbs/explorers/08_collapse.ipynb #7b610c7b
 SWITCHES = dict(stop_gradient='stop-gradient', predictor='predictor', centre='centring', momentum='momentum')
@@ -160,7 +160,7 @@ def record(self: CollapseRun) -> None:
             stds=stds.float(),
             values=(values / values[0].clamp(min=1e-12)).float(),
             points=points,
-            sentence=diagnose(z),
+            sentence=describe_health(z),
         )
     )
     if len(self.records) > 200:
@@ -174,8 +174,8 @@ CollapseRun.state = property(lambda self: self.records[-1])
 class CollapseExplorer(Explorer):
     "A tiny run, live, with switches for what keeps it from collapsing."
 
-    _esm = script('collapse.js')
-    _asks, _offline = ['seed', 'resets', 'moment'], ['moment']
+    _esm = widget_script('collapse.js')
+    _kernel_traits, _browser_traits = ['seed', 'resets', 'moment'], ['moment']
     note = T.Unicode(
         "This page has no Python behind it: the stored run can be looked at; training needs a kernel."
     ).tag(sync=True)
@@ -195,7 +195,7 @@ class CollapseExplorer(Explorer):
     values = T.Bytes(help="(D,) float32: singular values, the largest is 1").tag(sync=True)
     points = T.Bytes(help="(n, 2) float32: unit vectors on their two main axes").tag(sync=True)
     labels = T.List(T.Int()).tag(sync=True)
-    sentence = T.Unicode(help="of evaluation.diagnose").tag(sync=True)
+    sentence = T.Unicode(help="of evaluation.describe_health").tag(sync=True)
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class CollapseExplorer(Explorer):
         self.observe(self._switch, list(SWITCHES))
         self.observe(self._run, 'running')
 
-    def _work(self) -> None:
+    def _compute(self) -> None:
         if getattr(self, '_made', None) != (self.seed, self.resets):
             self.run = CollapseRun(
                 self.images_in, self.seed, **{s: getattr(self, s) for s in SWITCHES}, **self.options
@@ -296,7 +296,7 @@ def stored(self: CollapseExplorer) -> tuple[list[str], list[tuple[list, dict]]]:
     return ['moment'], [([i], moment_traits(self, i)) for i in range(-1, len(self.run.records))]
 
 
-CollapseExplorer._publish, CollapseExplorer._stored = publish, stored
+CollapseExplorer._publish, CollapseExplorer._offline_answers = publish, stored
 
 # %% ../../nbs/explorers/08_collapse.ipynb #180a28e6
 def piece(

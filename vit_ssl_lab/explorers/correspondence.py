@@ -15,10 +15,9 @@ import traitlets as T
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
-from ..core import choose
+from ..core import choose, eval_mode
 from ..evaluation.correspondence import Warp, mirrored, true_points, true_regions, warped
-from .base import Explorer, looking, normaliser, rgb_bytes, script
-from .mask import names_of
+from .base import Explorer, names_of, normalizer, rgb_bytes, widget_script
 from .positions import cosine_bytes
 
 # %% ../../nbs/explorers/11_correspondence.ipynb #c0c6ac80
@@ -44,8 +43,8 @@ def points_back(
 class CorrespondenceExplorer(Explorer):
     "Two views of a picture; for each region of one what an encoder finds most alike in the other, beside the truth."
 
-    _esm = script('correspondence.js')
-    _offline, _asks = ['picture', 'which', 'side', 'region'], ['picture', 'which']
+    _esm = widget_script('correspondence.js')
+    _browser_traits, _kernel_traits = ['picture', 'which', 'side', 'region'], ['picture', 'which']
     images = T.Bytes(help="(n, H, W, 3) uint8: first views").tag(sync=True)
     second = T.Bytes(help="(n, H, W, 3) uint8: second views").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -87,7 +86,7 @@ class CorrespondenceExplorer(Explorer):
             Warp(*(x[:limit] for x in warp)),
             encoder if isinstance(encoder, dict) else {'encoder': encoder},
         )
-        self.cosines, grid = all_cosines(named, self.warp, normaliser(data, mean, std))
+        self.cosines, grid = all_cosines(named, self.warp, normalizer(data, mean, std))
         places = torch.stack([true_points(self.warp.flow, grid), points_back(self.warp.flow, grid)])
         self.true = torch.stack([true_regions(p, grid) for p in places])
         n, _, *size = self.warp.first.shape
@@ -106,7 +105,7 @@ class CorrespondenceExplorer(Explorer):
         )
         self._begin()
 
-    def _work(self) -> None:
+    def _compute(self) -> None:
         for name, value, there in (
             ('picture', self.picture, self.shape[0]),
             ('encoder', self.which, len(self.encoders)),
@@ -135,7 +134,7 @@ def all_cosines(
     "Every region of the first views with every region of the second."
     grids, out = {}, []
     for name, encoder in encoders.items():
-        with looking(encoder) as device:
+        with eval_mode(encoder) as device:
             features = [encoder(normalise(x.to(device))) for x in (warp.first, warp.second)]
         a, b = (F.normalize(f.patches.float().cpu(), dim=-1) for f in features)
         grids[name] = tuple(features[0].grid)

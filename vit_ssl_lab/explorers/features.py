@@ -14,9 +14,8 @@ import torch.nn.functional as F
 import traitlets as T
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from ..core import Features
-from .base import Explorer, looking, normaliser, pictures_of, rgb_bytes, script
-from .mask import names_of
+from ..core import Features, eval_mode
+from .base import Explorer, names_of, normalizer, pictures_of, rgb_bytes, widget_script
 from .positions import cosine_bytes
 from ..show import to_picture
 
@@ -60,8 +59,8 @@ def neighbours(
 class FeatureExplorer(Explorer):
     "What an encoder finds alike, picture by picture and patch by patch."
 
-    _esm = script('features.js')
-    _offline, _asks = ['picture', 'patch'], ['picture']
+    _esm = widget_script('features.js')
+    _browser_traits, _kernel_traits = ['picture', 'patch'], ['picture']
     note = T.Unicode(
         "This page has no Python behind it: patches are compared within the stored four pictures."
     ).tag(sync=True)
@@ -91,18 +90,18 @@ class FeatureExplorer(Explorer):
         std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
         picture: int = 0,  # chosen at first
     ):
-        self.pixels_in = pictures_of(data, limit)
-        n, _, *size = self.pixels_in.shape
+        self.pictures = pictures_of(data, limit)
+        n, _, *size = self.pictures.shape
         if n < 3:
             raise ValueError(f"A map needs three pictures or more; this has {n}.")
-        self.features = encode(encoder, self.pixels_in, normaliser(data, mean, std))
+        self.features = encode(encoder, self.pictures, normalizer(data, mean, std))
         Y, share = main_axes(self.features.pooled)
         self.near, closeness = neighbours(self.features.pooled, k)
         Y = F.pad(
             (Y - Y.min(0).values) / (Y.max(0).values - Y.min(0).values).clamp(min=1e-9), (0, 2 - Y.shape[1])
         )
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *size],
             grid=list(self.features.grid),
             names=names_of(data, n),
@@ -118,7 +117,7 @@ class FeatureExplorer(Explorer):
         self._begin()
         self.patch = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
 
-    def _work(self) -> None:
+    def _compute(self) -> None:
         "All pairs of patches of the chosen picture and its three nearest."
         if self.picture >= self.shape[0]:
             raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
@@ -141,7 +140,7 @@ def encode(
     batch: int = 64,  # pictures at a time
 ) -> Features:  # of all of them, on the CPU
     "Features of many pictures, in eval mode and without gradients."
-    with looking(encoder) as device:
+    with eval_mode(encoder) as device:
         parts = [encoder(normalise(part.to(device))) for part in pictures.split(batch)]
     return Features(
         torch.cat([p.pooled.cpu() for p in parts]),
@@ -170,7 +169,7 @@ def feature_figure(self: FeatureExplorer) -> Figure:
     axes, mates = right.subplots(3, 4), self.near[self.picture].tolist()
     rgb = np.frombuffer(self.rgb, np.uint8).reshape(n, rows, cols, 3)
     values = self.patch_cosines(self.shown)[self.patch].view(len(self.shown), rows, cols)
-    top = [(to_picture(self.pixels_in[i]), self.names[i] or f'picture {i}') for i in self.shown]
+    top = [(to_picture(self.pictures[i]), self.names[i] or f'picture {i}') for i in self.shown]
     middle = [(rgb[i], 'PCA as RGB') for i in self.shown]
     for line, row in zip(axes, [top, middle, [(v.numpy(), 'cosine') for v in values]]):
         for cell, (picture, title) in zip(line, row):

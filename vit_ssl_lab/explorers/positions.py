@@ -14,7 +14,7 @@ import traitlets as T
 from matplotlib.figure import Figure
 from torch import Tensor
 from ..components.positions import position_similarity
-from .base import Explorer, script
+from .base import Explorer, widget_script
 
 # %% ../../nbs/explorers/04_positions.ipynb #1d7baf7a
 def cosine_bytes(
@@ -47,8 +47,8 @@ def table_of(
 class PositionExplorer(Explorer):
     "The cosine similarity of one position embedding with all others."
 
-    _esm = script('positions.js')
-    _offline = ['query', 'table']
+    _esm = widget_script('positions.js')
+    _browser_traits = ['query', 'table']
     tables = T.List(T.Unicode(), help="their names").tag(sync=True)
     table = T.Int(0, min=0, help="which of them").tag(sync=True)
     grid = T.List(T.Int(), help="rows, columns").tag(sync=True)

@@ -17,9 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor, nn
 from ..components.masking import random_masking, take
 from ..components.patches import patchify, unpatchify
-from ..core import Mask, choose
-from .base import Explorer, looking, pictures_of, rgb_bytes, script
-from .mask import names_of
+from ..core import Mask, choose, eval_mode
+from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
 from ..show import to_picture
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #ae558c47
@@ -56,8 +55,8 @@ def shuffle_patches(
 class PositionPuzzle(Explorer):
     "A shuffled picture, put back by a method that tells where patches belong."
 
-    _esm = script('puzzle.js')
-    _offline, _asks = ['patch', 'assign', 'show'], ['picture', 'ratio', 'seed']
+    _esm = widget_script('puzzle.js')
+    _browser_traits, _kernel_traits = ['patch', 'assign', 'show'], ['picture', 'ratio', 'seed']
     note = T.Unicode(
         "This page has no Python behind it: pictures can be changed and patches pointed at; another context or shuffle needs a kernel."
     ).tag(sync=True)
@@ -93,11 +92,11 @@ class PositionPuzzle(Explorer):
         grid = tuple(method.grid)
         if len(grid) != 2:
             raise ValueError(f"A puzzle of pictures has rows and columns; this method's grid is {grid}.")
-        self.method, self.batch_in, self._means = method, pictures_of(images, max(batch, 1)), {}
-        self.pixels_in = self.batch_in[:12]
-        n, _, *shape = self.pixels_in.shape
+        self.method, self.batch_pictures, self._means = method, pictures_of(images, max(batch, 1)), {}
+        self.pictures = self.batch_pictures[:12]
+        n, _, *shape = self.pictures.shape
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *shape],
             names=names_of(images, n),
             grid=list(grid),
@@ -107,16 +106,16 @@ class PositionPuzzle(Explorer):
         self._begin()
         self.patch = self.placed.index(grid[0] // 2 * grid[1] + grid[1] // 2)  # what was put in the middle
 
-    def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items():
+    def _compute(self) -> None:
+        for name, value in self._answer_traits(self.picture).items():
             self.set_trait(name, value)
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
         if self.error:
             return [], []
         return ['picture'], [
-            ([i], {k: v for k, v in self._traits_of(i).items() if k != 'confusion'})
+            ([i], {k: v for k, v in self._answer_traits(i).items() if k != 'confusion'})
             for i in range(self.shape[0])
         ]
 
@@ -128,7 +127,7 @@ def draw_of(
 ]:  # (b, N) order of the patches of each picture of the batch, and the context in the shuffled pictures
     "The dice of the present seed and ratio."
     n, g = self.grid[0] * self.grid[1], Generator().manual_seed(self.seed)
-    order, noise = torch.rand(len(self.batch_in), 2, n, generator=g).unbind(1)
+    order, noise = torch.rand(len(self.batch_pictures), 2, n, generator=g).unbind(1)
     return order.argsort(1), random_masking(len(order), n, self.ratio, noise=noise)
 
 
@@ -139,9 +138,9 @@ def answer(
     "Shuffle, and ask the method."
     order, mask = draw_of(self)
     order, mask = order[which], Mask(mask.keep[which], mask.mask[which])
-    with looking(self.method) as device:
+    with eval_mode(self.method) as device:
         p = self.method.locate(
-            shuffle_patches(self.batch_in[which], order, self.grid).to(device), mask=mask.to(device)
+            shuffle_patches(self.batch_pictures[which], order, self.grid).to(device), mask=mask.to(device)
         )
     return p.float().cpu(), order, mask
 
@@ -175,7 +174,7 @@ def traits_of(
     )
 
 
-PositionPuzzle._traits_of = traits_of
+PositionPuzzle._answer_traits = traits_of
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #199d93c2
 def figure(self: PositionPuzzle) -> Figure:
@@ -185,7 +184,7 @@ def figure(self: PositionPuzzle) -> Figure:
         self.placed if self.assign == 'each once' else self.likely,
         np.frombuffer(self.probabilities, np.float32).reshape(n, n),
     )
-    image, home = self.pixels_in[self.picture : self.picture + 1], self.order[self.patch]
+    image, home = self.pictures[self.picture : self.picture + 1], self.order[self.patch]
     shuffled = shuffle_patches(image, torch.tensor([self.order]), (rows, cols))[0]
     tiles = patchify(shuffled[None] / 255, (H // rows, W // cols))[0]
     back = torch.full_like(tiles, 0.8)

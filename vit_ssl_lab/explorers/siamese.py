@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Generator, Tensor, nn
 from ..data.views import Draw, Views
-from .base import Explorer, looking, pictures_of, rgb_bytes, script
-from .mask import names_of
+from ..core import eval_mode
+from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
 from .views import COLOURS, draw_words, strengthen
 from ..show import to_picture
 
@@ -31,7 +31,7 @@ def embeddings(
 ]:  # 'z' (n, D), and where the method makes them 'p' and 'k': rows of length 1, on the CPU
     "What a Siamese method makes of pictures, in eval mode and without gradients."
     predictor, momentum = getattr(method, 'predictor', None), getattr(method, 'momentum_embed', None)
-    with looking(method) as device:
+    with eval_mode(method) as device:
         x = x.to(device)
         out = dict(z=method.embed(x) if hasattr(method, 'embed') else method.encoder(x).pooled)
         if isinstance(predictor, nn.Module) and not isinstance(predictor, nn.Identity):
@@ -62,8 +62,11 @@ def row_of(
 class SiameseExplorer(Explorer):
     "Two crops of a picture, what a Siamese method makes of them, and what it takes for them."
 
-    _esm = script('siamese.js')
-    _offline, _asks = ['temperature', 'order'], ['picture', 'seed', 'strength', 'boxes', 'hand']
+    _esm = widget_script('siamese.js')
+    _browser_traits, _kernel_traits = (
+        ['temperature', 'order'],
+        ['picture', 'seed', 'strength', 'boxes', 'hand'],
+    )
     note = T.Unicode(
         "This page has no Python behind it: pictures and temperature can be changed; moving a crop needs a kernel."
     ).tag(sync=True)
@@ -107,21 +110,21 @@ class SiameseExplorer(Explorer):
         temperature: float | None = None,  # where the slider starts; None: the method's, else 0.2
         batch: int = 32,  # pictures of the InfoNCE row, from the first
     ):
-        self.method, self.batch_in, own = (
+        self.method, self.batch_pictures, own = (
             method,
             pictures_of(images, max(batch, 1)),
             getattr(method, 'temperature', None),
         )
-        self.pixels_in, self._keys = self.batch_in[:12], {}
+        self.pictures, self._keys = self.batch_pictures[:12], {}
         start = float(temperature if temperature is not None else 0.2 if own is None else own)
         if not start > 0:
             raise ValueError(f"A temperature divides the cosines and is above 0: got {start}.")
-        n, _, *shape = self.pixels_in.shape
+        n, _, *shape = self.pictures.shape
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *shape],
             names=names_of(images, n),
-            key_names=names_of(images, len(self.batch_in)),
+            key_names=names_of(images, len(self.batch_pictures)),
             seed=seed,
             strength=strength,
             movable=movable_views(method) is not None,
@@ -134,17 +137,17 @@ class SiameseExplorer(Explorer):
     def _key(self) -> tuple:
         return self.picture, self.strength, self.hand, self.seed, str(self.boxes) if self.hand else ''
 
-    def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items():
+    def _compute(self) -> None:
+        for name, value in self._answer_traits(self.picture).items():
             self.set_trait(name, value)
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
         if self.error:
             return [], []
         once = ('thumbs', 'key_names', 'vector_names')  # the same for every picture
         return ['picture'], [
-            ([i], {k: v for k, v in self._traits_of(i).items() if k not in once})
+            ([i], {k: v for k, v in self._answer_traits(i).items() if k not in once})
             for i in range(self.shape[0])
         ]
 
@@ -172,9 +175,9 @@ def batch_views(
     list[Tensor], list[Tensor], list[Draw], Views | None
 ]:  # two batches normalised, two in 0..1, their draws
     "Both views of the whole batch."
-    source, views = self.batch_in, movable_views(self.method)
+    source, views = self.batch_pictures, movable_views(self.method)
     if views is None:
-        with torch.random.fork_rng(), looking(self.method) as device:
+        with torch.random.fork_rng(), eval_mode(self.method) as device:
             torch.manual_seed(self.seed)
             made = self.method.views(source.to(device))
         if not isinstance(made, (list, tuple)) or len(made) < 2:
@@ -253,7 +256,7 @@ def traits_of(
             [draw_words(d, 0, p.add) for d, p in zip(mine, views.policies)],
         )
         if self.hand:
-            one = self.batch_in[picture : picture + 1]
+            one = self.batch_pictures[picture : picture + 1]
             shots, made = (
                 views.pixels(one, mine),
                 [{name: v[0] for name, v in embeddings(self.method, v).items()} for v in views(one, mine)],
@@ -283,7 +286,7 @@ def traits_of(
     )
 
 
-SiameseExplorer._traits_of = traits_of
+SiameseExplorer._answer_traits = traits_of
 
 # %% ../../nbs/explorers/07_siamese.ipynb #754ace83
 def place(
@@ -307,7 +310,7 @@ def siamese_figure(self: SiameseExplorer) -> Figure:
     fig = plt.figure(figsize=(9, 5.2), layout='constrained')
     top, bottom = fig.subfigures(2, 1, height_ratios=[1.15, 1])
     panes = top.subplots(1, 4, width_ratios=[1, 1, 1, 1.8])
-    panes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+    panes[0].imshow(to_picture(self.pictures[self.picture]), cmap='gray', vmin=0, vmax=1)
     panes[0].set_title('source', fontsize=9)
     for (y, x, h, w), colour in zip(self.boxes, COLOURS):
         panes[0].add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=colour, lw=2))

@@ -15,9 +15,10 @@ import traitlets as T
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ..components.patches import mask_to_pixels, unpatchify
-from ..components.targets import HISTOGRAM_NORMS, Target, hog, hog_strokes
-from ..core import choose
-from .base import Explorer, looking, pictures_of, rgb_bytes, script
+from ..components.targets import Target
+from ..components.hog import HISTOGRAM_NORMS, hog, hog_strokes
+from ..core import choose, eval_mode
+from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
 from vit_ssl_lab.explorers.mask import (
     MaskExplorer,
     current_mask,
@@ -32,8 +33,8 @@ from ..show import to_picture
 class HogExplorer(Explorer):
     "Cells over a picture, their histograms as strokes, the histogram of the cell under the pointer."
 
-    _esm = script('hog.js')
-    _offline, _asks = ['norm', 'contrast', 'brightness'], ['picture', 'cell', 'bins']
+    _esm = widget_script('hog.js')
+    _browser_traits, _kernel_traits = ['norm', 'contrast', 'brightness'], ['picture', 'cell', 'bins']
     note = T.Unicode("This page has no Python behind it: all works but the number of bins.").tag(sync=True)
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
@@ -57,11 +58,11 @@ class HogExplorer(Explorer):
         norm: str = 'l2',  # of each histogram: "l2", "l1" or "none"
         picture: int = 0,  # which is shown first
     ):
-        self.pixels_in = pictures_of(images)
-        n, _, h, w = self.pixels_in.shape
+        self.pictures = pictures_of(images)
+        n, _, h, w = self.pictures.shape
         sizes = sorted({cell, *(s for s in (4, 8, 16, 32) if h % s == 0 == w % s and s < min(h, w))})
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, h, w],
             names=names_of(images, n),
             sizes=sizes,
@@ -72,8 +73,8 @@ class HogExplorer(Explorer):
         )
         self._begin()
 
-    def _work(self) -> None:
-        for name, value in self._traits_of(self.picture, self.cell).items():
+    def _compute(self) -> None:
+        for name, value in self._answer_traits(self.picture, self.cell).items():
             self.set_trait(name, value)
 
     def histograms(
@@ -82,9 +83,9 @@ class HogExplorer(Explorer):
         "One picture's histograms, of pixels in 0..1."
         if not 0 <= picture < self.shape[0]:
             raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
-        return hog(self.pixels_in[picture : picture + 1].float() / 255, cell, self.bins, norm)
+        return hog(self.pictures[picture : picture + 1].float() / 255, cell, self.bins, norm)
 
-    def _traits_of(self, picture: int, cell: int) -> dict:
+    def _answer_traits(self, picture: int, cell: int) -> dict:
         votes = self.histograms(picture, cell)[0]
         return dict(
             votes=votes.numpy().tobytes(),
@@ -92,13 +93,13 @@ class HogExplorer(Explorer):
             ceiling=float(votes.mean(0).flatten().quantile(0.99)),
         )
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel keeps the votes of all pictures; of small ones at every cell size too."
         small = self.shape[1] * self.shape[2] <= 64**2
         if not small:
-            return ['picture'], [([i], self._traits_of(i, self.cell)) for i in range(self.shape[0])]
+            return ['picture'], [([i], self._answer_traits(i, self.cell)) for i in range(self.shape[0])]
         return ['picture', 'cell'], [
-            ([i, c], self._traits_of(i, c)) for i in range(self.shape[0]) for c in self.sizes
+            ([i, c], self._answer_traits(i, c)) for i in range(self.shape[0]) for c in self.sizes
         ]
 
     def figure(self, at: int | None = None) -> Figure:
@@ -109,7 +110,7 @@ class HogExplorer(Explorer):
         _, c, bins, rows, cols = cells.shape
         at = int(self.histograms(self.picture, self.cell)[0].sum((0, 1)).argmax()) if at is None else at
         fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.9), layout='constrained')
-        shown = self.pixels_in[self.picture].float() / 255 * self.contrast + self.brightness
+        shown = self.pictures[self.picture].float() / 255 * self.contrast + self.brightness
         left.imshow(to_picture(shown), cmap='gray', vmin=0, vmax=1)
         left.set(
             title=f'cells of {self.cell} pixels',
@@ -198,8 +199,8 @@ def seen(
 class TargetExplorer(MaskExplorer):
     "One masked picture: what each target asks of every patch, and what a model says in the holes."
 
-    _esm = script('target.js')
-    _offline, _asks = ['everywhere'], ['picture', 'kind', 'ratio', 'seed', 'hidden']
+    _esm = widget_script('target.js')
+    _browser_traits, _kernel_traits = ['everywhere'], ['picture', 'kind', 'ratio', 'seed', 'hidden']
     note = T.Unicode(
         "This page has no Python behind it: another picture, pointing and the switch work; another mask needs a kernel."
     ).tag(sync=True)
@@ -263,7 +264,7 @@ class TargetExplorer(MaskExplorer):
     def truth(self, target: Target, method: nn.Module | None, pictures: Tensor) -> Tensor:
         "What a target says of pictures (B, C, H, W) uint8."
         method = method or next(iter(self.methods.values()))
-        with looking(method) as device, looking(target):
+        with eval_mode(method) as device, eval_mode(target):
             return target(method.views.prepare(pictures.to(device))).cpu()
 
     def answer(
@@ -274,8 +275,8 @@ class TargetExplorer(MaskExplorer):
         "One column of the widget."
         (target, method), mask = self.columns[name], current_mask(self)
         place = method or next(iter(self.methods.values()))
-        with looking(place) as device, looking(target):
-            x = place.views.prepare(self.pixels_in[picture : picture + 1].to(device))
+        with eval_mode(place) as device, eval_mode(target):
+            x = place.views.prepare(self.pictures[picture : picture + 1].to(device))
             truth = target(x)
             pred = None if method is None else method.predict(x, mask.to(device)).float()
             costs = torch.zeros(mask.mask.shape[1]) if pred is None else target.cost(pred, truth)[0].cpu()
@@ -286,11 +287,11 @@ class TargetExplorer(MaskExplorer):
             )
             return show(truth, False), None if pred is None else show(pred, True), costs
 
-    def _follow(self) -> None:
-        for name, value in self._traits_of(self.picture).items():
+    def _after_mask(self) -> None:
+        for name, value in self._answer_traits(self.picture).items():
             self.set_trait(name, value)
 
-    def _traits_of(self, picture: int) -> dict:
+    def _answer_traits(self, picture: int) -> dict:
         current_mask(self)  # a mask that breaks the contract says so here
         columns = [self.answer(name, picture) for name in self.targets]
         return dict(
@@ -302,9 +303,9 @@ class TargetExplorer(MaskExplorer):
             costs=torch.stack([c for *_, c in columns]).float().numpy().tobytes(),
         )
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture; the mask stays."
-        return ['picture'], [([i], self._traits_of(i)) for i in range(self.shape[0])]
+        return ['picture'], [([i], self._answer_traits(i)) for i in range(self.shape[0])]
 
     def figure(self) -> Figure:
         "The masked picture, and a column a target: truth above, prediction in the holes below."
@@ -316,7 +317,7 @@ class TargetExplorer(MaskExplorer):
             squeeze=False,
         )
         hole = F.interpolate(mask_to_pixels(current_mask(self).mask, 1, tuple(self.grid)), self.size)[0]
-        panes = [[('input', self.pixels_in[self.picture]), ('masked', masked_picture(self))]]
+        panes = [[('input', self.pictures[self.picture]), ('masked', masked_picture(self))]]
         for k, name in enumerate(self.targets):
             truth, pred, costs = self.answer(name, self.picture)
             said = (

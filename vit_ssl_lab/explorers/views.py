@@ -16,8 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Generator, Tensor
 from ..core import choose
 from ..data.views import PRESETS, Draw, Policy, Views, views
-from .base import Explorer, pictures_of, rgb_bytes, script
-from .mask import names_of
+from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
 from ..show import to_picture
 
 # %% ../../nbs/explorers/05_views.ipynb #488c72c0
@@ -75,11 +74,11 @@ COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#cc79a7']
 class ViewsExplorer(Explorer):
     "What the views of a preset look like, and where they were cut out."
 
-    _esm = script('views.js')
+    _esm = widget_script('views.js')
     note = T.Unicode(
         "This page has no Python behind it: pictures can be changed; preset, seed and strengths need a kernel."
     ).tag(sync=True)
-    _asks = ['picture', 'preset', 'seed', *STRENGTHS]
+    _kernel_traits = ['picture', 'preset', 'seed', *STRENGTHS]
     images = T.Bytes(help="(n, H, W, 3) uint8").tag(sync=True)
     shape = T.List(T.Int(), help="n, H, W").tag(sync=True)
     names = T.List(T.Unicode()).tag(sync=True)
@@ -104,14 +103,14 @@ class ViewsExplorer(Explorer):
         rolls: int = 6,  # how often they are thrown
         **strengths: float,  # crop, colour, grey, blur, solarize: 1 is the preset's
     ):
-        self.pixels_in, self.rolls = pictures_of(images), rolls
-        n, channels, *shape = self.pixels_in.shape
+        self.pictures, self.rolls = pictures_of(images), rolls
+        n, channels, *shape = self.pictures.shape
         self.size, self.stats = (
             size or shape[0],
             ((0.5,) * channels, (0.5,) * channels),
         )  # unused: views are shown before they are normalised
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *shape],
             names=names_of(images, n),
             presets=list(PRESETS),
@@ -135,11 +134,11 @@ class ViewsExplorer(Explorer):
         picture: int,  # which
     ) -> tuple[list[Tensor], list[Draw], Views]:
         "The views as pictures in 0..1, (R, C, S, S) each, what the dice said, and the views themselves."
-        module, batch = self.module(), self.pixels_in[picture].expand(self.rolls, -1, -1, -1)
+        module, batch = self.module(), self.pictures[picture].expand(self.rolls, -1, -1, -1)
         draws = module.draw(self.rolls, batch.shape[-2:], generator=Generator().manual_seed(self.seed))
         return module.pixels(batch, draws), draws, module
 
-    def _traits_of(self, picture: int) -> dict:
+    def _answer_traits(self, picture: int) -> dict:
         "What the browser needs to know of one picture's views."
         if picture >= self.shape[0]:
             raise ValueError(f"There is no picture {picture}; there are 0 to {self.shape[0] - 1}.")
@@ -153,13 +152,13 @@ class ViewsExplorer(Explorer):
             ],
         )
 
-    def _work(self) -> None:
-        for name, value in self._traits_of(self.picture).items():
+    def _compute(self) -> None:
+        for name, value in self._answer_traits(self.picture).items():
             self.set_trait(name, value)
 
-    def _stored(self) -> tuple[list[str], list[tuple[list, dict]]]:
+    def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture."
-        return ['picture'], [([i], self._traits_of(i)) for i in range(self.shape[0])]
+        return ['picture'], [([i], self._answer_traits(i)) for i in range(self.shape[0])]
 
     def figure(self) -> Figure:
         "The source with its crop boxes, and the views."
@@ -174,7 +173,7 @@ class ViewsExplorer(Explorer):
         for v, (line, views_of, draw, colour) in enumerate(
             zip(axes, pictures, draws, COLOURS * len(pictures))
         ):
-            line[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+            line[0].imshow(to_picture(self.pictures[self.picture]), cmap='gray', vmin=0, vmax=1)
             for top, left, h, w in draw.box.tolist():
                 line[0].add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, ec=colour, lw=1.2))
             for ax, view in zip(line[1:], views_of):

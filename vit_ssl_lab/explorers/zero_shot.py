@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import traitlets as T
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from .base import Explorer, looking, normaliser, pictures_of, rgb_bytes, script
-from .mask import names_of
+from ..core import eval_mode
+from .base import Explorer, names_of, normalizer, pictures_of, rgb_bytes, widget_script
 from ..show import to_picture
 
 # %% ../../nbs/explorers/12_zero_shot.ipynb #dfe44106
@@ -29,8 +29,8 @@ def lines_of(
 class ZeroShotExplorer(Explorer):
     "Pictures against captions that the reader types."
 
-    _esm = script('zero_shot.js')
-    _offline, _asks = ['picture', 'caption', 'patch', 'relative'], ['text']
+    _esm = widget_script('zero_shot.js')
+    _browser_traits, _kernel_traits = ['picture', 'caption', 'patch', 'relative'], ['text']
     note = T.Unicode(
         "This page has no Python behind it: these captions can be explored, new ones need the model."
     ).tag(sync=True)
@@ -63,19 +63,19 @@ class ZeroShotExplorer(Explorer):
             raise TypeError(
                 f"{type(method).__name__} has no {', '.join(missing)}: the zero-shot explorer needs a method that compares pictures with texts, such as FLIP."
             )
-        self.method, self.pixels_in = method, pictures_of(data, limit)
-        n, _, *size = self.pixels_in.shape
+        self.method, self.pictures = method, pictures_of(data, limit)
+        n, _, *size = self.pictures.shape
         if picture >= n:
             raise ValueError(f"There is no picture {picture}; there are 0 to {n - 1}.")
-        with looking(method) as device:
-            x = normaliser(data, mean, std)(self.pixels_in.to(device))
+        with eval_mode(method) as device:
+            x = normalizer(data, mean, std)(self.pictures.to(device))
             self.u, self.p = (
                 F.normalize(method.embed_images(x).float(), dim=1).cpu(),
                 method.embed_patches(x).float().cpu(),
             )  # (n, d), (n, N, d)
             scale = float(method.scale()) if hasattr(method, 'scale') else 1.0
         super().__init__(
-            images=rgb_bytes(self.pixels_in),
+            images=rgb_bytes(self.pictures),
             shape=[n, *size],
             grid=list(method.encoder.grid),
             names=names_of(data, n),
@@ -86,12 +86,12 @@ class ZeroShotExplorer(Explorer):
         self._begin()
         self.caption = int(self.matrix()[picture].argmax())
 
-    def _work(self) -> None:
+    def _compute(self) -> None:
         "Compare every picture, and every patch, with the captions."
         captions = lines_of(self.text)
         if not captions:
             raise ValueError("There is no caption to compare with: type one or more, one a line.")
-        with looking(self.method):
+        with eval_mode(self.method):
             v = F.normalize(self.method.embed_texts(captions).float(), dim=1).cpu()  # (m, d)
         unknown = getattr(getattr(self.method, 'text_encoder', None), 'unknown', lambda c: [])
         words = list(dict.fromkeys(w for c in captions for w in unknown(c)))
@@ -125,7 +125,7 @@ def zero_shot_figure(self: ZeroShotExplorer) -> Figure:
     fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout='constrained', width_ratios=[1, 1, 1.6, 1.8])
     row, chosen = self.matrix()[self.picture], self.caption
     share = torch.tensor(self.scale * row).softmax(0).numpy()
-    axes[0].imshow(to_picture(self.pixels_in[self.picture]), cmap='gray', vmin=0, vmax=1)
+    axes[0].imshow(to_picture(self.pictures[self.picture]), cmap='gray', vmin=0, vmax=1)
     axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9)
     shown = self.shown()
     most = max(float(np.abs(shown).max()), 1e-9)

@@ -9,8 +9,8 @@ __all__ = ['redraw', 'BYOL']
 import torch
 from torch import nn
 from ..components.heads import byol_head, mlp_head
-from ..components.losses import regression_loss, spread
-from ..components.siamese import MomentumSiamese
+from ..components.losses import regression_loss, feature_std
+from .base.siamese import MomentumSiamese
 from ..core import choose
 from ..data.views import default_views
 
@@ -66,9 +66,9 @@ class BYOL(MomentumSiamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss (0..8), std of the online projection (1 = spread out, 0 = collapsed)
         "One step's loss, the sum of both directions. (equation 2 and its swap; `loss_fn`)"
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         z1, z2 = self.embed(x1), self.embed(x2)  # (B, d): a pass for each view, as in the official code
         p1, p2 = self.predictor(z1), self.predictor(z2)
         y1, y2 = (self.momentum_embed(x1), self.momentum_embed(x2)) if self.stop_gradient else (z1, z2)
         loss = regression_loss(p1, y2) + regression_loss(p2, y1)
-        return dict(loss=loss, std=spread(z1))
+        return dict(loss=loss, std=feature_std(z1))

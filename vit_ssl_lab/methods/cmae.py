@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from typing import Any
 from ..components.decoders import FeatureDecoder
 from ..components.heads import cmae_head
-from ..components.losses import info_nce, spread
-from ..components.masked import MaskedAutoencoder
+from ..components.losses import info_nce, feature_std
+from .base.masked import MaskedAutoencoder
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
-from ..components.siamese import pair, refuse_one
-from ..components.targets import masked_mse
+from .base.siamese import check_two_views, refuse_batch_of_one
+from ..components.losses import masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
 
@@ -119,8 +119,8 @@ class CMAE(MaskedAutoencoder):
         dict
     ):  # loss, pixels, contrast (2 tau log B by chance), accuracy of finding the own key, std of the queries
         "One step's loss: w_r times the reconstruction plus w_c times the contrast."
-        x, whole = pair(views)
-        refuse_one(self, len(x))
+        x, whole = check_two_views(views)
+        refuse_batch_of_one(self, len(x))
         mask = self.draw_mask(x, noise, mask)
         latent = self.encode(x, mask)  # (B, K, D)
         pixels = masked_mse(
@@ -141,7 +141,7 @@ class CMAE(MaskedAutoencoder):
             pixels=pixels.detach(),
             contrast=contrast.detach(),
             accuracy=accuracy,
-            std=spread(q),
+            std=feature_std(q),
         )
 
     def after_step(self, progress: float) -> None:

@@ -8,8 +8,9 @@ __all__ = ['DINO']
 # %% ../../nbs/methods/17_dino.ipynb #682931a0
 import torch
 from torch import nn
-from ..components.distillation import SelfDistillation, encode_crops, other_views, view_pairs
-from ..components.losses import spread
+from ..components.distillation import other_views, view_pairs
+from .base.distillation import SelfDistillation, encode_crops
+from ..components.losses import feature_std
 from ..data.views import default_views
 
 # %% ../../nbs/methods/17_dino.ipynb #0debaee2
@@ -21,7 +22,7 @@ class DINO(SelfDistillation):
         encoder: nn.Module,  # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
         views: nn.Module
         | None = None,  # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
-        **options,  # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
+        **options,  # of `methods.base.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
         super().__init__(encoder, views=default_views(encoder, 'dino') if views is None else views, **options)
 
@@ -39,8 +40,8 @@ class DINO(SelfDistillation):
             encode_crops(self.encoder, g).pooled for g in groups
         ]  # (2, B, D), (8, B, D): one pass a size
         s = torch.cat([self.projector(z) for z in pooled])  # (10, B, K) logits
-        p = self.center(t, self.heat)  # what the teacher says
+        p = self.center(t, self.teacher_temperature_now)  # what the teacher says
         loss = other_views(view_pairs(s, p, self.temperature))
         if self.training:
-            self.center.hold(t)
-        return dict(loss=loss, **self.watch(p, loss), std=spread(pooled[0][0].detach()))
+            self.center.stage(t)
+        return dict(loss=loss, **self.metrics(p, loss), std=feature_std(pooled[0][0].detach()))

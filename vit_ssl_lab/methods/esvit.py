@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from vit_ssl_lab.components.distillation import (
     Center,
     DINOHead,
-    SelfDistillation,
-    encode_crops,
     entropy,
     match_regions,
     other_views,
-    quiet,
     region_pairs,
     view_pairs,
 )
-from ..components.losses import spread
+from .base.distillation import SelfDistillation, encode_crops, disable_dropout
+from ..components.losses import feature_std
 from ..components.momentum import momentum_copy, momentum_update
 from ..core import choose
 from ..data.views import default_views
@@ -38,7 +36,7 @@ class EsViT(SelfDistillation):
         norm_last: bool = False,  # gains of the heads' last layers stay 1; False: they learn, as in the published runs
         views: nn.Module
         | None = None,  # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
-        **options,  # of `components.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
+        **options,  # of `methods.base.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
         if not 0 <= region <= 1:
             raise ValueError(
@@ -71,18 +69,18 @@ class EsViT(SelfDistillation):
             teacher = encode_crops(self.momentum_encoder, groups[0][:2])
             t = self.momentum_projector(teacher.pooled)
         student = [encode_crops(self.encoder, g) for g in groups]  # pooled (V, B, D), patches (V, B, n, D)
-        p = self.center(t, self.heat)  # (2, B, K)
+        p = self.center(t, self.teacher_temperature_now)  # (2, B, K)
         view = other_views(
             view_pairs(torch.cat([self.projector(f.pooled) for f in student]), p, self.temperature)
         )
         if self.training:
-            self.center.hold(t)
-        out = dict(view=view.detach(), **self.watch(p, view), std=spread(student[0].pooled[0].detach()))
+            self.center.stage(t)
+        out = dict(view=view.detach(), **self.metrics(p, view), std=feature_std(student[0].pooled[0].detach()))
         if not self.region:
             return dict(loss=view, **out)
         with torch.no_grad():
             tr = self.momentum_dense(teacher.patches)  # (2, B, m, K)
-        pr = self.region_center(tr, self.heat)
+        pr = self.region_center(tr, self.teacher_temperature_now)
         region = other_views(
             torch.cat(
                 [
@@ -95,7 +93,7 @@ class EsViT(SelfDistillation):
             )
         )
         if self.training:
-            self.region_center.hold(tr)
+            self.region_center.stage(tr)
         return dict(
             loss=(1 - self.region) * view + self.region * region,
             region=region.detach(),

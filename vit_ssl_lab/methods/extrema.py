@@ -13,10 +13,10 @@ from fastcore.basics import patch
 from timm.layers import DropPath
 from torch import Generator, Tensor, nn
 from ..components.heads import extrema_head
-from ..components.losses import cosines, info_nce, regression_loss, spread
+from ..components.losses import cosine_similarity, info_nce, regression_loss, feature_std
 from ..components.masking import disjoint_masking
 from ..components.patches import mask_to_pixels
-from ..components.siamese import MomentumSiamese
+from .base.siamese import MomentumSiamese
 from ..core import Mask, choose
 from ..data.views import default_views
 from ..show import show, to_picture
@@ -99,14 +99,14 @@ class ExtreMA(MomentumSiamese):
         noise: Tensor | None = None,  # (B, N) sort keys of all masks; None: drawn
     ) -> dict:  # loss (0 to 4 for "byol"), std of the student's and of the target's directions (1 = spread out, 0 = collapsed)
         "One step's loss: the mean over the masks, all with one target."
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         masks = disjoint_masking(
             len(x1), self.encoder.grid, self.mask_ratio, self.masks, noise=noise, device=x1.device
         )
         z = self.see(x1, masks)  # (V B, d)
         k = self.momentum_embed(x2)  # (B, d): the whole picture, once
         loss = torch.stack([self.agree(p, k) for p in self.predictor(z).chunk(self.masks)]).mean()
-        return dict(loss=loss, std=spread(z), std_target=spread(k))
+        return dict(loss=loss, std=feature_std(z), std_target=feature_std(k))
 
 # %% ../../nbs/methods/14_extrema.ipynb #e7c66730
 class Guess(NamedTuple):
@@ -132,7 +132,7 @@ def guess(
     self.eval()
     p, k = self.predictor(self.see(x, masks)), self.momentum_embed(x)
     self.train(training)
-    cosine = cosines(p, k).unflatten(0, (self.masks, -1))  # (V, B, B)
+    cosine = cosine_similarity(p, k).unflatten(0, (self.masks, -1))  # (V, B, B)
     own = cosine.diagonal(dim1=1, dim2=2)
     return Guess(masks, own, (cosine >= own[..., None]).sum(-1))
 

@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_S
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from ..components.decoders import ConvDecoder
-from ..components.masked import MaskedAutoencoder
+from .base.masked import MaskedAutoencoder
 from ..core import Mask
 from ..data.views import MAEViews
 

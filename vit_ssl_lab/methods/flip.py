@@ -11,7 +11,7 @@ from typing import Sequence
 import torch
 from torch import Generator, Tensor, nn
 from ..components.clip import LogitScale, clip_loss
-from ..components.losses import spread
+from ..components.losses import feature_std
 from ..components.masking import kept, random_masking
 from ..core import Mask
 from ..data.views import MAEViews
@@ -114,7 +114,7 @@ class FLIP(nn.Module):
             self.scale(),
         )  # (B, d), (B, d), 1 / tau
         loss, accuracy = clip_loss(u, v, s)
-        return dict(loss=loss, accuracy=accuracy, temperature=1 / s.detach(), std=spread(u))
+        return dict(loss=loss, accuracy=accuracy, temperature=1 / s.detach(), std=feature_std(u))
 
     def after_step(self, progress: float) -> None:
         "Bound the temperature, and say at the end of a run if it has reached its bound."

@@ -11,14 +11,14 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, spread
-from ..components.masked import MaskedAutoencoder
+from ..components.losses import info_nce, feature_std
+from .base.masked import MaskedAutoencoder
 from ..components.masking import kept
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
 from ..components.patches import patchify
 from ..components.queue import Queue
-from ..components.siamese import pair, refuse_one
-from ..components.targets import masked_l1, masked_mse
+from .base.siamese import check_two_views, refuse_batch_of_one
+from ..components.losses import masked_l1, masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
 
@@ -141,9 +141,9 @@ def check_views(
     views: list,  # two batches, or three
 ) -> tuple[Tensor, Tensor, Tensor]:  # strong, weak, what the strong one is restored to
     "The views, checked."
-    x1, x2 = pair(views if isinstance(views, Tensor) else views[:2])
+    x1, x2 = check_two_views(views if isinstance(views, Tensor) else views[:2])
     if self.contrast_weight:
-        refuse_one(self, len(x1))
+        refuse_batch_of_one(self, len(x1))
     return x1, x2, views[2] if len(views) == 3 else x1
 
 
@@ -156,7 +156,7 @@ def after_step(
     for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
         momentum_update(slow, fast, cosine_momentum(self.momentum, progress), buffers=False)
     if self.queue is not None:
-        self.queue.enqueue_held()
+        self.queue.enqueue_staged()
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0021
 @patch
@@ -181,9 +181,9 @@ def forward(
         parts['contrast'], parts['accuracy'] = info_nce(
             q, k, self.temperature, None if self.queue is None else self.queue.keys
         )
-        parts['std'] = spread(q)
+        parts['std'] = feature_std(q)
         if self.training and self.queue is not None:
-            self.queue.hold(k)
+            self.queue.stage(k)
     if self.pixel_weight:
         branches = [(latent1, restored, mask1), (latent2, x2, mask2)][: self.branches]
         parts['pixels'] = torch.stack(

@@ -8,8 +8,9 @@ __all__ = ['MAE']
 # %% ../../nbs/methods/01_mae.ipynb #fe7a3a8d
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
-from ..components.masked import MaskedAutoencoder
-from ..components.targets import flat_fraction, masked_mse
+from .base.masked import MaskedAutoencoder
+from ..components.patches import flat_fraction
+from ..components.losses import masked_mse
 from ..core import Mask
 from ..data.views import MAEViews
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..components.heads import byol_head, mlp_head, moco_head
-from ..components.losses import info_nce, spread
+from ..components.losses import info_nce, feature_std
 from ..components.processes import shuffle, unshuffle
 from ..components.queue import Queue
-from ..components.siamese import MomentumSiamese
+from .base.siamese import MomentumSiamese
 from ..core import choose
 from ..data.views import default_views
 
@@ -81,17 +81,17 @@ class MoCo(MomentumSiamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss (log(1 + K) by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
         "One step's loss. The queue is the only source of negatives; the batch's keys enter it in `after_step`. (equation 1)"
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         q, k = self.query(x1), self.keys(x2)  # (B, d)
         loss, accuracy = info_nce(q, k, self.temperature, self.queue.keys)
         if self.symmetric:
             other = info_nce(self.query(x2), self.keys(x1), self.temperature, self.queue.keys)
             loss, accuracy = loss + other.loss, (accuracy + other.accuracy) / 2
         if self.training:
-            self.queue.hold(k)
-        return dict(loss=loss, accuracy=accuracy, std=spread(q))
+            self.queue.stage(k)
+        return dict(loss=loss, accuracy=accuracy, std=feature_std(q))
 
     def after_step(self, progress: float) -> None:
         "The slow copy follows, and the step's keys take the place of the oldest. (algorithm 1, its last lines)"
         super().after_step(progress)
-        self.queue.enqueue_held()
+        self.queue.enqueue_staged()

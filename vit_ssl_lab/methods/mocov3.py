@@ -10,8 +10,8 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from ..components.heads import mocov3_predictor, mocov3_projector
-from ..components.losses import info_nce, spread
-from ..components.siamese import MomentumSiamese
+from ..components.losses import info_nce, feature_std
+from .base.siamese import MomentumSiamese
 from ..data.views import default_views
 
 # %% ../../nbs/methods/06_mocov3.ipynb #88077916
@@ -66,7 +66,7 @@ class MoCoV3(MomentumSiamese):
             views,
             momentum,
             momentum_schedule,
-            slow=('encoder', 'projector') if stop_gradient else (),
+            momentum_parts=('encoder', 'projector') if stop_gradient else (),
         )
         if views is None:
             self.views = default_views(encoder, 'mocov3')
@@ -91,9 +91,9 @@ class MoCoV3(MomentumSiamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss (4 tau log B by chance), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
         "One step's loss, both directions added. (algorithm 1)"
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         z1, z2 = self.embed(x1), self.embed(x2)  # (B, d), each view with its own statistics
         q1, q2 = self.predictor(z1), self.predictor(z2)
         k1, k2 = (self.momentum_embed(x1), self.momentum_embed(x2)) if self.stop_gradient else (z1, z2)
         (loss1, right1), (loss2, right2) = self.contrast(q1, k2), self.contrast(q2, k1)
-        return dict(loss=loss1 + loss2, accuracy=(right1 + right2) / 2, std=spread(q1))
+        return dict(loss=loss1 + loss2, accuracy=(right1 + right2) / 2, std=feature_std(q1))

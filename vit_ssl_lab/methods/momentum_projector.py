@@ -9,8 +9,8 @@ __all__ = ['PLACES', 'MomentumProjector']
 import torch
 from torch import Tensor, nn
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, spread
-from ..components.siamese import MomentumSiamese
+from ..components.losses import info_nce, feature_std
+from .base.siamese import MomentumSiamese
 from ..core import choose
 from ..data.views import default_views
 
@@ -78,7 +78,7 @@ class MomentumProjector(MomentumSiamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss (log B by chance), accuracy, std of the projections (1 = spread out, 0 = collapsed)
         "One step's loss: the mean of both directions."
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         h1, h2 = self.encoder(x1).pooled, self.encoder(x2).pooled  # (B, D), once a view
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, d)
         one, other = (
@@ -86,5 +86,5 @@ class MomentumProjector(MomentumSiamese):
             info_nce(z2, self.keys(x1, h1, z1), self.temperature),
         )
         return dict(
-            loss=(one.loss + other.loss) / 2, accuracy=(one.accuracy + other.accuracy) / 2, std=spread(z1)
+            loss=(one.loss + other.loss) / 2, accuracy=(one.accuracy + other.accuracy) / 2, std=feature_std(z1)
         )

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from ..components.decoders import FeatureDecoder, MAEDecoder
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, regression_loss, spread
-from ..components.masked import MaskedAutoencoder
+from ..components.losses import info_nce, regression_loss, feature_std
+from .base.masked import MaskedAutoencoder
 from ..components.masking import take
 from ..components.patches import patchify
-from ..components.siamese import refuse_one
-from ..components.targets import masked_mse
+from .base.siamese import refuse_batch_of_one
+from ..components.losses import masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
 
@@ -135,14 +135,14 @@ class OcclusionInvariance(MaskedAutoencoder):
         "One step's loss, by the similarity."
         mask = self.draw_mask(views, noise, mask)
         if self.similarity in ('contrastive', 'cosine'):
-            refuse_one(self, len(views))
+            refuse_batch_of_one(self, len(views))
             p = self.predictor(self.feature(views, mask))  # (B, d), with gradient
             with torch.no_grad():
                 z = self.feature(views, self.other(mask))
             if self.similarity == 'cosine':
-                return dict(loss=regression_loss(p, z), std=spread(p))
+                return dict(loss=regression_loss(p, z), std=feature_std(p))
             loss, accuracy = info_nce(p, z, self.temperature)
-            return dict(loss=loss, accuracy=accuracy, std=spread(p))
+            return dict(loss=loss, accuracy=accuracy, std=feature_std(p))
         want = self.compared(mask)  # (B, M)
         target = self.target(take(patchify(views, self.patch_size), want))
         each = torch.ones_like(want, dtype=views.dtype)

@@ -10,8 +10,8 @@ import copy, math
 import torch
 from torch import Tensor, nn
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, nt_xent, regression_loss, spread
-from ..components.siamese import MomentumSiamese
+from ..components.losses import info_nce, nt_xent, regression_loss, feature_std
+from .base.siamese import MomentumSiamese
 from ..core import choose
 from ..data.views import default_views
 
@@ -85,7 +85,7 @@ class SDSSL(MomentumSiamese):
             head(encoder.width, hidden, 3),
             default_views(encoder, 'mocov3') if views is None else views,
             momentum,
-            slow=() if base == 'simclr' else ('encoder', 'projector'),
+            momentum_parts=() if base == 'simclr' else ('encoder', 'projector'),
         )
         self.base, self.temperature, self.ramp, self.ratio = (
             base,
@@ -122,7 +122,7 @@ class SDSSL(MomentumSiamese):
         dict
     ):  # loss, its parts, std of the last and of the first block's projection (1 = spread out, 0 = collapsed)
         "One step's loss: out + strength * mid + det."
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         if self.base == 'simclr':
             return self.contrast_with_last(torch.cat([x1, x2]))
         k1, k2 = self.momentum_embed(x1), self.momentum_embed(x2)  # (B, d): the only targets
@@ -150,7 +150,7 @@ class SDSSL(MomentumSiamese):
         "Add the parts up, and report them."
         loss = parts['out'] + self.strength * parts.get('mid', 0) + parts.get('det', 0)
         return dict(
-            loss=loss, **{k: v.detach() for k, v in parts.items()}, std=spread(z[-1]), std_first=spread(z[0])
+            loss=loss, **{k: v.detach() for k, v in parts.items()}, std=feature_std(z[-1]), std_first=feature_std(z[0])
         )
 
     def strength_at(self, progress: float) -> float:

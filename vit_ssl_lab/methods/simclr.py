@@ -9,8 +9,8 @@ __all__ = ['SimCLR']
 import torch
 from torch import Tensor, nn
 from ..components.heads import simclr_head
-from ..components.losses import nt_xent, spread
-from ..components.siamese import Siamese
+from ..components.losses import nt_xent, feature_std
+from .base.siamese import Siamese
 from ..data.views import default_views
 
 # %% ../../nbs/methods/02_simclr.ipynb #c18f7424
@@ -45,7 +45,7 @@ class SimCLR(Siamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss, accuracy (0..1), std (1 = spread out, 0 = collapsed)
         "One step's loss: the mean over 2B views; both views pass through the network together. (equation 1)"
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         if x1.shape != x2.shape:
             raise ValueError(
                 f"SimCLR's two views pass through the network as one batch and need one size: got {tuple(x1.shape)} and {tuple(x2.shape)}."
@@ -53,4 +53,4 @@ class SimCLR(Siamese):
         z = self.embed(torch.cat([x1, x2]))  # (2B, d): BatchNorm sees both views at once
         z1, z2 = z.chunk(2)
         loss, accuracy = nt_xent(z1, z2, self.temperature)
-        return dict(loss=loss, accuracy=accuracy, std=spread(z))
+        return dict(loss=loss, accuracy=accuracy, std=feature_std(z))

@@ -8,8 +8,8 @@ __all__ = ['PREDICTORS', 'SIMILARITIES', 'HEAD_NORMS', 'cross_entropy_similarity
 # %% ../../nbs/methods/05_simsiam.ipynb #d60d7d73
 from torch import Tensor, nn
 from ..components.heads import mlp_head, simsiam_predictor, simsiam_projector
-from ..components.losses import negative_cosine, spread
-from ..components.siamese import Siamese
+from ..components.losses import negative_cosine, feature_std
+from .base.siamese import Siamese
 from ..core import choose
 from ..data.views import default_views
 
@@ -86,10 +86,10 @@ class SimSiam(Siamese):
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss, std (1 = spread out, 0 = collapsed)
         "One step's loss. (section 3, equations 1 to 4)"
-        x1, x2 = self.pair(views)
+        x1, x2 = self.check_views(views)
         z1, z2 = self.embed(x1), self.embed(x2)  # (B, d): two passes, two sets of batch statistics
         p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, d)
         loss = self.distance(p1, self.target(z2))
         if self.symmetric:
             loss = (loss + self.distance(p2, self.target(z1))) / 2
-        return dict(loss=loss, std=spread(z1))
+        return dict(loss=loss, std=feature_std(z1))

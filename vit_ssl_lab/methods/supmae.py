@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..components.heads import mlp_head
-from ..components.masked import MaskedAutoencoder
-from ..components.siamese import refuse_one
+from .base.masked import MaskedAutoencoder
+from .base.siamese import refuse_batch_of_one
 from ..core import Features, Mask, choose
 from ..data.views import default_views
 
@@ -114,7 +114,7 @@ def check_labels(
         raise ValueError(
             f"The labels of {batch} pictures are int64 ({batch},), not {labels.dtype} {tuple(labels.shape)}."
         )
-    refuse_one(self, batch)
+    refuse_batch_of_one(self, batch)
     # Reading values would stop a GPU's queue and break torch.compile's graph; there the cross-entropy itself fails on a bad label
     if (
         labels.device.type == 'cpu'

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.std import tqdm
 from .. import show as pictures
 from ..components.momentum import momentum_copy, momentum_update
-from ..components.processes import alone, bystander, sync_batchnorm
+from ..components.processes import local_only, idle_rank, sync_batchnorm
 from ..core import best_device, choose, write_whole
 from ..data.image_text import captions_of
 from . import checkpoints as ckpt
@@ -549,7 +549,7 @@ def update(
             seed_of(seed, FORWARD, step, lo), self.device
         )  # dropout and the like: other chance for every part
         with (
-            bystander(not share),
+            idle_rank(not share),
             contextlib.nullcontext() if i == len(parts) - 1 else self.acc.no_sync(self.model),
         ):
             res = self.model(x, **more)
@@ -701,7 +701,7 @@ def probe(self: Run, probe: Callable, step: int) -> dict[str, float]:
     if not self.acc.is_main_process:
         return {}
     self.method.eval()
-    with torch.no_grad(), alone():
+    with torch.no_grad(), local_only():
         values = probe(self.method, step) or {}
     self.method.train()
     return {k: float(v) for k, v in values.items()}
