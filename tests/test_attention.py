@@ -2,6 +2,7 @@
 
 import math
 
+from helpers import equal, weights
 import pytest
 import torch
 from timm.utils import AttentionExtract
@@ -73,14 +74,14 @@ def test_looking_changes_nothing(vit):
     x = torch.randn(2, 3, 16, 24)
     vit.train()
     before = vit(x).pooled
-    state = {k: v.clone() for k, v in vit.state_dict().items()}
+    state = weights(vit)
     attention_maps(vit, x)
     assert vit.training
     assert all(m.training for m in vit.modules())
     assert all(b.attn.fused_attn for b in vit.blocks)
     assert not any(m._forward_hooks for m in vit.modules())
     assert torch.equal(vit(x).pooled, before)
-    assert all(torch.equal(state[k], v) for k, v in vit.state_dict().items())
+    assert equal(state, vit.state_dict())
     with pytest.raises(ValueError):
         attention_maps(vit, torch.randn(2, 3, 16, 16))  # a failure in the middle leaves no hooks either
     assert not any(m._forward_hooks for m in vit.modules())

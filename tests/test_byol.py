@@ -1,6 +1,7 @@
 """BYOL against lightly's loss, momentum update and schedule, heads of plain torch, and the official formulas."""
 
 import copy, math
+from helpers import equal, seeded
 import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
@@ -120,7 +121,7 @@ def test_one_lars_step():
 def test_loss_by_hand():
     """Squared distance of unit vectors, both directions, not halved (helpers.py: regression_loss); 0 for
     equal, 4 for orthogonal, 8 for opposite."""
-    p1, p2, y1, y2 = torch.randn(4, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p1, p2, y1, y2 = torch.randn(4, 6, 16, dtype=torch.float64, generator=seeded(0))
 
     def unit(v):
         return v / v.norm(dim=1, keepdim=True)
@@ -174,7 +175,7 @@ def test_the_target_follows_after_the_step():
     new = dict(m.projector.named_parameters())
     for n, p in m.momentum_projector.named_parameters():
         torch.testing.assert_close(p, 0.9 * old[n] + 0.1 * new[n])
-    assert all(torch.equal(a, b) for a, b in zip(buffers, m.momentum_projector.buffers()))
+    assert equal(buffers, m.momentum_projector.buffers())
     assert m.momentum_projector[1].num_batches_tracked == 2, "its own statistics, from its own two passes"
 
 
@@ -225,7 +226,7 @@ def test_without_stop_gradient_both_sides_learn():
 def test_start_of_the_target():
     "A copy, or drawn anew from the same distribution; what is fixed by design stays."
     m = small()
-    assert all(torch.equal(a, b) for a, b in zip(m.encoder.parameters(), m.momentum_encoder.parameters()))
+    assert equal(m.encoder.parameters(), m.momentum_encoder.parameters())
     r = small(target='random', enc=dict(positions='sincos'))
     for fast, slow in ((r.encoder, r.momentum_encoder), (r.projector, r.momentum_projector)):
         for (name, a), b in zip(fast.named_parameters(), slow.parameters()):

@@ -3,12 +3,13 @@ float64; whole runs, two processes, bad input."""
 
 import json, math, zlib
 from pathlib import Path
+from helpers import close_states, gradients, named_numbers, seeded
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from two_processes import group
-from vit_ssl_lab.components.masking import mask_of
+from vit_ssl_lab.components.masking import make_mask
 from vit_ssl_lab.data import load
 from vit_ssl_lab.data.views import ShiftedViews
 from vit_ssl_lab.encoders.vit import ViT
@@ -31,35 +32,22 @@ def make(dtype=torch.float32, encoder=None, **kw):
 
 
 def two(batch=6, seed=1, dtype=torch.float32, size=32):
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(batch, 3, size, size, generator=seeded(seed), dtype=torch.float64)
     return [
         x.to(dtype),
-        (
-            x
-            + 0.3
-            * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-        ).to(dtype),
+        (x + 0.3 * torch.randn(x.shape, generator=seeded(seed + 1), dtype=torch.float64)).to(dtype),
     ]
 
 
 def sort_keys(batch=6, n=16, seed=3):
-    return torch.rand(batch, n, generator=torch.Generator().manual_seed(seed))
-
-
-def grads(m):
-    return {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+    return torch.rand(batch, n, generator=seeded(seed))
 
 
 # --- the official implementation's numbers
 
 
-def wave(shape, name):
-    i = np.arange(math.prod(shape))
-    return torch.tensor((i * i * 7919 + zlib.crc32(name.encode())) % 10007 / 10007 * 2 - 1).reshape(shape)
-
-
 def filled(name, shape):
-    u = wave(tuple(shape), name)
+    u = named_numbers(tuple(shape), name)
     if name.endswith(('token', 'pos_embed')):
         return 0.5 * u
     if len(shape) > 1:
@@ -138,7 +126,7 @@ def test_official_numbers():
         i = np.arange(B * 3 * 64 * 64)
         x = torch.tensor(np.sin(i * 0.11 + t) + np.cos(i * 0.013 - t)).reshape(B, 3, 64, 64)
         views = [x, 0.8 * x + 0.2 * torch.tensor(np.sin(i * 0.17 + 1 + t)).reshape(B, 3, 64, 64)]
-        noise = (wave((B, 16), f'noise {t}') + 1) / 2
+        noise = (named_numbers((B, 16), f'noise {t}') + 1) / 2
         mask = m.draw_mask(x, noise)
         assert [''.join(str(int(v)) for v in row) for row in mask.mask[:2]] == step['mask']
         assert mask.mask.sum(1).eq(step['hidden']).all()
@@ -169,7 +157,7 @@ def test_loss_by_hand_in_float64():
     m = make(torch.float64, pixel_weight=0.7, contrast_weight=1.3)
     x, whole = two(dtype=torch.float64)
     noise = sort_keys(n=4)
-    mask = mask_of('group', 6, (4, 4), 0.65, noise=noise)
+    mask = make_mask('group', 6, (4, 4), 0.65, noise=noise)
     f = m.encoder(x, mask.keep)
     pred = m.decoder(f.patches, mask.keep, f.pooled)
     total = count = 0.0
@@ -220,7 +208,7 @@ def test_weight_0_is_mae(masking):
         out = method(two(), noise)
         out['loss'].backward()
         torch.testing.assert_close(out['pixels'], expected['loss'].detach(), rtol=0, atol=0)
-        results.append((grads(method), grads(mae)))
+        results.append((gradients(method), gradients(mae)))
     torch.testing.assert_close(*results[0], rtol=0, atol=0)
     assert results[1][0].keys() > results[1][1].keys()
     assert not torch.equal(
@@ -231,7 +219,7 @@ def test_weight_0_is_mae(masking):
 def test_the_contrast_alone_learns():
     m = make(pixel_weight=0.0)
     m(two(), sort_keys())['loss'].backward()
-    g = grads(m)
+    g = gradients(m)
     assert g['encoder.blocks.0.attn.qkv.weight'].abs().sum() > 0
     assert all(v.abs().sum() == 0 for n, v in g.items() if n.startswith('decoder.'))
     assert not any(n.startswith('momentum') for n in g)
@@ -343,9 +331,7 @@ def test_two_processes_train_as_one():
     for theirs, other in answers:
         for a, b in zip(rows, theirs, strict=True):
             assert a == pytest.approx(b, rel=1e-6)
-        assert state.keys() == other.keys()
-        for k, v in state.items():
-            torch.testing.assert_close(other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{k}: {text}")
+        close_states(other, state, rtol=1e-6, atol=1e-8)
 
 
 def test_scales():

@@ -2,6 +2,7 @@
 independent implementations."""
 
 import itertools, math
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -27,11 +28,11 @@ from vit_ssl_lab.components.masking import (
     grid_masking,
     group_masking,
     group_members,
-    kept,
+    num_visible,
     mask_from,
-    mask_of,
+    make_mask,
     random_masking,
-    take,
+    gather_tokens,
 )
 from vit_ssl_lab.components.momentum import cosine_momentum, momentum_copy, momentum_update
 from vit_ssl_lab.components.patches import grid_of, mask_to_pixels, patchify, unpatchify
@@ -46,7 +47,7 @@ from vit_ssl_lab.components.positions import (
 from vit_ssl_lab.components.patches import (
     flat_fraction,
     normalise_patches,
-    unnormalise_honest,
+    unnormalise_estimated,
     unnormalise_leaky,
 )
 from vit_ssl_lab.components.losses import masked_mse
@@ -55,7 +56,7 @@ few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def seeded(seed):
-    return torch.Generator().manual_seed(seed)
+    return seeded(seed)
 
 
 small = st.integers(1, 5)
@@ -201,7 +202,7 @@ def test_similarity_is_the_cosine():
     ],
 )
 def test_kept_rounds_as_mae_does(n, ratio, k):
-    assert kept(n, ratio) == int(n * (1 - ratio)) == k
+    assert num_visible(n, ratio) == int(n * (1 - ratio)) == k
 
 
 @few
@@ -217,9 +218,9 @@ def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
     k = int(n * (1 - ratio))
     if k == 0:
         with pytest.raises(ValueError, match='leaves none'):
-            mask_of(kind, batch, grid, ratio)
+            make_mask(kind, batch, grid, ratio)
         return
-    m, again = (mask_of(kind, batch, grid, ratio, generator=seeded(seed)) for _ in range(2))
+    m, again = (make_mask(kind, batch, grid, ratio, generator=seeded(seed)) for _ in range(2))
     assert m.keep.shape == (batch, k)
     assert m.mask.shape == (batch, n)
     assert m.keep.dtype == torch.int64
@@ -231,7 +232,7 @@ def test_every_kind_keeps_the_contract(kind, batch, grid, ratio, seed):
     assert torch.equal(m.keep, again.keep)
     assert torch.equal(m.mask, again.mask)
     tokens = torch.arange(batch * n).reshape(batch, n, 1)
-    assert torch.equal(take(tokens, m.keep)[..., 0], m.keep + n * torch.arange(batch)[:, None])
+    assert torch.equal(gather_tokens(tokens, m.keep)[..., 0], m.keep + n * torch.arange(batch)[:, None])
 
 
 @few
@@ -268,9 +269,9 @@ def test_noise_of_patches_serves_groups():
     """Whoever hands out one number a patch need not know the groups; and any part of a batch is masked as in
     the whole."""
     noise = torch.rand(6, 64, generator=seeded(0))
-    whole = mask_of('group', 6, (8, 8), 0.65, noise=noise)
+    whole = make_mask('group', 6, (8, 8), 0.65, noise=noise)
     assert whole.keep.shape == (6, 20)
-    assert torch.equal(whole.keep[2:5], mask_of('group', 3, (8, 8), 0.65, noise=noise[2:5]).keep)
+    assert torch.equal(whole.keep[2:5], make_mask('group', 3, (8, 8), 0.65, noise=noise[2:5]).keep)
     assert torch.equal(
         whole.mask, group_masking(6, (8, 8), 0.65, noise=noise[:, group_members((8, 8), 2)[:, 0]]).mask
     )
@@ -283,7 +284,7 @@ def test_random_masking_is_transformers():
     visible, mask, _ = theirs.random_masking(tokens, noise)
     m = random_masking(5, (7, 7), 0.75, noise=noise)
     assert torch.equal(m.mask, mask)
-    assert torch.equal(take(tokens, m.keep), visible)
+    assert torch.equal(gather_tokens(tokens, m.keep), visible)
 
 
 def test_random_masking_is_uniform():
@@ -318,7 +319,7 @@ def test_blocks_of_a_thin_grid_and_tiny_counts():
             assert (
                 block_masking(3, grid, ratio, generator=seeded(0))
                 .mask.sum(1)
-                .eq(math.prod(grid) - kept(math.prod(grid), ratio))
+                .eq(math.prod(grid) - num_visible(math.prod(grid), ratio))
                 .all()
             )
 
@@ -502,12 +503,12 @@ def test_honest_brightness_by_hand_and_leaky_inverse():
     # 2 x 2; means 1, 9, 5, 70; hide the second and the last
     patches = torch.tensor([[[0.0, 2.0], [9.0, 9.0], [3.0, 7.0], [50.0, 90.0]]])
     mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    out = unnormalise_honest(torch.zeros(1, 4, 2), patches, mask, (2, 2))
+    out = unnormalise_estimated(torch.zeros(1, 4, 2), patches, mask, (2, 2))
     # patch 1 at (0, 1): distance 1 to patch 0, sqrt 2 to patch 2, weights 1 and 1/2; patch 3 at (1, 1) the
     # other way round
     assert out[0, :, 0].tolist() == pytest.approx([1, (1 + 5 / 2) / 1.5, 5, (1 / 2 + 5) / 1.5])
     # the spread: sqrt 2 and 2 sqrt 2
-    ones = unnormalise_honest(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
+    ones = unnormalise_estimated(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
     assert ones[0, 1, 0].item() == pytest.approx(2**0.5 * (1 + 2 / 2) / 1.5, rel=1e-5)
     torch.testing.assert_close(
         unnormalise_leaky(normalise_patches(patches)[0], patches), patches, atol=1e-4, rtol=1e-5
@@ -608,14 +609,14 @@ def refusals():
             lambda: block_masking(1, (2, 4, 4), 0.5),
             'needs rows and columns, not (2, 4, 4)',
         ),
-        'unknown kind': (lambda: mask_of('rndom', 1, (4, 4), 0.5), "Did you mean 'random'?"),
+        'unknown kind': (lambda: make_mask('rndom', 1, (4, 4), 0.5), "Did you mean 'random'?"),
         'noise for blocks': (
-            lambda: mask_of('block', 1, (4, 4), 0.5, noise=torch.rand(1, 16)),
+            lambda: make_mask('block', 1, (4, 4), 0.5, noise=torch.rand(1, 16)),
             'block masking takes a generator',
         ),
         'groups that do not fit': (lambda: group_masking(1, (7, 7), 0.5), 'Groups of 2 x 2 patches'),
         'groups of other axes': (
-            lambda: mask_of('group', 1, (4, 4), 0.5, group=(2, 2, 2)),
+            lambda: make_mask('group', 1, (4, 4), 0.5, group=(2, 2, 2)),
             "don't tile a grid of 4 x 4",
         ),
         'no group left': (lambda: group_masking(1, (4, 4), 0.8), 'leaves none of 4 patches'),
@@ -631,7 +632,7 @@ def refusals():
             'must be (B, N, d), (B, N, d) and (B, N)',
         ),
         'nothing to be honest with': (
-            lambda: unnormalise_honest(patches, patches, torch.ones(1, 4), (2, 2)),
+            lambda: unnormalise_estimated(patches, patches, torch.ones(1, 4), (2, 2)),
             'leave at least one visible',
         ),
         'head of one size': (lambda: mlp_head((4,)), 'at least two sizes'),

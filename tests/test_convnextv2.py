@@ -3,6 +3,7 @@ cells against a sparse convolution written site by site; official checkpoints; b
 
 import argparse, json, zlib
 from pathlib import Path
+from helpers import gradients, seeded
 import numpy as np
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
-from vit_ssl_lab.components.masking import random_masking, take
+from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.components.norms import GRN
 from vit_ssl_lab.components.patches import mask_to_pixels
 from vit_ssl_lab.encoders import encoder as by_name
@@ -45,7 +46,7 @@ def pictures(dtype=D) -> torch.Tensor:
 
 def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
     "Every parameter random, so that nothing is the identity by chance."
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     with torch.no_grad():
         for p in net.parameters():
             p.add_(torch.randn(p.shape, generator=g, dtype=p.dtype) * (0.5 if p.ndim == 1 else 0.1))
@@ -64,15 +65,13 @@ def close(a, b, eps=1e-9):
 def test_grn_equals_timm(last, dtype, eps):
     ours = GRN(6, channels_last=last).to(dtype)
     theirs = GlobalResponseNorm(6, channels_last=last).to(dtype)
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     for m in (ours, theirs):
         g.manual_seed(0)
         nn.init.normal_(m.weight, generator=g)
         nn.init.normal_(m.bias, generator=g)
     x1, x2 = (
-        torch.randn(
-            (3, 4, 5, 6) if last else (3, 6, 4, 5), generator=torch.Generator().manual_seed(1), dtype=dtype
-        ).requires_grad_()
+        torch.randn((3, 4, 5, 6) if last else (3, 6, 4, 5), generator=seeded(1), dtype=dtype).requires_grad_()
         for _ in range(2)
     )
     a = ours(x1)
@@ -264,11 +263,9 @@ SPARSE = [
 @pytest.mark.parametrize('options', SPARSE)
 def test_visible_cells_are_a_sparse_convolution_in_values_and_gradients(options):
     net = shaken(ConvNeXtV2(depths=(1, 1, 2, 1), dims=(3, 4, 5, 6), **options)).to(D)
-    images = torch.randn(
-        2, 3, *net.img_size, dtype=D, generator=torch.Generator().manual_seed(1)
-    ).requires_grad_()
-    keep = random_masking(2, net.grid, 0.6, generator=torch.Generator().manual_seed(2)).keep
-    weight = torch.randn(2, keep.shape[1], 6, dtype=D, generator=torch.Generator().manual_seed(3))
+    images = torch.randn(2, 3, *net.img_size, dtype=D, generator=seeded(1)).requires_grad_()
+    keep = random_masking(2, net.grid, 0.6, generator=seeded(2)).keep
+    weight = torch.randn(2, keep.shape[1], 6, dtype=D, generator=seeded(3))
     results = []
     for form in (
         lambda: net(images, keep).patches,
@@ -282,7 +279,7 @@ def test_visible_cells_are_a_sparse_convolution_in_values_and_gradients(options)
             (
                 out.detach(),
                 images.grad.clone(),
-                {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None},
+                gradients(net),
             )
         )
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-9)
@@ -302,7 +299,7 @@ def test_the_masked_dense_form_is_the_same_and_all_cells_are_the_plain_network()
         for b in stage.blocks:
             h = b.norm(b.conv_dw(y * (1 - hidden)).permute(0, 2, 3, 1))
             y = y + b.mlp.fc2(b.mlp.grn(b.mlp.act(b.mlp.fc1(h)), hidden[:, 0])).permute(0, 3, 1, 2)
-    close(net(x, m.keep).patches, take(y.flatten(2).mT, m.keep))
+    close(net(x, m.keep).patches, gather_tokens(y.flatten(2).mT, m.keep))
     everything = torch.arange(9).expand(2, 9)
     close(net(x, everything).patches, net(x).patches)
     close(net(x, everything).pooled, net(x).pooled)
@@ -322,7 +319,7 @@ def test_nothing_leaks_from_hidden_pixels():
     assert x.grad[hidden].abs().max() == 0
     assert x.grad[~hidden].abs().min() > 0
     x.grad = None
-    take(net(x).patches, m.keep).square().sum().backward()
+    gather_tokens(net(x).patches, m.keep).square().sum().backward()
     assert x.grad[hidden].abs().mean() > 1e-4, "a plain convolution does leak"
     assert torch.equal(
         net(x, m.keep).patches, net(torch.where(hidden, torch.full_like(x, 1e6), x), m.keep).patches
@@ -431,7 +428,7 @@ def test_official_names_as_timm_reads_them(tmp_path, name):
         shapes = {k: v for k, v in shapes.items() if 'grn' not in k} | {
             f'{k[:-14]}.gamma': [v[0]] for k, v in shapes.items() if k.endswith('.dwconv.weight')
         }
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     state = {k: torch.randn(v, generator=g) for k, v in shapes.items()}
     theirs = timm.create_model(name, num_classes=5, **small).eval()
     theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs), strict=True)

@@ -1,6 +1,7 @@
 """Correspondence: the score against a loop and the official rule, the explorer's state, and the explorer in a
 real Chromium with the network off. The DOM is asserted, never pixels."""
 
+from helpers import seeded
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class Cells(nn.Module):
 
 def pictures(n=6, s=32):
     return (
-        torch.randint(256, (n, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        torch.randint(256, (n, 3, 4, 4), generator=seeded(0), dtype=torch.uint8)
         .repeat_interleave(s // 4, 2)
         .repeat_interleave(s // 4, 3)
     )
@@ -53,7 +54,7 @@ def test_the_official_rule_on_mirrored_pictures():
     """accuracy_correspondence: the ten most similar pairs; right = at the mirrored column and the same row;
     distance in pixels over the side of a region."""
     warp = mirrored(
-        torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
+        torch.randint(256, (5, 3, 32, 32), generator=seeded(1), dtype=torch.uint8),
         grey=True,
     )
     encoder = RawRegions(8)

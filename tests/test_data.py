@@ -2,6 +2,7 @@
 
 import gzip, hashlib, os, pickle, socket
 from pathlib import Path
+from helpers import equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_batches_cover_each_picture_once_and_follow_the_generator():
     d = digits('test')
 
     def run(seed):
-        return [b[2] for b in d.batches(50, torch.Generator().manual_seed(seed), drop_last=False)]
+        return [b[2] for b in d.batches(50, seeded(seed), drop_last=False)]
 
     assert sorted(torch.cat(run(0)).tolist()) == list(range(len(d)))
     assert torch.equal(torch.cat(run(0)), torch.cat(run(0)))
@@ -89,9 +90,7 @@ def test_subset_is_balanced_and_keeps_the_truths_in_step():
 
 
 def test_statistics_agree_with_torch():
-    images = torch.randint(
-        0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=seeded(1))
     x = images.double() / 255
     mean, std = datasets.statistics(images)
     assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-4)
@@ -334,7 +333,7 @@ def test_workers_and_batch_size_change_nothing(tree):
 
     def run(workers, size):
         d.workers = workers
-        b = list(d.batches(size, torch.Generator().manual_seed(5), drop_last=False))
+        b = list(d.batches(size, seeded(5), drop_last=False))
         return torch.cat([x[0] for x in b]), torch.cat([x[2] for x in b])
 
     a, i = run(0, 4)
@@ -435,7 +434,7 @@ def test_a_scene_depends_on_its_index_alone(difficulty, objects):
 
 def test_size_changes_only_the_resolution():
     small, large = (Scenes('test', s, 'easy').batch(torch.arange(60)) for s in (32, 96))
-    assert all(torch.equal(a, b) for a, b in zip(small.plan, large.plan))
+    assert equal(small.plan, large.plan)
     shrunk = F.avg_pool2d(large.masks.float(), 3)
     assert (shrunk - small.masks.float()).abs().mean() < 12  # of 255
 

@@ -3,6 +3,7 @@ and EsViT; parts of a batch equal the whole; bad input."""
 
 import copy, json, math
 from pathlib import Path
+from helpers import gradients, seeded, sine, weights
 import pytest, torch
 import torch.nn.functional as F
 from lightly.loss import DINOLoss
@@ -37,10 +38,6 @@ n = S['local_regions']
 OPTIONS = dict(dim=32, hidden=16, bottleneck=8)
 
 
-def wave(*shape, f=1.0):
-    return torch.sin(f * torch.arange(math.prod(shape), dtype=torch.float64) + 0.3 * f).reshape(shape)
-
-
 def numbers(values, *shape):
     return torch.tensor(values, dtype=torch.float64).reshape(shape)
 
@@ -54,8 +51,8 @@ def test_dino_loss_is_the_official_one():
     center = Center(K).double()
     for row in GOLDEN['dino']:
         e = row['epoch']
-        s = wave(CROPS, B, K, f=1.1 + e).requires_grad_()
-        t = wave(2, B, K, f=1.7 + e)
+        s = sine(CROPS, B, K, f=1.1 + e).requires_grad_()
+        t = sine(2, B, K, f=1.7 + e)
         loss = other_views(view_pairs(s, center(t, row['temperature'])))
         loss.backward()
         center.stage(t)
@@ -78,16 +75,16 @@ def test_esvit_loss_is_the_official_one():
             return [
                 x.reshape(v, B, m, c)
                 for x, v, m in zip(
-                    wave(B * (2 * N + 2 * n), c, f=f + e).split([2 * B * N, 2 * B * n]), (2, 2), (N, n)
+                    sine(B * (2 * N + 2 * n), c, f=f + e).split([2 * B * N, 2 * B * n]), (2, 2), (N, n)
                 )
             ]
 
-        s = wave(CROPS, B, K, f=1.1 + e).requires_grad_()
-        t = wave(2, B, K, f=1.7 + e)
+        s = sine(CROPS, B, K, f=1.1 + e).requires_grad_()
+        t = sine(2, B, K, f=1.7 + e)
         sr = [x.requires_grad_() for x in rows(K, 2.3)]
-        tr = wave(2, B, N, K, f=0.9 + e)
+        tr = sine(2, B, N, K, f=0.9 + e)
         sf = rows(D, 3.1)
-        tf = wave(2, B, N, D, f=2.9 + e)
+        tf = sine(2, B, N, D, f=2.9 + e)
         p = centers[1](tr, heat)
         region = other_views(torch.cat([region_pairs(x, p, match_regions(f, tf)) for x, f in zip(sr, sf)], 1))
         loss = 0.5 * other_views(view_pairs(s, centers[0](t, heat))) + 0.5 * region
@@ -111,15 +108,15 @@ def test_esvit_loss_is_the_official_one():
 def test_head_is_the_official_one_and_loads_its_checkpoints():
     head = DINOHead(D, 6, 4, K, norm_last=False).double()
     g = GOLDEN['head']
-    old = {k: wave(*g['shapes'][k], f=1.3 + 0.37 * i) for i, k in enumerate(g['keys'])}
+    old = {k: sine(*g['shapes'][k], f=1.3 + 0.37 * i) for i, k in enumerate(g['keys'])}
     head.load_state_dict(old)
-    x = wave(4, D, f=2.1).requires_grad_()
+    x = sine(4, D, f=2.1).requires_grad_()
     y = head(x)
-    (y * wave(4, K, f=0.7)).sum().backward()
+    (y * sine(4, K, f=0.7)).sum().backward()
     torch.testing.assert_close(
         (y.flatten(), x.grad.flatten()), (numbers(g['output'], -1), numbers(g['grad'], -1)), **exact
     )
-    rows = wave(2, 3, D, f=1.0)
+    rows = sine(2, 3, D, f=1.0)
     torch.testing.assert_close(head(rows).flatten(0, 1), head(rows.flatten(0, 1)), **exact)
 
 
@@ -142,7 +139,7 @@ def test_head_at_the_start():
 
 @pytest.mark.parametrize('heat', [0.04, 0.07, 0.2])
 def test_view_loss_equals_lightlys(heat):
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     theirs = DINOLoss(16, teacher_temp=heat)
     center = Center(16)
     for _ in range(3):
@@ -235,7 +232,7 @@ def swin():
 
 
 def crops(b=6, sizes=(16, 16, 8, 8, 8), seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return [torch.randn(b, 3, s, s, generator=g) for s in sizes]
 
 
@@ -285,14 +282,14 @@ def test_loss_gradient_and_a_step_equal_the_loop(cls, kw, encoder):
     results = []
     for form in (lambda m, x: m(x)['loss'], by_hand):
         m = make(cls, encoder, **kw).double()
-        m.center.center.normal_(generator=torch.Generator().manual_seed(3))
+        m.center.center.normal_(generator=seeded(3))
         m.heat.fill_(0.05)
         if cls is EsViT:
-            m.region_center.center.normal_(generator=torch.Generator().manual_seed(4))
+            m.region_center.center.normal_(generator=seeded(4))
         sgd = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1)
         loss = form(m, [v.double() for v in crops()])
         loss.backward()
-        grads = {k: p.grad.clone() for k, p in m.named_parameters() if p.grad is not None}
+        grads = gradients(m)
         sgd.step()
         results.append((loss.detach(), grads, {k: p.detach() for k, p in m.named_parameters()}))
     # timm resamples positions in float32
@@ -329,7 +326,7 @@ def test_every_encoder_and_two_large_crops_alone(cls):
 
 def test_who_learns_and_who_follows():
     m = make(EsViT, momentum=0.5, momentum_schedule='constant')
-    start = {k: v.clone() for k, v in m.state_dict().items()}
+    start = weights(m)
     m(crops())['loss'].backward()
     with torch.no_grad():
         for p in m.parameters():
@@ -373,7 +370,7 @@ def test_teacher_throws_no_dice():
 def test_the_last_layer_waits_and_tensors_are_clipped():
     m = make(EsViT, freeze_last=0.1, clip=1e-3)
     m(crops())['loss'].backward()
-    before = {k: p.grad.clone() for k, p in m.named_parameters() if p.grad is not None}
+    before = gradients(m)
     m.before_step(0.05)
     for k, p in m.named_parameters():
         if 'last_layer' in k:

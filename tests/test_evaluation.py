@@ -2,6 +2,7 @@
 formulas."""
 
 from importlib import import_module
+from helpers import seeded, weights
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,7 @@ from vit_ssl_lab.training.optim import param_groups
 
 def toy(n=200, classes=4, seed=0, noise=60.0, size=8):
     "Each class lights another quarter of the picture, under noise."
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     labels = torch.arange(n) % classes
     images = torch.randn(n, 1, size, size, generator=g) * noise + 100
     half = size // 2
@@ -124,7 +125,7 @@ def test_a_random_encoder_keeps_the_frozen_table_and_the_random_numbers():
 def test_knn_agrees_with_scikit_learn(seed, temperature):
     from sklearn.neighbors import KNeighborsClassifier
 
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     X = torch.randn(211, 6, generator=g).double()
     y = torch.randint(0, 5, (211,), generator=g)
     Q = torch.randn(83, 6, generator=g).double()
@@ -201,7 +202,7 @@ def test_standardise_uses_the_training_statistics():
 
 def test_the_papers_probe_takes_the_official_steps():
     "LARS of facebookresearch/mae util/lars.py, one full batch an epoch, written out."
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     X = torch.randn(64, 6, generator=g)
     y = torch.arange(64) % 3
     base, epochs = 256.0, 4  # times batch/256: a rate large enough to move in four steps
@@ -309,7 +310,7 @@ def test_finetuning_learns_and_leaves_everything_else_alone():
     data = load('digits')
     test = load('digits', split='test')
     state = torch.get_rng_state()
-    before = {k: v.clone() for k, v in vit.state_dict().items()}
+    before = weights(vit)
     a, b = (finetune(vit, data, test, steps=120, lr=5e-3, layer_decay=1.0, seed=1) for _ in range(2))
     assert a.value == b.value > 30
     assert all(v.equal(before[k]) for k, v in vit.state_dict().items())
@@ -319,7 +320,7 @@ def test_finetuning_learns_and_leaves_everything_else_alone():
 @pytest.mark.parametrize('blocks', [0, 0.5, 1, 3])
 def test_partial_finetuning_moves_only_the_last_blocks(blocks):
     model = unfreeze_last(Classifier(small_vit(stem='conv'), 4), blocks)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = weights(model)
     train_classifier(model, toy(), steps=3, batch_size=32, lr=1e-2)
     moved = {k for k, v in model.state_dict().items() if not v.equal(before[k])}
     first = {0: 3, 0.5: 2, 1: 2, 3: 0}[blocks]
@@ -416,7 +417,7 @@ def test_a_gap_within_the_noise_is_called_so():
 
 def test_uniformity_and_alignment_are_the_official_lines():
     "ssnl/align_uniform, README."
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     z = torch.randn(50, 8, generator=g)
     w = torch.randn(50, 8, generator=g)
     x, y = F.normalize(z, dim=1), F.normalize(w, dim=1)
@@ -427,7 +428,7 @@ def test_uniformity_and_alignment_are_the_official_lines():
 
 
 def test_effective_rank_counts_equal_directions():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     for r in (1, 5, 16):
         q = (
             torch.linalg.qr(torch.randn(200, r, generator=g).double())[0]
@@ -447,7 +448,7 @@ def test_gradient_norms_add_up():
 
 
 def test_diagnose_names_each_state():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     z = torch.randn(300, 32, generator=g)
     assert describe_health(z).startswith('healthy')
     assert dimension_std(z).mean() == pytest.approx(1, abs=0.02)
@@ -459,7 +460,7 @@ def test_diagnose_names_each_state():
 def test_the_grid_of_penalties_reaches_both_ends():
     """Half noise dimensions want a strong penalty, clean ones a weak penalty: neither may sit at the edge of
     the grid."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     y = torch.arange(3000) % 2
     t = torch.arange(1000) % 2
 

@@ -4,6 +4,7 @@ pages. The model is a fake that keeps the contracts and nothing else."""
 import asyncio, base64, json, re, statistics, time
 from types import SimpleNamespace
 from typing import NamedTuple
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -99,10 +100,10 @@ class Pair(nn.Module):
 
 
 # not square: rows and columns must not be mixed up
-PICTURES = torch.randint(256, (4, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-PATTERNS = torch.randint(
-    256, (8, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-).repeat(8, 1, 3, 3)  # eight pictures, eight times
+PICTURES = torch.randint(256, (4, 3, 32, 48), generator=seeded(0), dtype=torch.uint8)
+PATTERNS = torch.randint(256, (8, 1, 4, 4), generator=seeded(0), dtype=torch.uint8).repeat(
+    8, 1, 3, 3
+)  # eight pictures, eight times
 
 
 def vit():
@@ -124,7 +125,7 @@ def attention():
 
 def positions():
     return PositionExplorer(
-        {'a': sincos_2d((4, 6), 16), 'b': torch.randn(1, 25, 16, generator=torch.Generator().manual_seed(0))},
+        {'a': sincos_2d((4, 6), 16), 'b': torch.randn(1, 25, 16, generator=seeded(0))},
         grid=(4, 6),
     )
 
@@ -263,7 +264,7 @@ def test_one_grey_picture_will_do():
 
 def test_mask_is_the_library_s():
     explorer = MaskExplorer(PICTURES, 8, ratio=0.5, seed=7)
-    same = random_masking(1, (4, 6), 0.5, generator=torch.Generator().manual_seed(7))
+    same = random_masking(1, (4, 6), 0.5, generator=seeded(7))
     assert explorer.grid == [4, 6]
     assert torch.equal(explorer.mask.mask, same.mask)
     assert set(explorer.mask.keep[0].tolist()) == set(same.keep[0].tolist())
@@ -576,7 +577,7 @@ def test_siamese_vectors_are_the_method_s():
     assert explorer.trained_word == 'as trained'
     assert explorer.size == [32, 24]
     # the batch of this seed, by the method's own views
-    draws = method.views.draw(4, (32, 48), generator=torch.Generator().manual_seed(0))
+    draws = method.views.draw(4, (32, 48), generator=seeded(0))
     assert explorer.boxes == [d.box[0].tolist() for d in draws]
     x1, x2 = method.views(PICTURES, draws)
     z1 = method.embed(x1)

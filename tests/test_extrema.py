@@ -3,6 +3,7 @@ attention, naive loops, two processes, and limits."""
 
 import json, math, zlib
 from pathlib import Path
+from helpers import named_numbers, seeded
 import numpy as np
 import pytest
 import torch
@@ -47,15 +48,10 @@ def small(seed=0, enc: dict = {}, dtype=torch.float32, **kw) -> ExtreMA:
 
 
 def draw(seed=0, batch=B):
-    return torch.rand(batch, N, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(batch, N, generator=seeded(seed))
 
 
 # --- the official implementation's numbers
-
-
-def wave(shape, name):
-    i = np.arange(math.prod(shape))
-    return torch.tensor((i * i * 7919 + zlib.crc32(name.encode())) % 10007 / 10007 * 2 - 1).reshape(shape)
 
 
 def official_name(ours):
@@ -89,7 +85,7 @@ def golden_model():
         fan_in = 24 if name.endswith('cls_token') else p[0].numel()  # theirs is (1, 1, D)
         many = p.ndim > 1 or name.endswith('cls_token')
         if not name.endswith('pos_embed'):
-            p.data = wave(p.shape, official_name(name)) * ((6 / fan_in) ** 0.5 if many else 0.1) + (
+            p.data = named_numbers(p.shape, official_name(name)) * ((6 / fan_in) ** 0.5 if many else 0.1) + (
                 1.0 if p.ndim == 1 and name.endswith('weight') else 0.0
             )
     return m
@@ -143,7 +139,7 @@ def test_official_numbers():
 
 
 def test_official_loss():
-    q, k = wave((5, 8), 'q'), wave((5, 8), 'k')
+    q, k = named_numbers((5, 8), 'q'), named_numbers((5, 8), 'k')
     assert small().agree(q, k).item() == pytest.approx(GOLDEN['byol_loss'], abs=1e-11)
     logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / 0.3  # contrastive_loss, on one process
     assert small(loss='info_nce', temperature=0.3).agree(q, k).item() == pytest.approx(
@@ -249,9 +245,7 @@ def test_disjoint_masks(n, ratio, masks, k):
     assert all(m.mask.gather(1, m.keep).eq(0).all() and m.mask.sum(1).eq(n - k).all() for m in found)
     assert torch.equal(torch.cat([m.keep for m in found], 1), noise.argsort(1)[:, : masks * k])
     assert torch.equal(found[0].keep, random_masking(5, n, ratio, noise=noise).keep)
-    again = [
-        disjoint_masking(5, n, ratio, masks, generator=torch.Generator().manual_seed(3)) for _ in range(2)
-    ]
+    again = [disjoint_masking(5, n, ratio, masks, generator=seeded(3)) for _ in range(2)]
     assert all(torch.equal(a.keep, b.keep) for a, b in zip(*again))
 
 
@@ -365,8 +359,8 @@ def test_views_share_a_crop():
 def test_guess():
     m = small(norm='batch').train()
     images = torch.randint(0, 256, (B, 3, 24, 24), dtype=torch.uint8)
-    g = m.guess(images, torch.Generator().manual_seed(0))
-    again = m.guess(images, torch.Generator().manual_seed(0))
+    g = m.guess(images, seeded(0))
+    again = m.guess(images, seeded(0))
     assert g.cosine.shape == g.rank.shape == (V, B)
     assert torch.equal(g.cosine, again.cosine)
     assert m.training
@@ -437,7 +431,9 @@ def test_recipes():
     assert m(m.views(torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)))['loss'].isfinite()
     from vit_ssl_lab.studies.runs import fashion_mnist_variant
 
-    grey = build(fashion_mnist_variant(recipe('extrema', 'laptop')), SimpleNamespace(mean=(0.5,), std=(0.25,)))
+    grey = build(
+        fashion_mnist_variant(recipe('extrema', 'laptop')), SimpleNamespace(mean=(0.5,), std=(0.25,))
+    )
     assert grey(grey.views(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)))['loss'].isfinite()
 
 

@@ -3,6 +3,7 @@ who learns, bad input."""
 
 import argparse, json, zlib
 from pathlib import Path
+from helpers import equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_loss_and_decoder_by_hand(norm_pix, grn):
             nn.init.normal_(b.mlp.grn.weight)
         else:
             nn.init.normal_(b.gamma)
-    mask = random_masking(2, (3, 3), 0.6, generator=torch.Generator().manual_seed(1))
+    mask = random_masking(2, (3, 3), 0.6, generator=seeded(1))
     d = m.decoder
     seen = m.encoder(x, mask.keep).patches
     assert mask.keep.shape == (2, 3)
@@ -190,7 +191,7 @@ def test_loss_and_decoder_by_hand(norm_pix, grn):
 
 def test_loss_at_initialisation():
     "A prediction of zero costs (d-1)/d on normalised pixels, and their mean square on raw ones."
-    x = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(8, 3, 24, 24, generator=seeded(0))
     for norm_pix, theory in ((True, 191 / 192), (False, 1.0)):
         m = tiny(norm_pix=norm_pix)
         nn.init.zeros_(m.decoder.head.weight)
@@ -253,11 +254,9 @@ def test_recipes():
 
 def test_reconstruct():
     m = tiny()
-    images = torch.randint(
-        0, 256, (2, 3, 30, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(u, v) for u, v in zip(a, b))
+    images = torch.randint(0, 256, (2, 3, 30, 24), dtype=torch.uint8, generator=seeded(0))
+    a, b = (m.reconstruct(images, generator=seeded(3)) for _ in range(2))
+    assert equal(a, b)
     assert a.input.shape == (2, 3, 24, 24)
     assert a.mask.shape == (2, 9)
     visible = mask_to_pixels(a.mask, 8, (3, 3)).expand(-1, 3, -1, -1) == 0

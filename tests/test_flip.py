@@ -1,6 +1,7 @@
 """FLIP, its loss, its text encoder and its data, against open_clip, timm and formulas worked out by hand."""
 
 import math, warnings
+from helpers import close_states, equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -61,7 +62,7 @@ def small(seed=0, mask_ratio=0.5, words=WORDS, **kw):
 
 
 def batch(n=8, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return torch.randn(n, 3, 24, 24, generator=g), torch.rand(n, 16, generator=g)
 
 
@@ -354,7 +355,7 @@ def test_a_stopped_run_goes_on_and_is_read_back(tmp_path):
     again = build(r, data)
     resumed = pretrain(again, data, r, out=tmp_path / 'run', quiet=True, device='cpu')
     assert rows(resumed)[-3:] == rows(history)[-3:]
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert equal(whole.state_dict().values(), again.state_dict().values())
     back = load_run(tmp_path / 'run')  # no data set: the words are in the checkpoint
     assert torch.equal(back.text_encoder.vocabulary, whole.text_encoder.vocabulary)
     assert torch.equal(
@@ -386,7 +387,7 @@ def test_a_stream_of_pairs_trains(tmp_path):
         return rows(pretrain(m, data, r, quiet=True, device='cpu'))
 
     assert run(stream) == run(data)
-    assert all(torch.equal(a, b) for a, b in zip(asked[:4], asked[4:]))
+    assert equal(asked[:4], asked[4:])
     (tmp_path / '07.png').write_bytes(b'no picture')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -410,8 +411,7 @@ def test_two_processes_train_as_one(processes):
     for theirs, other in processes(train, r):
         for a, b in zip(alone, theirs, strict=True):
             assert a == pytest.approx(b, rel=1e-4)
-        for k, v in state.items():
-            torch.testing.assert_close(other[k], v, atol=1e-5, rtol=1e-4, msg=lambda text: f"{k}: {text}")
+        close_states(other, state, rtol=1e-4, atol=1e-5)
 
 
 def test_it_learns():
@@ -516,7 +516,7 @@ def test_zero_shot_head_is_open_clips():
 
 
 def test_recall_is_counted_by_hand():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     u, v = (F.normalize(torch.randn(12, 5, generator=g), dim=1) for _ in range(2))
     captions = [f'{i % 9}' for i in range(12)]
     found = recall_at_k(u, v, captions, ks=(1, 3), chunk=5)

@@ -3,6 +3,7 @@ what it does not see; the five targets; the tokenizer."""
 
 import json, math
 from pathlib import Path
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,7 @@ GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'hog_official.json').rea
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.rand(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
 
 
 def golden_picture(h, w):

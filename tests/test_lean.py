@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from vit_ssl_lab.components.attention import attention_maps
 from vit_ssl_lab.components.lean import LeanBlock, LiveBytes, recompute_in_backward
-from vit_ssl_lab.components.masking import mask_of, random_masking
+from vit_ssl_lab.components.masking import make_mask, random_masking
 from vit_ssl_lab.components.patches import patchify
 from vit_ssl_lab.components.losses import masked_mse
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
@@ -171,7 +171,7 @@ def test_hidden_patches_only_is_the_same_loss(options):
     torch.manual_seed(0)
     m = MAE(vit_nano(img_size=24), 32, 2, 4, **options)
     x = torch.randn(3, 3, 24, 24)
-    mask = mask_of(m.masking, 3, m.grid, m.mask_ratio)
+    mask = make_mask(m.masking, 3, m.grid, m.mask_ratio)
     assert torch.equal(mask.hidden.sort(1).values, mask.hidden)
     assert torch.equal(mask.mask.gather(1, mask.hidden), torch.ones_like(mask.hidden, dtype=torch.float))
     whole = masked_mse(m.predict(x, mask), m.target(patchify(x, m.patch_size)), mask.mask)

@@ -2,6 +2,7 @@
 MoCo's rules by hand, and who learns from what."""
 
 import copy, math
+from helpers import seeded
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,11 @@ def make(**kw):
 
 
 def two(seed=1):
-    return list(torch.randn(2, B, 3, 24, 24, generator=torch.Generator().manual_seed(seed)))
+    return list(torch.randn(2, B, 3, 24, 24, generator=seeded(seed)))
 
 
 def keys(seed=2):
-    return torch.rand(B, 2, N, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(B, 2, N, generator=seeded(seed))
 
 
 @pytest.mark.parametrize('norm_pix', [False, True])

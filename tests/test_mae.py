@@ -3,6 +3,7 @@ official code gave."""
 
 import json, re, zlib
 from pathlib import Path
+from helpers import equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_equals_transformers(norm_pix, dtype, tolerance):
     model, table = from_peer(p)
     p.to(dtype)
     model.to(dtype)
-    g = torch.Generator().manual_seed(1)
+    g = seeded(1)
     x = torch.randn(4, 3, 32, 32, generator=g).to(dtype)
     noise = torch.rand(4, 16, generator=g)
 
@@ -212,7 +213,7 @@ def nano(**kw) -> MAE:
 def test_loss_at_initialisation():
     """A prediction of zero costs exactly (d-1)/d on normalised pixels, and the variance of the pixels on raw
     ones."""
-    x = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(8, 3, 24, 24, generator=seeded(0))
     for norm_pix, theory in ((True, 47 / 48), (False, 1.0)):
         m = nano(norm_pix=norm_pix)
         nn.init.zeros_(m.decoder.head.weight)
@@ -236,7 +237,7 @@ def test_any_mask_of_the_contract():
     m = nano()
     x = torch.randn(3, 3, 24, 24)
     for mask in (
-        block_masking(3, (6, 6), 0.5, generator=torch.Generator().manual_seed(0)),
+        block_masking(3, (6, 6), 0.5, generator=seeded(0)),
         mask_from(torch.eye(6).bool().expand(3, 6, 6)),
     ):
         assert m(x, mask=mask)['loss'].isfinite()
@@ -246,11 +247,9 @@ def test_any_mask_of_the_contract():
 def test_reconstruct():
     m = nano()
     m.train()
-    images = torch.randint(
-        0, 256, (2, 3, 30, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(u, v) for u, v in zip(a, b)), "one generator, one picture"
+    images = torch.randint(0, 256, (2, 3, 30, 24), dtype=torch.uint8, generator=seeded(0))
+    a, b = (m.reconstruct(images, generator=seeded(3)) for _ in range(2))
+    assert equal(a, b), "one generator, one picture"
     assert m.training
     assert a.input.shape == (2, 3, 24, 24)
     assert a.error.shape == (2, 24, 24)
@@ -265,8 +264,8 @@ def test_reconstruct():
 def test_honest_knows_nothing_of_hidden_patches():
     "Changing the brightness of hidden patches changes a leaky reconstruction, never an honest one."
     m = nano(views=MAEViews(24, (0.5,) * 3, (0.25,) * 3)).eval()
-    x = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.1
-    mask = model_mask(m, torch.rand(1, 36, generator=torch.Generator().manual_seed(1)))
+    x = torch.rand(1, 3, 24, 24, generator=seeded(0)) * 0.4 + 0.1
+    mask = model_mask(m, torch.rand(1, 36, generator=seeded(1)))
     brighter = x + 0.4 * mask.mask.reshape(1, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     honest = [m.reconstruct(v, mask).prediction for v in (x, brighter)]
     leaky = [m.reconstruct(v, mask, pixels='leaky').prediction for v in (x, brighter)]

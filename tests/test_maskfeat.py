@@ -2,6 +2,7 @@
 start, its masks, its other targets, bad input."""
 
 import math
+from helpers import equal, normal, seeded
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,13 +34,11 @@ def tiny(target='hog', dtype=torch.float32, encoder={}, **kw):
 
 
 def pictures(n=3, seed=1, dtype=torch.float32):
-    return torch.randn(n, 3, 32, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        dtype
-    )
+    return normal(n, 3, 32, 48, seed=seed, dtype=dtype)
 
 
 def a_mask(n=3, seed=0):
-    return random_masking(n, (4, 6), 0.4, generator=torch.Generator().manual_seed(seed))
+    return random_masking(n, (4, 6), 0.4, generator=seeded(seed))
 
 
 # --- SimMIM is one of its cases
@@ -129,8 +128,8 @@ def test_equals_simmim_in_transformers(dtype, tolerance):
     m, read = from_peer(p)
     p.to(dtype)
     m.to(dtype)
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
-    mask = block_masking(4, (4, 4), 0.4, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(4, 3, 32, 32, generator=seeded(1)).to(dtype)
+    mask = block_masking(4, (4, 4), 0.4, generator=seeded(2))
     ours = m(x, mask=mask)['loss']
     theirs = p(x, bool_masked_pos=mask.mask.bool()).loss
     ours.backward()
@@ -233,7 +232,7 @@ def test_of_constant_is_the_share_of_the_best_constant():
 def test_masks_come_from_the_noise(masking):
     m = tiny(masking=masking)
     x = pictures(4)
-    noise = torch.rand(4, *m.noise_shape, generator=torch.Generator().manual_seed(5))
+    noise = torch.rand(4, *m.noise_shape, generator=seeded(5))
     assert m.noise_shape == noise_shape(masking, (4, 6))
     if masking == 'grid':
         assert torch.equal(m.draw_mask(x).mask, m.draw_mask(x).mask)
@@ -293,8 +292,8 @@ def test_every_target_learns_and_leaves_its_teacher_alone(name):
         with pytest.raises(ValueError, match='says nothing about pixels'):
             m.reconstruct(images)
         return
-    a, b = (m.reconstruct(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(u, v) for u, v in zip(a, b))
+    a, b = (m.reconstruct(images, generator=seeded(3)) for _ in range(2))
+    assert equal(a, b)
     assert m.training
     assert a.input.shape == (2, 3, 32, 48)
     assert all(0 <= v.min() and v.max() <= 1 for v in a)

@@ -3,6 +3,7 @@ what it must be by its definition."""
 
 import copy, json, math, re, zlib
 from pathlib import Path
+from helpers import named_numbers, seeded, weights
 import numpy as np
 import pytest
 import torch
@@ -45,7 +46,7 @@ def toy(seed=0, norm=True, **options):
 
 
 def two_views(seed, n=4):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return [torch.randn(n, 3, 8, 8, generator=g) for _ in range(2)]
 
 
@@ -59,11 +60,6 @@ def step(model, optimizer, views):
 
 
 # --- the official implementation
-
-
-def wave(shape, name):
-    i = np.arange(math.prod(shape))
-    return torch.tensor((i * i * 7919 + zlib.crc32(name.encode())) % 10007 / 10007 * 2 - 1).reshape(shape)
 
 
 def official_name(ours: str, mlp: bool) -> str:
@@ -88,8 +84,11 @@ def golden_model(mlp: bool) -> MoCo:
         for name, p in model.named_parameters():
             name = 'encoder_q.' + official_name(name, mlp)
             scale = (6 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.1
-            p.copy_(wave(p.shape, name) * scale + (1.0 if p.ndim == 1 and name.endswith('weight') else 0.0))
-        model.queue.keys.copy_(F.normalize(wave(model.queue.keys.shape, 'queue'), dim=1))
+            p.copy_(
+                named_numbers(p.shape, name) * scale
+                + (1.0 if p.ndim == 1 and name.endswith('weight') else 0.0)
+            )
+        model.queue.keys.copy_(F.normalize(named_numbers(model.queue.keys.shape, 'queue'), dim=1))
     return model.train()
 
 
@@ -229,7 +228,7 @@ def test_the_queue_holds_the_last_keys_and_no_others():
 def test_eval_mode_touches_nothing():
     "A validation step moves neither the queue nor the slow copy."
     model = toy().eval()
-    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state = weights(model)
     model(two_views(0))
     assert model.queue.staged == [], "keys were kept in eval mode"
     for k, v in model.state_dict().items():

@@ -3,6 +3,7 @@ the official schedules in numbers, and limits."""
 
 import json, math, zlib
 from pathlib import Path
+from helpers import equal, gradients, named_numbers, normal, seeded
 import numpy as np
 import pytest
 import torch
@@ -29,11 +30,7 @@ def make(dtype=torch.float32, stem='patchify', **kw):
 
 
 def two(seed=1, dtype=torch.float32):
-    return list(
-        torch.randn(2, B, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-            dtype
-        )
-    )
+    return list(normal(2, B, 3, 16, 16, seed=seed, dtype=dtype))
 
 
 def contrastive_loss(q, k, t):
@@ -85,7 +82,7 @@ def test_steps_equal_the_official_forward_pass(dtype, steps, close):
             loss = model(*x, 0.9) if official else model(x)['loss']
             adamw.zero_grad()
             loss.backward()
-            log += [loss.detach(), {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}]
+            log += [loss.detach(), gradients(m)]
             adamw.step()
             if not official:
                 m.after_step(0.5)
@@ -101,11 +98,6 @@ def test_steps_equal_the_official_forward_pass(dtype, steps, close):
 
 
 # --- the official implementation's numbers
-
-
-def wave(shape, name):
-    i = np.arange(math.prod(shape))
-    return torch.tensor((i * i * 7919 + zlib.crc32(name.encode())) % 10007 / 10007 * 2 - 1).reshape(shape)
 
 
 def official_name(ours):
@@ -134,7 +126,7 @@ def test_official_numbers():
         if name.endswith('pos_embed'):
             p.data = torch.cat(p.data.chunk(2, -1)[::-1], -1)
         else:
-            p.data = wave(p.shape, official_name(name)) * (
+            p.data = named_numbers(p.shape, official_name(name)) * (
                 (6 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.1
             ) + (1.0 if p.ndim == 1 and name.endswith('weight') else 0.0)
     for i, row in ((0, 'class_token'), (2, 'second'), (-1, 'last')):
@@ -159,8 +151,8 @@ def test_official_numbers():
 
 @pytest.mark.parametrize('temperature', GOLDEN['losses'])
 def test_official_loss(temperature):
-    q = wave((5, 8), 'q').requires_grad_()
-    k = wave((5, 8), 'k')
+    q = named_numbers((5, 8), 'q').requires_grad_()
+    k = named_numbers((5, 8), 'k')
     loss = make(temperature=float(temperature)).contrast(q, k)[0]
     loss.backward()
     torch.testing.assert_close(
@@ -177,7 +169,7 @@ def test_official_loss(temperature):
 @pytest.mark.parametrize('temperature', [0.07, 0.2, 1.0])
 def test_loss_and_gradient_for_any_temperature(temperature):
     m = make(temperature=temperature)
-    q, k = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    q, k = torch.randn(2, 5, 8, dtype=torch.float64, generator=seeded(3))
     a, b = q.clone().requires_grad_(), q.clone().requires_grad_()
     ours = m.contrast(a, k)[0]
     theirs = contrastive_loss(b, k, temperature)
@@ -272,7 +264,7 @@ def test_switches():
     with torch.no_grad():
         still.projector[0].weight.add_(1.0)
     still.after_step(0.5)
-    assert all(torch.equal(a, b) for a, b in zip(start, still.momentum_projector.parameters()))
+    assert equal(start, still.momentum_projector.parameters())
 
 
 def test_schedule_of_the_momentum():

@@ -2,6 +2,7 @@
 SimCLR-like, identities, bad input."""
 
 import math
+from helpers import normal, seeded
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,7 @@ def make(where='projector', dtype=torch.float64, **kw):
 
 
 def two(seed=1, dtype=torch.float64):
-    return list(
-        torch.randn(2, B, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-            dtype
-        )
-    )
+    return list(normal(2, B, 3, 16, 16, seed=seed, dtype=dtype))
 
 
 def reference(m, x1, x2):
@@ -136,7 +133,7 @@ def test_the_gradient_of_each_stage_can_be_watched():
                     out.register_hook(lambda grad: found[i].append(grad.norm().item()))
 
             part.register_forward_hook(watch)
-        m(list(torch.randn(2, B, 3, 32, 32, generator=torch.Generator().manual_seed(2))))['loss'].backward()
+        m(list(torch.randn(2, B, 3, 32, 32, generator=seeded(2))))['loss'].backward()
         assert all(len(v) == 2 and min(v) > 0 for v in found.values())
 
 

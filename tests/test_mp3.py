@@ -3,6 +3,7 @@ what the paper's figure says: everyone asks, few answer, no place leaks."""
 
 import json, math, re, sys, zlib
 from pathlib import Path
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from vit_ssl_lab.components.attention import attend, block_in_context
 from vit_ssl_lab.components.lean import LeanBlock
-from vit_ssl_lab.components.masking import random_masking, take
+from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.components.patches import patchify, unpatchify
 from vit_ssl_lab.components.positions import grid_steps, sincos_nd, with_positions, without_positions
 from vit_ssl_lab.core import Mask
@@ -51,7 +52,7 @@ class Golden(nn.Module):
         x = first = self.stem(rearrange(images, 'b c (h p) (w q) -> b (h w) (p q c)', p=4, q=4))
         for b in self.blocks:
             if self.first_layer:  # what the golden implementation does: the context never gets any deeper
-                x = x + b.attn.proj(attend_bare(b.attn, b.norm1(x), b.norm1(take(first, context))))
+                x = x + b.attn.proj(attend_bare(b.attn, b.norm1(x), b.norm1(gather_tokens(first, context))))
                 x = x + b.mlp(b.norm2(x))
             else:
                 x = block_in_context(b, x, context)
@@ -427,10 +428,8 @@ def test_fine_tuning_writes_into_the_table(monkeypatch):
 def test_locate_and_measure():
     m = nano(views=views('mae', 24, (0.5,) * 3, (0.25,) * 3))
     m.train()
-    images = torch.randint(
-        0, 256, (7, 3, 30, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    a, b = (m.locate(images, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    images = torch.randint(0, 256, (7, 3, 30, 24), dtype=torch.uint8, generator=seeded(0))
+    a, b = (m.locate(images, generator=seeded(3)) for _ in range(2))
     assert torch.equal(a, b)
     assert a.shape == (7, 36, 36)
     assert m.training
@@ -481,7 +480,7 @@ def test_recipes_build(scale):
 
 def test_a_few_steps_learn():
     "On pictures whose patches differ the loss falls below chance in a few steps."
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     base = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8, generator=g)
     images = (base + torch.randint(20, (64, 3, 8, 8), dtype=torch.uint8, generator=g)).clamp(0, 255)
     data = Dataset('toy', 'train', images, torch.zeros(64, dtype=torch.long), ['x'], (0.5,) * 3, (0.25,) * 3)

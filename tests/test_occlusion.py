@@ -3,6 +3,7 @@ MAE for one similarity and in the limit, formulas in float64, CKA and retrieval 
 processes, bad input."""
 
 import math
+from helpers import close_states, gradients, normal, seeded
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,12 @@ from two_processes import group
 from vit_ssl_lab.data import load
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import ViT
-from vit_ssl_lab.evaluation.invariance import block_means, linear_cka, occlusion_invariance, retrieval_accuracy
+from vit_ssl_lab.evaluation.invariance import (
+    block_means,
+    linear_cka,
+    occlusion_invariance,
+    retrieval_accuracy,
+)
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.methods.occlusion import SIMILARITIES, OcclusionInvariance
 from vit_ssl_lab.training import build, pretrain, recipe
@@ -31,22 +37,16 @@ def make(similarity='decoder', dtype=torch.float32, encoder=None, **kw):
 
 
 def pictures(batch=6, seed=1, dtype=torch.float32):
-    return torch.randn(
-        batch, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
+    return normal(batch, 3, 32, 32, seed=seed, dtype=dtype)
 
 
 def sort_keys(batch=6, n=16, seed=3):
-    return torch.rand(batch, n, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(batch, n, generator=seeded(seed))
 
 
 def mae(dtype=torch.float32, **kw):
     torch.manual_seed(0)
     return MAE(vit(), 32, 1, 4, **kw).to(dtype)
-
-
-def grads(m):
-    return {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
 
 
 # --- MAE
@@ -62,8 +62,8 @@ def test_pixels_are_mae(options):
     a.backward()
     b.backward()
     assert torch.equal(a, b)
-    assert grads(ours).keys() == grads(theirs).keys()
-    torch.testing.assert_close(grads(ours), grads(theirs), rtol=0, atol=0)
+    assert gradients(ours).keys() == gradients(theirs).keys()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=0, atol=0)
 
 
 def test_with_a_perfect_second_decoder_the_relaxed_loss_is_maes():
@@ -80,8 +80,8 @@ def test_with_a_perfect_second_decoder_the_relaxed_loss_is_maes():
     torch.testing.assert_close(out['loss'], expected['loss'], rtol=1e-12, atol=0)
     assert out['own'] == 0
     torch.testing.assert_close(
-        {n: g for n, g in grads(m).items() if not n.startswith('second')},
-        grads(theirs),
+        {n: g for n, g in gradients(m).items() if not n.startswith('second')},
+        gradients(theirs),
         rtol=1e-10,
         atol=1e-12,
     )
@@ -107,8 +107,8 @@ def test_with_a_free_second_decoder_it_is_maes_times_a_share(strength):
     share = strength / (1 + strength)
     torch.testing.assert_close(out['loss'], share * expected['loss'], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        {n: g for n, g in grads(m).items() if not n.startswith('second')},
-        {n: share * g for n, g in grads(theirs).items()},
+        {n: g for n, g in gradients(m).items() if not n.startswith('second')},
+        {n: share * g for n, g in gradients(theirs).items()},
         rtol=1e-8,
         atol=1e-12,
     )
@@ -139,7 +139,7 @@ def test_the_relaxed_loss_by_hand():
         out['loss'], torch.stack(distance).mean() + 0.3 * torch.stack(own).mean(), rtol=1e-9, atol=1e-10
     )
     out['loss'].backward()
-    assert grads(m)['second_decoder.mask_token'].abs().sum() > 0
+    assert gradients(m)['second_decoder.mask_token'].abs().sum() > 0
 
 
 def test_swapping_equal_parts_leaves_the_distance():
@@ -177,10 +177,10 @@ def test_feature_similarities_by_hand(similarity, second):
     out = make(similarity, torch.float64, second=second)(x, noise)
     torch.testing.assert_close(out['loss'], expected, rtol=1e-9, atol=1e-10)
     expected.backward()
-    wanted = grads(m)
+    wanted = gradients(m)
     n = make(similarity, torch.float64, second=second)
     n(x, noise)['loss'].backward()
-    torch.testing.assert_close(grads(n), wanted, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(gradients(n), wanted, rtol=1e-7, atol=1e-10)
 
 
 def test_chance():
@@ -207,7 +207,7 @@ def test_without_occlusion_every_patch_is_compared(similarity):
 
 
 def test_cka_against_pairs_and_its_invariances():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     a = torch.randn(60, 7, generator=g).double()
     b = torch.randn(60, 11, generator=g).double()
     x = a.numpy() - a.numpy().mean(0)
@@ -227,7 +227,7 @@ def test_cka_against_pairs_and_its_invariances():
 
 
 def test_retrieval_by_hand():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     a, b = torch.randn(2, 40, 5, generator=g)
     b = a + b
     hits = sum(
@@ -304,10 +304,7 @@ def test_two_processes_train_as_one():
         for theirs, other in answers[s]:
             for a, b in zip(rows, theirs, strict=True):
                 assert a == pytest.approx(b, rel=1e-6)
-            for k, v in state.items():
-                torch.testing.assert_close(
-                    other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{s}, {k}: {text}"
-                )
+            close_states(other, state, rtol=1e-6, atol=1e-8)
 
 
 def test_scales_and_pictures():

@@ -2,6 +2,7 @@
 statistics, whole runs. Real processes over gloo."""
 
 import copy, multiprocessing, signal
+from helpers import close_states, equal, seeded
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,8 +25,8 @@ def idle(counts):
     return P.idle_rank(not counts[P.get_rank()])
 
 
-def seeded(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+def random_tensor(*shape):
+    return torch.randn(*shape, generator=seeded(0))
 
 
 SPLITS = [[4, 4], [2, 6], [7, 1]]
@@ -51,7 +52,7 @@ def gather_job(x, counts):
 
 
 def check_gather(processes, counts):
-    x = seeded(sum(counts), 5)
+    x = random_tensor(sum(counts), 5)
     answers = processes(gather_job, x, counts)
     whole = x.clone().requires_grad_()
     loss = F.cross_entropy(whole @ whole.T, torch.arange(len(x)))
@@ -118,7 +119,7 @@ def test_alone_nobody_waits(two):
 def shuffle_job(x, counts, seed):
     mine = own(x, counts)
     torch.manual_seed(100 + P.get_rank())  # the processes' own chance differs; the first one's counts
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else seeded(seed)
     mixed, restore = P.shuffle(mine, generator)
     return mixed, P.unshuffle(mixed * 2, restore)
 
@@ -128,7 +129,7 @@ def shuffle_job(x, counts, seed):
 def test_shuffle_deals_anew_and_brings_back(two, counts, seed):
     x = torch.arange(12.0)[:, None].expand(12, 3)
     answers = two(shuffle_job, x, counts, seed)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(100 if seed is None else seed))
+    order = torch.randperm(12, generator=seeded(100 if seed is None else seed))
     assert torch.equal(torch.cat([m for m, _ in answers]), x[order]), (
         "the first process's permutation, for all"
     )
@@ -150,7 +151,7 @@ def network(dims):
         if dims
         else nn.Sequential(layer, bn, nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3, affine=False)).double()
     )
-    net(seeded(5, 4, *[5] * dims).double())
+    net(random_tensor(5, 4, *[5] * dims).double())
     return net
 
 
@@ -183,8 +184,8 @@ def bn_job(dims, x, target, counts, no_grad=False):
 
 
 def check_bn(processes, dims, counts):
-    x = seeded(sum(counts), 4, *[5] * dims).double() * 2 + 1
-    target = seeded(sum(counts), 3).double()
+    x = random_tensor(sum(counts), 4, *[5] * dims).double() * 2 + 1
+    target = random_tensor(sum(counts), 3).double()
     answers = processes(bn_job, dims, x, target, counts)
     net = network(dims).train()
     whole = x.clone().requires_grad_()
@@ -211,7 +212,7 @@ def test_sync_batchnorm_with_a_bystander(three):
 
 
 def test_sync_batchnorm_without_gradient(two):
-    x = seeded(8, 4).double()
+    x = random_tensor(8, 4).double()
     answers = two(bn_job, 0, x, x[:, :3], [3, 5], True)
     torch.testing.assert_close(
         torch.cat([a[0] for a in answers]), network(0).train()(x).detach(), atol=1e-10, rtol=1e-9
@@ -235,7 +236,7 @@ def test_one_picture_for_all(two):
 def test_split_batchnorm_is_a_batchnorm_a_group():
     """Values and gradients of a loop over groups; running statistics are the mean of those that each group
     would have."""
-    x = seeded(12, 5, 3, 3)
+    x = random_tensor(12, 5, 3, 3)
     split = P.SplitBatchNorm(5, 4)
     loops = [nn.BatchNorm2d(5) for _ in range(4)]
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -283,7 +284,7 @@ def test_conversions_keep_weights_copies_and_splits():
 @pytest.mark.parametrize('kind', [P.SyncBatchNorm, lambda width: P.SplitBatchNorm(width, 2)])
 def test_bf16_and_compile(kind):
     net = nn.Sequential(nn.Linear(4, 6), kind(6))
-    x = seeded(8, 4)
+    x = random_tensor(8, 4)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert net(x).isfinite().all()
     expected = copy.deepcopy(net)(x)
@@ -294,7 +295,7 @@ def test_bf16_and_compile(kind):
 
 
 def queue_job(batches, counts):
-    queue = Queue(24, 3, torch.Generator().manual_seed(5))
+    queue = Queue(24, 3, seeded(5))
     for keys in batches:
         queue.enqueue(own(keys, counts))
     return queue.state_dict()
@@ -302,19 +303,19 @@ def queue_job(batches, counts):
 
 @pytest.mark.parametrize('counts', [[4, 4], [3, 5]])
 def test_queue_is_the_same_everywhere(two, counts):
-    batches = list(seeded(5, 8, 3))
-    queue = Queue(24, 3, torch.Generator().manual_seed(5))
+    batches = list(random_tensor(5, 8, 3))
+    queue = Queue(24, 3, seeded(5))
     for keys in batches:
         queue.enqueue(keys)
     for state in two(queue_job, batches, counts):
         assert state.keys() == queue.state_dict().keys()
-        assert all(torch.equal(state[k], v) for k, v in queue.state_dict().items())
+        assert equal(state, queue.state_dict())
 
 
 @pytest.mark.parametrize('steps', range(1, 9))
 def test_queue_holds_exactly_the_last_keys(steps):
     "After t steps: the last min(tB, K) keys at their rows, noise elsewhere."
-    keys = F.normalize(seeded(8, 4, 3), dim=2)
+    keys = F.normalize(random_tensor(8, 4, 3), dim=2)
     queue = Queue(12, 3)
     expected = queue.keys.clone()
     for step in range(steps):
@@ -392,9 +393,7 @@ def check_run(processes, r):
             assert a[0] == pytest.approx(b[0], abs=1e-5)
             assert a[1] == pytest.approx(b[1], rel=1e-6)
         assert len(rows) == len(theirs) == r.steps
-        assert state.keys() == other.keys()
-        for k, v in state.items():
-            torch.testing.assert_close(other[k], v, atol=1e-8, rtol=1e-6, msg=lambda text: f"{k}: {text}")
+        close_states(other, state, rtol=1e-6, atol=1e-8)
     return rows
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from helpers import equal, seeded, weights
 import pytest
 import timm
 import torch
@@ -19,13 +20,13 @@ from vit_ssl_lab.training.recipes import METHODS
 
 
 def pictures(n=3, channels=3, size=(33, 65), seed=0):
-    return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, channels, *size, generator=seeded(seed))
 
 
 def alive(model):
     """Away from the special values of initialisation: zero gammas hide whole branches, fresh statistics hide
     the norms."""
-    g = torch.Generator().manual_seed(1)
+    g = seeded(1)
     for p in model.parameters():
         p.data.normal_(std=0.1, generator=g)
     for name, b in model.named_buffers():
@@ -51,7 +52,7 @@ def test_equals_timm_bit_for_bit(name, training):
     pooled = theirs.forward_head(maps)
     assert torch.equal(f.pooled, pooled)
     torch.testing.assert_close(f.patches.mean(1), f.pooled, rtol=1e-5, atol=1e-5)
-    w = torch.randn(f.pooled.shape, generator=torch.Generator().manual_seed(2))
+    w = torch.randn(f.pooled.shape, generator=seeded(2))
     (f.pooled * w).sum().backward()
     (pooled * w).sum().backward()
     for (n, a), b in zip(theirs.named_parameters(), ours.parameters()):
@@ -72,7 +73,7 @@ def test_same_chance_same_weights():
     theirs = timm.create_model('resnet18', num_classes=0)
     torch.manual_seed(0)
     ours = resnet18()
-    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters()))
+    assert equal(theirs.parameters(), ours.parameters())
 
 
 @pytest.mark.parametrize('stem,stride', [('small', 8), ('imagenet', 32)])
@@ -117,11 +118,11 @@ def test_last_norms_and_a_random_encoder(zero):
         return [b.bn2.weight for s in (m.layer1, m.layer2, m.layer3, m.layer4) for b in s]
 
     assert all((w == (0 if zero else 1)).all() for w in last(e))
-    before = {k: v.clone() for k, v in alive(e).state_dict().items()}
+    before = weights(alive(e))
     new = random_encoder_like(e, seed=3)
     assert all((w == (0 if zero else 1)).all() for w in last(new))
     assert not new.training
-    assert all(torch.equal(v, before[k]) for k, v in e.state_dict().items())
+    assert equal(e.state_dict(), before)
     for name, p in new.named_parameters():
         assert not torch.equal(p, before[name]), name
         if p.ndim == 4:
@@ -129,7 +130,7 @@ def test_last_norms_and_a_random_encoder(zero):
     assert (new.bn1.running_mean == 0).all()
     assert (new.bn1.running_var == 1).all()
     again = random_encoder_like(e, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(new.parameters(), again.parameters()))
+    assert equal(new.parameters(), again.parameters())
 
 
 def test_from_timm():
@@ -228,7 +229,7 @@ def test_a_recipe_changes_family(monkeypatch):
     r = replace(r, method_options={})
     a, b = build(r, data), build(r, data)
     assert isinstance(a.encoder, ResNet)
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert equal(a.parameters(), b.parameters())
     h = pretrain(a, data, r, quiet=True, device='cpu')
     assert h.finished
     assert not torch.equal(a.encoder.conv1.weight, b.encoder.conv1.weight)

@@ -2,6 +2,7 @@
 
 import json, multiprocessing, multiprocessing.forkserver, os, random, signal
 from pathlib import Path
+from helpers import equal
 import pytest, torch
 from small_run import child, die_after, die_while_writing, whole
 from vit_ssl_lab.training import checkpoints as ckpt
@@ -97,7 +98,7 @@ def test_finished_run_is_read_back(uninterrupted):
     stored = ckpt.load_checkpoint(uninterrupted)[0]['method']
     assert history.finished
     assert len(history.rows) == RUN['steps']
-    assert all(torch.equal(v, stored[k]) for k, v in method.state_dict().items())
+    assert equal(method.state_dict(), stored)
 
 
 def test_chance_outside_does_not_matter(tmp_path):
@@ -109,4 +110,4 @@ def test_chance_outside_does_not_matter(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(17)
     b, _ = whole(steps=3)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    assert equal(a.state_dict().values(), b.state_dict().values())

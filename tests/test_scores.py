@@ -103,7 +103,7 @@ def test_fashion_recipe_builds_and_steps(method):
 def test_taught_is_stored_once_and_comes_back(tmp_path, monkeypatch):
     monkeypatch.setenv('VIT_SSL_LAB_RESULTS', str(tmp_path))
     monkeypatch.setattr(
-        scores,
+        runs,
         'recipe',
         lambda method, scale: recipe(
             method,

@@ -2,6 +2,7 @@
 from what, bad input."""
 
 import math
+from helpers import gradients, normal
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,7 @@ def make(base='mocov3', depth=DEPTH, dtype=torch.float32, **kw):
 
 
 def two(seed=1, dtype=torch.float32):
-    return list(
-        torch.randn(2, B, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-            dtype
-        )
-    )
+    return list(normal(2, B, 3, 16, 16, seed=seed, dtype=dtype))
 
 
 def stacked(rows, keys):  # (L B, d), (B, d)
@@ -73,9 +70,7 @@ def test_loss_gradient_and_a_step_equal_the_stacked_form(base, dtype):
         sgd = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1)
         loss = form(m, two(dtype=dtype))
         loss.backward()
-        results.append(
-            (loss.detach(), {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
-        )
+        results.append((loss.detach(), gradients(m)))
         sgd.step()
         results[-1] += ({n: p.detach() for n, p in m.named_parameters()},)
     torch.testing.assert_close(results[0], results[1], **close)

@@ -2,6 +2,7 @@
 float64."""
 
 import math
+from helpers import seeded, weights
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,7 @@ from vit_ssl_lab.encoders.vit import ViT
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=seeded(seed)).to(dtype)
 
 
 def tiny(**kw):
@@ -201,7 +202,7 @@ def test_half_precision_is_felt_by_none_of_the_losses():
 def test_the_copy_follows_parameters_and_keeps_its_own_statistics():
     encoder = tiny()
     method = MomentumSiamese(encoder, byol_head(24, 16, 8), default_views(encoder, 'byol'), 0.75, 'constant')
-    start = {k: v.clone() for k, v in method.momentum_projector.state_dict().items()}
+    start = weights(method.momentum_projector)
     with torch.no_grad():
         for p in method.parameters():
             p.add_(1.0)

@@ -6,7 +6,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer_hybrid import ConvStem as TimmConvStem
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
-from vit_ssl_lab.components.masking import random_masking, take
+from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.components.stems import (
     CONV_STEMS,
     ConvStem,
@@ -77,7 +77,7 @@ def test_patchify_visible_equals_timm(channels, size, patch):
     keep = random_masking(3, ours.grid_size, 0.6).keep
     assert torch.equal(ours(x), theirs(x))
     a = ours.visible(x, keep)
-    b = take(theirs(x), keep)
+    b = gather_tokens(theirs(x), keep)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     w = torch.randn_like(a)
     (a * w).sum().backward()
@@ -96,7 +96,7 @@ def test_no_hidden_pixel_reaches_a_visible_token():
         assert seen.float().mean() == 0.5
         y = torch.where(seen, x, torch.full_like(x, float('nan')))
         assert torch.equal(vit.patch_embed.visible(x, keep), vit.patch_embed.visible(y, keep))
-        leak = take(vit.patch_embed(x), keep) - take(vit.patch_embed(torch.where(seen, x, -x)), keep)
+        leak = gather_tokens(vit.patch_embed(x), keep) - gather_tokens(vit.patch_embed(torch.where(seen, x, -x)), keep)
         # without hiding pixels first there is a leak, so this test can see one
         assert leak.abs().max() > 0.01
 
@@ -107,7 +107,7 @@ def test_conv_stem_with_keep_equals_the_gathered_tokens_of_the_masked_picture():
     keep = random_masking(2, (8, 8), 0.5).keep
     x = torch.randn(2, 3, 32, 32)
     t = vit._pos_embed(vit.patch_embed(hide_pixels(x, keep, (8, 8))))
-    t = vit.norm(vit.blocks(torch.cat([t[:, :1], take(t[:, 1:], keep)], 1)))
+    t = vit.norm(vit.blocks(torch.cat([t[:, :1], gather_tokens(t[:, 1:], keep)], 1)))
     torch.testing.assert_close(vit.tokens(x, keep), t, rtol=1e-5, atol=1e-5)
 
 

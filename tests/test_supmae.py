@@ -4,6 +4,7 @@ its formula in float64."""
 import json, math, re, zlib
 from pathlib import Path
 from types import SimpleNamespace
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -32,11 +33,11 @@ def make(num_classes=5, Method=SupMAE, encoder=None, **kw):
 
 
 def pictures(n=6, seed=1):
-    return torch.randn(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, 3, 24, 24, generator=seeded(seed))
 
 
 def noise_of(n=6, seed=2):
-    return torch.rand(n, 36, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(n, 36, generator=seeded(seed))
 
 
 def official_name(ours):

@@ -3,6 +3,7 @@ published, crops of several sizes, bad input."""
 
 import json, math, re
 from pathlib import Path
+from helpers import sine
 import pytest, timm, torch
 from timm.models.swin_transformer import SwinTransformer
 from vit_ssl_lab.data.views import default_views
@@ -15,10 +16,6 @@ from vit_ssl_lab.weights import load_encoder
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'swin_esvit_official.json').read_text())['outputs']
 
 
-def wave(*shape, f=1.0):
-    return torch.sin(f * torch.arange(math.prod(shape), dtype=torch.float64) + 0.3 * f).reshape(shape)
-
-
 @pytest.mark.parametrize('size', GOLDEN)
 def test_features_are_the_official_ones_at_every_size(size):
     "Pad, then roll: also where windows don't divide the grid."
@@ -27,10 +24,10 @@ def test_features_are_the_official_ones_at_every_size(size):
     with torch.no_grad():
         for i, (k, p) in enumerate(sorted(net.named_parameters())):
             p.copy_(
-                0.3 * wave(*p.shape, f=0.7 + 0.013 * i)
+                0.3 * sine(*p.shape, f=0.7 + 0.013 * i)
                 + k.endswith(('norm.weight', 'norm1.weight', 'norm2.weight'))
             )
-        f = net(wave(2, 3, s, s, f=0.37))
+        f = net(sine(2, 3, s, s, f=0.37))
     want = GOLDEN[size]
     torch.testing.assert_close(
         f.pooled.flatten(), torch.tensor(want['pooled']).double(), rtol=1e-5, atol=1e-6

@@ -3,6 +3,7 @@ wrong."""
 
 import json, math, re, sys
 from pathlib import Path
+from helpers import equal, weights
 import numpy as np
 import pytest, torch
 from PIL import Image
@@ -14,14 +15,6 @@ from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt, cli, loop
 from vit_ssl_lab.training.optim import layer_of, lr_at, make_optimizer, param_groups, set_lr
 from vit_ssl_lab.training.recipes import METHODS, RECIPES, Recipe, plan
-
-
-def weights(method):
-    return {k: v.clone() for k, v in method.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- the schedule and the groups

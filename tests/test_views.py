@@ -4,6 +4,7 @@ figures, bad input."""
 import colorsys
 from collections import Counter
 from dataclasses import fields
+from helpers import equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -17,12 +18,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def dice(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def pictures(n=6, channels=3, height=41, width=57, seed=0):
-    return torch.rand(n, channels, height, width, generator=dice(seed))
+    return torch.rand(n, channels, height, width, generator=seeded(seed))
 
 
 def close(a, b, tolerance=TOLERANCE):
@@ -37,7 +34,7 @@ def close(a, b, tolerance=TOLERANCE):
 @pytest.mark.parametrize('size', [(16, 16), (24, 40), (96, 64)])
 def test_crop_equals_torchvision(mode, channels, size):
     x = pictures(channels=channels)
-    boxes = ops.random_resized_crop_params(6, (41, 57), (0.08, 1.0), generator=dice(1))
+    boxes = ops.random_resized_crop_params(6, (41, 57), (0.08, 1.0), generator=seeded(1))
     flip = torch.arange(6) % 2 == 0
     theirs = torch.stack(
         [
@@ -53,8 +50,8 @@ def test_crop_equals_torchvision(mode, channels, size):
 
 def test_views_in_one_pass_equal_one_by_one():
     x = pictures()
-    boxes = ops.random_resized_crop_params((3, 6), (41, 57), generator=dice(2))
-    flip = torch.rand(3, 6, generator=dice(3)) < 0.5
+    boxes = ops.random_resized_crop_params((3, 6), (41, 57), generator=seeded(2))
+    flip = torch.rand(3, 6, generator=seeded(3)) < 0.5
     together = ops.resized_crop(x, boxes, 20, flip)
     for v in range(3):
         close(together[v], ops.resized_crop(x, boxes[v], 20, flip[v]), 1e-6)
@@ -70,7 +67,7 @@ def test_crop_without_antialias_is_plain_linear_interpolation():
 
 
 def test_boxes_follow_torchvisions_distribution():
-    ours = ops.random_resized_crop_params(4000, (60, 80), (0.08, 1.0), generator=dice(0))
+    ours = ops.random_resized_crop_params(4000, (60, 80), (0.08, 1.0), generator=seeded(0))
     torch.manual_seed(0)
     theirs = torch.tensor(
         [
@@ -93,14 +90,16 @@ def test_boxes_follow_torchvisions_distribution():
 
 
 def test_a_box_that_never_fits_becomes_the_middle():
-    boxes = ops.random_resized_crop_params(5, (10, 100), (1.0, 1.0), generator=dice())
+    boxes = ops.random_resized_crop_params(5, (10, 100), (1.0, 1.0), generator=seeded())
     assert boxes.tolist() == [[0, 43, 10, 13]] * 5  # the middle with the widest ratio, 4/3
     assert (
-        ops.random_resized_crop_params(5, (10, 100), (1.0, 1.0), generator=dice(), how='tensorflow').tolist()
+        ops.random_resized_crop_params(
+            5, (10, 100), (1.0, 1.0), generator=seeded(), how='tensorflow'
+        ).tolist()
         == [[0, 0, 10, 100]] * 5
     )
     assert (
-        ops.random_resized_crop_params(5, (10, 100), (1.0, 1.0), (1.0, 1.0), dice(), how='byol')[
+        ops.random_resized_crop_params(5, (10, 100), (1.0, 1.0), (1.0, 1.0), seeded(), how='byol')[
             :, 2:
         ].tolist()
         == [[10, 32]] * 5
@@ -109,7 +108,7 @@ def test_a_box_that_never_fits_becomes_the_middle():
 
 def test_tensorflow_crops_keep_a_tenth_and_prefer_small():
     share = (
-        ops.random_resized_crop_params(20000, (224, 224), (0.08, 1.0), generator=dice(), how='tensorflow')[
+        ops.random_resized_crop_params(20000, (224, 224), (0.08, 1.0), generator=seeded(), how='tensorflow')[
             :, 2:
         ].prod(-1)
         / 224**2
@@ -125,14 +124,14 @@ def test_tensorflow_crops_keep_a_tenth_and_prefer_small():
 @pytest.mark.parametrize('channels', [1, 3])
 def test_factor_operations_equal_torchvision(name, channels):
     x = pictures(channels=channels)
-    factor = torch.rand(6, generator=dice(1)) * 2
+    factor = torch.rand(6, generator=seeded(1)) * 2
     theirs = torch.stack([getattr(tv, f'adjust_{name}')(p, float(f)) for p, f in zip(x, factor)])
     close(getattr(ops, f'adjust_{name}')(x, factor), theirs)
 
 
 def test_hue_equals_torchvision_and_colorsys():
     x = pictures()
-    turn = torch.rand(6, generator=dice(1)) - 0.5
+    turn = torch.rand(6, generator=seeded(1)) - 0.5
     ours = ops.adjust_hue(x, turn)
     close(ours, torch.stack([tv.adjust_hue(p, float(t)) for p, t in zip(x, turn)]))
     h, s, v = colorsys.rgb_to_hsv(*x[0, :, 3, 4].tolist())
@@ -170,7 +169,7 @@ def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, chan
     order = torch.cartesian_prod(*[torch.arange(4)] * 4)
     order = order[(order.sort(1).values == torch.arange(4)).all(1)]  # all 24 orders
     factors = torch.cat(
-        [0.3 + 1.4 * torch.rand(24, 3, generator=dice(1)), torch.rand(24, 1, generator=dice(2)) - 0.5], 1
+        [0.3 + 1.4 * torch.rand(24, 3, generator=seeded(1)), torch.rand(24, 1, generator=seeded(2)) - 0.5], 1
     )
     steps = [
         lambda p, f: ops.adjust_brightness(p, f, add),
@@ -235,7 +234,7 @@ def test_every_preset_makes_its_views_for_grey_and_colour():
     for name in PRESETS:
         for channels in (1, 3):
             images = (pictures(3, channels) * 255).byte()
-            v = views(name, 32, MEAN[:channels], STD[:channels], generator=dice())
+            v = views(name, 32, MEAN[:channels], STD[:channels], generator=seeded())
             out = v(images)
             out = [out] if name == 'mae' else out
             assert len(out) == count[name]
@@ -247,7 +246,7 @@ def test_every_preset_makes_its_views_for_grey_and_colour():
 @pytest.mark.parametrize('name', [n for n in PRESETS if n not in ('mae', 'none')])
 def test_presets_probabilities_and_ranges_come_out(name):
     n = 8000
-    for p, d in zip(PRESETS[name], views(name, 64, MEAN, STD).draw(n, (64, 64), dice(1))):
+    for p, d in zip(PRESETS[name], views(name, 64, MEAN, STD).draw(n, (64, 64), seeded(1))):
         came = dict(
             flip=d.flip,
             grey=d.grey,
@@ -282,8 +281,8 @@ def test_shifted_views_are_windows_of_one_crop():
     x = pictures(6, 3, 60, 60)
     m = 7
     v = views('cmae', 48, MEAN, STD, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, blur=0.0)
-    draws = v.draw(6, (60, 60), dice(5))
-    crop = throw(v.policies[0], 6, (60, 60), dice(5))
+    draws = v.draw(6, (60, 60), seeded(5))
+    crop = throw(v.policies[0], 6, (60, 60), seeded(5))
     assert (v.margin, v.shift) == (m, m - 1)
     assert torch.equal(draws[0].flip, draws[1].flip)
     larger = ops.resized_crop(x, crop.box, 48 + m, crop.flip, 'bicubic')
@@ -307,7 +306,7 @@ def test_shifted_views_are_windows_of_one_crop():
 
 
 def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
-    v = views('cmae', 48, MEAN, STD, generator=dice(7))
+    v = views('cmae', 48, MEAN, STD, generator=seeded(7))
     draws = v.draw(7000, (60, 80))
     step = draws[0].box[:, 2:] / 48
     offset = (draws[1].box - draws[0].box)[:, :2] / step
@@ -365,7 +364,7 @@ def test_view_equals_torchvision_step_by_step():
     "One whole MoCo v2 view, picture by picture, from the kept draw."
     v = views('mocov2', 24, MEAN, STD)
     x = pictures(12)
-    draws = v.draw(12, (41, 57), dice(3))
+    draws = v.draw(12, (41, 57), seeded(3))
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for d, ours in zip(draws, v(x, draws)):
         for i in range(12):
@@ -384,7 +383,7 @@ def test_view_equals_torchvision_step_by_step():
 def test_parts_of_a_batch_change_nothing(monkeypatch):
     v = views('dino', 32, MEAN, STD)
     x = pictures(9)
-    draws = v.draw(9, (41, 57), dice(1))
+    draws = v.draw(9, (41, 57), seeded(1))
     whole = v(x, draws)
     # `vit_ssl_lab.data.views` is the function there, not the module
     monkeypatch.setitem(Views.pixels.__globals__, 'CACHE', 1)
@@ -396,18 +395,18 @@ def test_generator_decides_everything():
     x = pictures()
 
     def run(seed):
-        return views('byol', 32, MEAN, STD, generator=dice(seed))(x)
+        return views('byol', 32, MEAN, STD, generator=seeded(seed))(x)
 
     torch.manual_seed(0)
     a = run(1)
     torch.manual_seed(5)
     b = run(1)
-    assert all(torch.equal(p, q) for p, q in zip(a, b))
+    assert equal(a, b)
     assert not torch.equal(a[0], run(2)[0])
 
 
 def test_each_picture_has_its_own_parameters():
-    d = throw(PRESETS['byol'][0], 64, (64, 64), dice())
+    d = throw(PRESETS['byol'][0], 64, (64, 64), seeded())
     assert len({tuple(b) for b in d.box.tolist()}) > 50
     assert len(set(d.sigma.tolist())) == 64
     assert len({tuple(f) for f in d.factors.tolist()}) > 40

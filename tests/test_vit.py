@@ -2,12 +2,13 @@
 
 import copy
 
+from helpers import seeded
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
-from vit_ssl_lab.components.masking import random_masking, take
+from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.encoders.vit import ENCODERS, ViT, encoder, vit_nano
 
 SIZE = dict(img_size=(32, 48), patch_size=8, embed_dim=48, depth=3, num_heads=3)
@@ -24,7 +25,7 @@ VARIANTS = {
 
 
 def pictures(n=3, channels=3, size=(32, 48), seed=0):
-    return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, channels, *size, generator=seeded(seed))
 
 
 def pair_of(variant, **kw):
@@ -53,10 +54,10 @@ def test_equals_timm_bit_for_bit(variant):
 def test_visible_patches_equal_gathered_tokens_and_gradients(variant):
     theirs, ours = pair_of(variant)
     x = pictures()
-    keep = random_masking(3, (4, 6), 0.75, generator=torch.Generator().manual_seed(0)).keep
+    keep = random_masking(3, (4, 6), 0.75, generator=seeded(0)).keep
     p = ours.num_prefix_tokens
     t = theirs._pos_embed(theirs.patch_embed(x))
-    t = theirs.norm(theirs.blocks(theirs.norm_pre(torch.cat([t[:, :p], take(t[:, p:], keep)], 1))))
+    t = theirs.norm(theirs.blocks(theirs.norm_pre(torch.cat([t[:, :p], gather_tokens(t[:, p:], keep)], 1))))
     f = ours(x, keep)
     torch.testing.assert_close(f.patches, t[:, p:], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(f.pooled, theirs.forward_head(t), rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers import seeded
 import pytest
 import timm
 import torch
@@ -47,7 +48,7 @@ DECODER = dict(
 
 def shaken(model, seed=0):
     "Every parameter random, so that no swapped or forgotten weight can hide."
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g) * 0.2)
@@ -55,7 +56,7 @@ def shaken(model, seed=0):
 
 
 def pictures(size=32, channels=3):
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, channels, size, size, generator=seeded(1))
 
 
 def close(a, b):

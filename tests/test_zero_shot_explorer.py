@@ -2,6 +2,7 @@
 JupyterLab in which typed captions are answered."""
 
 import textwrap
+from helpers import seeded
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_flip import small
 from vit_ssl_lab.explorers import ZeroShotExplorer
 
 CAPTIONS = ['a red bag', 'a blue coat on brick', 'two cats']
-PICTURES = torch.randint(256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PICTURES = torch.randint(256, (5, 3, 24, 24), dtype=torch.uint8, generator=seeded(0))
 
 
 def zero_shot():

@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'as_tuples', 'encoder_family', 'Recipe', 'change', 'Schedule', 'make_schedule']
 
 # %% ../nbs/recipe.ipynb #e4c3f9ca
-import json, math, re
+import json, math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 from . import check
@@ -26,9 +26,9 @@ def as_tuples(
 
 def encoder_family(
     encoder: str,  # "vit_nano", "resnet18", "convnextv2_atto"
-) -> str:  # "vit", "resnet", "convnextv2"
-    "The family of an encoder, which decides what options it takes: the first word of its name."
-    return re.match(r'([a-z]+v2|[a-z]*)', encoder).group()
+) -> str:  # "vit", "resnet", "convnextv"
+    "The family of an encoder, which decides what options it takes: the first word of its name without a number."
+    return encoder.split('_')[0].rstrip('0123456789')
 
 # %% ../nbs/recipe.ipynb #63741844
 SCALES = ('laptop', 'slow', 'gpu', 'paper')

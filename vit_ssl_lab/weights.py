@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from .components.patches import grid_of, pair
+from .components.patches import grid_of, to_pair
 from .components.positions import resample_positions
 from .core import choose, write_whole
 from .encoders import swin
@@ -380,7 +380,7 @@ def arguments(
             )
         size = tuple(side * p for p in stem['patch_size'])
     elif size is not None and n is not None:
-        no_embed_class = prod(grid_of(pair(size), stem['patch_size'])) == n and cls + regs > 0
+        no_embed_class = prod(grid_of(to_pair(size), stem['patch_size'])) == n and cls + regs > 0
     elif size is None:
         raise ValueError("Without positions the weights don't say the picture's size: give img_size=.")
     has = lambda k: f'blocks.0.{k}' in s
@@ -393,7 +393,7 @@ def arguments(
     )
     return dict(
         stem,
-        img_size=tuple(pair(size)) if not isinstance(size, list) else tuple(size),
+        img_size=tuple(to_pair(size)) if not isinstance(size, list) else tuple(size),
         embed_dim=width,
         depth=depth,
         num_heads=heads_of(width, hints.get('num_heads'), 'num_heads', assumed),
@@ -580,7 +580,7 @@ def load_encoder(
     old_grid = encoder.grid
     if img_size is not None:
         (encoder.take_size if isinstance(encoder, (ConvNeXtV2, Swin)) else encoder.set_input_size)(
-            pair(img_size)
+            to_pair(img_size)
         )
     report = Report(ckpt.source, ckpt.layout, assumed=assumed)
     fill(encoder, ckpt.state, report, old_grid)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
-from .masking import take
+from .masking import gather_tokens
 
 # %% ../../nbs/components/05_attention.ipynb #863a459d
 @torch.no_grad()
@@ -169,7 +169,7 @@ def block_in_context(
         return block(x)
     with block.recomputation(x) if hasattr(block, 'recomputation') else nullcontext():
         h = block.norm1(x)
-        x = x + block.drop_path1(block.ls1(attend(block.attn, h, take(h, context))))
+        x = x + block.drop_path1(block.ls1(attend(block.attn, h, gather_tokens(h, context))))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 # %% ../../nbs/components/05_attention.ipynb #c66084a5

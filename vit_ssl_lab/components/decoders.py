@@ -12,7 +12,7 @@ from functools import partial
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from .lean import LeanBlock
-from .masking import take
+from .masking import gather_tokens
 from .norms import own_norms
 from .positions import sincos_nd
 from ..core import choose
@@ -164,4 +164,4 @@ class ConvDecoder(nn.Module):
     ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
         x = self.blocks(x.mT.unflatten(2, self.grid)).flatten(2).mT  # (B, Dd, rows, columns) inside
-        return self.head(x if want is None else take(x, want))
+        return self.head(x if want is None else gather_tokens(x, want))

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .attention import attend
-from .masking import take
+from .masking import gather_tokens
 
 # %% ../../nbs/components/15_lean.ipynb #06ddd4a3
 class LiveBytes(TorchDispatchMode):
@@ -125,5 +125,5 @@ def at(
     "What the block gives at some tokens, without the work for the others."
     with self.recomputation(x):
         h = self.norm1(x)
-        x = take(x, want) + self.drop_path1(self.ls1(attend(self.attn, take(h, want), h)))
+        x = gather_tokens(x, want) + self.drop_path1(self.ls1(attend(self.attn, gather_tokens(h, want), h)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

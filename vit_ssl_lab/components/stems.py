@@ -16,8 +16,8 @@ from einops import rearrange
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from .masking import take
-from .patches import grid_of, mask_to_pixels, pair
+from .masking import gather_tokens
+from .patches import grid_of, mask_to_pixels, to_pair
 
 # %% ../../nbs/components/02_stems.ipynb #d77715db
 class PatchifyStem(PatchEmbed):
@@ -25,7 +25,7 @@ class PatchifyStem(PatchEmbed):
 
     def _init_img_size(self, img_size):
         if img_size is not None:
-            grid_of(pair(img_size), self.patch_size)  # timm would cut the rest off without a word
+            grid_of(to_pair(img_size), self.patch_size)  # timm would cut the rest off without a word
         return super()._init_img_size(img_size)
 
     def visible(
@@ -36,7 +36,7 @@ class PatchifyStem(PatchEmbed):
         "Embed only the patches in `keep`; hidden pixels are never read."
         rows, cols = self.grid_size
         if keep.shape[1] == rows * cols:
-            return take(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
+            return gather_tokens(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
         ph, pw = self.patch_size
         cut = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))  # (B, C, rows, ph, cols, pw), a view
         sample = torch.arange(len(images), device=keep.device)[:, None]
@@ -66,7 +66,7 @@ def plan_for(
     width: int,  # D, the encoder's width
 ) -> StemPlan:  # channels and strides
     "The paper's stem for a patch size and a width. (Early Convolutions, section 4)"
-    ph, pw = pair(patch_size)
+    ph, pw = to_pair(patch_size)
     if ph != pw or ph < 2 or ph & (ph - 1):
         raise ValueError(
             f"A convolutional stem halves the picture again and again, so it has no patch size {ph}x{pw}: choose 4, 8 or 16, or stem='patchify'."
@@ -103,7 +103,7 @@ class ConvStem(nn.Module):
             if channels is None
             else StemPlan(tuple(channels), tuple(strides or (2,) * len(channels)))
         )
-        self.patch_size, self.as_grid = pair(patch_size), output_fmt == 'NHWC'
+        self.patch_size, self.as_grid = to_pair(patch_size), output_fmt == 'NHWC'
         if len(self.plan.channels) != len(self.plan.strides) or {prod(self.plan.strides)} != set(
             self.patch_size
         ):
@@ -142,7 +142,7 @@ class ConvStem(nn.Module):
         keep: Tensor,  # (B, K) int64 indices of the visible patches
     ) -> Tensor:  # (B, K, D), in the order of `keep`
         "Tokens of the visible patches, made from a picture in which hidden pixels are 0."
-        return take(self(hide_pixels(images, keep, self.grid_size)), keep)
+        return gather_tokens(self(hide_pixels(images, keep, self.grid_size)), keep)
 
 # %% ../../nbs/components/02_stems.ipynb #2ffb1e18
 def hide_pixels(
@@ -181,13 +181,13 @@ def set_input_size(
     patch_size: int | tuple | None = None,  # pixels; only the one that it has
 ) -> None:
     "timm's hook for another picture size."
-    if patch_size is not None and pair(patch_size) != self.patch_size:
+    if patch_size is not None and to_pair(patch_size) != self.patch_size:
         raise ValueError(
             f"The patch size of this convolutional stem is {self.patch_size[0]}, the product of its strides: build another stem for {patch_size}."
         )
     if img_size is None:
         return
-    self.img_size, self.grid_size = pair(img_size), grid_of(pair(img_size), self.patch_size)
+    self.img_size, self.grid_size = to_pair(img_size), grid_of(to_pair(img_size), self.patch_size)
     self.num_patches = prod(self.grid_size)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .hog import HISTOGRAM_NORMS, hog, patch_cells, unpatch_cells
 from vit_ssl_lab.components.patches import (
     normalise_patches,
-    pair,
+    to_pair,
     patchify,
     unnormalise_honest,
     unnormalise_leaky,
@@ -77,7 +77,7 @@ class PixelTarget(Target):
     ):
         super().__init__()
         self.patch_size, self.channels, self.normalise, self.error = (
-            pair(patch_size),
+            to_pair(patch_size),
             channels,
             normalise,
             choose(error, ('l2', 'l1'), "error of pixels"),
@@ -124,7 +124,7 @@ class HOGTarget(Target):
     ):
         super().__init__()
         self.patch_size, self.channels, self.cell, self.bins, self.norm, self.scale = (
-            pair(patch_size),
+            to_pair(patch_size),
             channels,
             cell,
             bins,
@@ -187,7 +187,7 @@ class FeatureTarget(Target):
     ):
         super().__init__()
         self.teacher, self.distance = (
-            frozen(teacher, self.name, pair(patch_size), channels),
+            frozen(teacher, self.name, to_pair(patch_size), channels),
             choose(distance, ('cosine', 'mse'), "distance of features"),
         )
         self.width = teacher.width
@@ -235,7 +235,7 @@ class LabelTarget(ClassTarget):
         hard: bool = False,  # only the most likely class
     ):
         super().__init__()
-        self.teacher, self.hard = frozen(teacher, self.name, pair(patch_size), channels), hard
+        self.teacher, self.hard = frozen(teacher, self.name, to_pair(patch_size), channels), hard
         if head is None:
             raise ValueError(
                 "Pseudo-labels need the teacher's own classifier: give head=, which turns (B, N, D) features into logits (Classifier(...).head, for one)."
@@ -267,9 +267,9 @@ class CodeTarget(ClassTarget):
             raise ValueError(
                 "The target 'codes' comes from a trained tokenizer: give tokenizer=, such as components.tokenizer.Tokenizer after fit(images)."
             )
-        if tuple(tokenizer.patch_size) != pair(patch_size):
+        if tuple(tokenizer.patch_size) != to_pair(patch_size):
             raise ValueError(
-                f"The tokenizer has patches of {tokenizer.patch_size[0]} x {tokenizer.patch_size[1]} pixels, the encoder of {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike."
+                f"The tokenizer has patches of {tokenizer.patch_size[0]} x {tokenizer.patch_size[1]} pixels, the encoder of {to_pair(patch_size)[0]} x {to_pair(patch_size)[1]}: both must be alike."
             )
         self.tokenizer, self.width = tokenizer.eval().requires_grad_(False), tokenizer.size
 
@@ -299,9 +299,9 @@ def target_of(
         raise ValueError(
             f"A ready target has its options already: {', '.join(options)} can be given with a name only."
         )
-    theirs = getattr(target, 'patch_size', pair(patch_size))
-    if theirs != pair(patch_size):
+    theirs = getattr(target, 'patch_size', to_pair(patch_size))
+    if theirs != to_pair(patch_size):
         raise ValueError(
-            f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {pair(patch_size)[0]} x {pair(patch_size)[1]}: both must be alike."
+            f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {to_pair(patch_size)[0]} x {to_pair(patch_size)[1]}: both must be alike."
         )
     return target.freeze()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
-from .patches import grid_of, pair, patchify, unpatchify
+from .patches import grid_of, to_pair, patchify, unpatchify
 
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00005
 class Codebook(nn.Module):
@@ -73,7 +73,7 @@ class Tokenizer(nn.Module):
         if size < 2:
             raise ValueError(f"A vocabulary of {size} says nothing: use two codes or more, BEiT has 8192.")
         self.patch_size, self.channels, self.size, self.commitment = (
-            pair(patch_size),
+            to_pair(patch_size),
             channels,
             size,
             commitment,

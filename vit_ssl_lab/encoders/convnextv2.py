@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..components.masking import take
+from ..components.masking import gather_tokens
 from ..components.norms import own_norms, response_norm
-from ..components.patches import grid_of, pair, patchify
+from ..components.patches import grid_of, to_pair, patchify
 from ..core import Features
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #91463d2e
@@ -136,8 +136,8 @@ class ConvNeXtV2(ConvNeXt):
         self.take_size(img_size)
 
     def take_size(self, img_size: int | tuple) -> None:  # pixels
-        self.in_chans, self.img_size = self.stem[0].in_channels, pair(img_size)
-        self.patch_size = pair(self.feature_info[-1]['reduction'])
+        self.in_chans, self.img_size = self.stem[0].in_channels, to_pair(img_size)
+        self.patch_size = to_pair(self.feature_info[-1]['reduction'])
         self.grid = grid_of(self.img_size, self.patch_size)  # (rows, columns)
 
     @property
@@ -169,7 +169,7 @@ class ConvNeXtV2(ConvNeXt):
     ) -> Tensor:  # (B, K, D)
         "The last map at the visible cells, as if there were no others."
         side = self.patch_size[0]
-        x = rearrange(take(patchify(images, side), keep), 'b k (h w c) -> b k h w c', h=side, w=side)
+        x = rearrange(gather_tokens(patchify(images, side), keep), 'b k (h w c) -> b k h w c', h=side, w=side)
         x = channel_norm(self.stem[1], shrink(self.stem[0], x))  # (B, K, s, s, C)
         for stage in self.stages:
             if isinstance(stage.downsample, nn.Sequential):

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
-from ..components.patches import pair
+from ..components.patches import to_pair
 from ..core import Features, choose
 
 # %% ../../nbs/encoders/02_resnet.ipynb #0021a08b
@@ -68,7 +68,7 @@ class ResNet(TimmResNet):
         if stem == 'small':
             for info in self.feature_info:
                 info['reduction'] = max(1, info['reduction'] // 4)
-        self.img_size = pair(img_size)
+        self.img_size = to_pair(img_size)
 
     @property
     def width(self) -> int:
@@ -186,7 +186,7 @@ def from_timm(
             f"Only timm's ResNet can become a ResNet, not {type(model).__name__}: choose a timm name that starts with resnet, or use ViT.from_timm."
         )
     model.__class__ = cls
-    model.img_size = pair(
+    model.img_size = to_pair(
         img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:])
     )
     return model

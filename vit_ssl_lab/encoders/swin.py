@@ -22,7 +22,7 @@ from timm.models.swin_transformer import (
     window_reverse,
 )
 from torch import Tensor, nn
-from ..components.patches import grid_of, pair
+from ..components.patches import grid_of, to_pair
 from ..core import Features
 
 # %% ../../nbs/encoders/04_swin.ipynb #cf3ab5d4
@@ -72,19 +72,19 @@ class Swin(SwinTransformer):
             raise ValueError(
                 f"depths and num_heads have one number a stage each: got {len(depths)} and {len(num_heads)}."
             )
-        rows, cols = grid_of(pair(img_size), pair(patch_size))
+        rows, cols = grid_of(to_pair(img_size), to_pair(patch_size))
         scale = 2 ** (len(depths) - 1)
         if rows % scale or cols % scale:
             raise ValueError(
-                f"{len(depths)} stages halve the grid {len(depths) - 1} times, and {rows} x {cols} patches of {pair(patch_size)[0]} pixels can't be: give a picture whose side is a multiple of {scale * pair(patch_size)[0]}, or fewer stages."
+                f"{len(depths)} stages halve the grid {len(depths) - 1} times, and {rows} x {cols} patches of {to_pair(patch_size)[0]} pixels can't be: give a picture whose side is a multiple of {scale * to_pair(patch_size)[0]}, or fewer stages."
             )
         windows = [(rows // 2**i, cols // 2**i) for i in range(len(depths))]
         for stage, (grid, window) in enumerate(
-            zip(windows, [pair(window_size)] * len(depths) if window_size is not None else [])
+            zip(windows, [to_pair(window_size)] * len(depths) if window_size is not None else [])
         ):
             if any(w < 1 or n > w and n % w for n, w in zip(grid, window)):
                 raise ValueError(
-                    f"Windows of {window[0]} x {window[1]} patches don't fit stage {stage + 1}, {grid[0]} x {grid[1]} patches of a picture of {pair(img_size)[0]} x {pair(img_size)[1]}: choose one that divides, {windows[-1][0]} x {windows[-1][1]} for one, or window_size=None."
+                    f"Windows of {window[0]} x {window[1]} patches don't fit stage {stage + 1}, {grid[0]} x {grid[1]} patches of a picture of {to_pair(img_size)[0]} x {to_pair(img_size)[1]}: choose one that divides, {windows[-1][0]} x {windows[-1][1]} for one, or window_size=None."
                 )
         super().__init__(
             img_size=img_size,
@@ -94,7 +94,7 @@ class Swin(SwinTransformer):
             embed_dim=embed_dim,
             depths=tuple(depths),
             num_heads=tuple(num_heads),
-            window_size=windows[-1] if window_size is None else pair(window_size),
+            window_size=windows[-1] if window_size is None else to_pair(window_size),
             drop_path_rate=drop_path_rate,
             strict_img_size=False,
             **{'norm_layer': partial(nn.LayerNorm, eps=1e-6), **kw},
@@ -310,6 +310,6 @@ def take_size(
     img_size: int | tuple,  # pixels
 ) -> Swin:  # itself
     "Say that pictures have another size: the grid changes, the windows stay, as for a crop."
-    self.check(torch.empty(1, self.in_chans, *pair(img_size)))
-    self.patch_embed.set_input_size(pair(img_size))
+    self.check(torch.empty(1, self.in_chans, *to_pair(img_size)))
+    self.patch_embed.set_input_size(to_pair(img_size))
     return self

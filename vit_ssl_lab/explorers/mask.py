@@ -14,7 +14,7 @@ import torch
 import traitlets as T
 from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
-from ..components.masking import KINDS, mask_from, mask_of
+from ..components.masking import KINDS, mask_from, make_mask
 from ..components.patches import grid_of, mask_to_pixels
 from ..core import Mask, choose, eval_mode
 from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
@@ -78,7 +78,7 @@ class MaskExplorer(Explorer):
             raise ValueError(f"There is no picture {self.picture}; there are 0 to {self.shape[0] - 1}.")
         if self.kind != BY_HAND:
             self.hidden = (
-                mask_of(
+                make_mask(
                     self.kind, 1, tuple(self.grid), self.ratio, generator=Generator().manual_seed(self.seed)
                 )
                 .mask[0]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor, nn
-from ..components.masking import random_masking, take
+from ..components.masking import random_masking, gather_tokens
 from ..components.patches import patchify, unpatchify
 from ..core import Mask, choose, eval_mode
 from .base import Explorer, names_of, pictures_of, rgb_bytes, widget_script
@@ -48,7 +48,7 @@ def shuffle_patches(
             f"Pictures of {H} x {W} pixels don't divide into a grid of {rows} x {cols} patches: resize them first."
         )
     return unpatchify(
-        take(patchify(images, (H // rows, W // cols)), order), (H // rows, W // cols), grid, images.shape[1]
+        gather_tokens(patchify(images, (H // rows, W // cols)), order), (H // rows, W // cols), grid, images.shape[1]
     )
 
 # %% ../../nbs/explorers/10_puzzle.ipynb #43768ac3

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from ..components.clip import LogitScale, clip_loss
 from ..components.losses import feature_std
-from ..components.masking import kept, random_masking
+from ..components.masking import num_visible, random_masking
 from ..core import Mask
 from ..data.views import MAEViews
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
@@ -39,7 +39,7 @@ class FLIP(nn.Module):
                 raise TypeError(
                     f"FLIP needs {', '.join(missing)} of {type(one).__name__}: give an image encoder of vit_ssl_lab.encoders that can leave patches out, and a text encoder of vit_ssl_lab.encoders.text."
                 )
-        kept(math.prod(encoder.grid), mask_ratio)  # refuses a ratio that hides all, or more than there is
+        num_visible(math.prod(encoder.grid), mask_ratio)  # refuses a ratio that hides all, or more than there is
         self.encoder, self.text_encoder, self.mask_ratio = encoder, text_encoder, mask_ratio
         self.image_head, self.text_head = (
             nn.Linear(one.width, dim, bias=False) for one in (encoder, text_encoder)

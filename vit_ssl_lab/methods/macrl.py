@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..components.heads import mlp_head
 from ..components.losses import info_nce, feature_std
 from .base.masked import MaskedAutoencoder
-from ..components.masking import kept
+from ..components.masking import num_visible
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
 from ..components.patches import patchify
 from ..components.queue import Queue
@@ -54,7 +54,7 @@ class MACRL(MaskedAutoencoder):
         | None = None,  # makes a strong and a weak view, and perhaps a third: what view 1 is to be restored to; None: the preset "macrl"
     ):
         super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix)
-        kept(math.prod(self.grid), second_ratio)
+        num_visible(math.prod(self.grid), second_ratio)
         if branches not in (1, 2):
             raise ValueError(f"MACRL fills in one view or both: branches is 1 or 2, not {branches}.")
         if not temperature > 0:

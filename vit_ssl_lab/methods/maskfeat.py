@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from ..components.heads import LinearHead
-from ..components.masking import KINDS, kept, mask_of, noise_shape, take
+from ..components.masking import KINDS, num_visible, make_mask, noise_shape, gather_tokens
 from ..components.reconstruction import Reconstruction, panes
 from ..components.targets import Target, target_of
 from ..core import Mask, choose
@@ -46,7 +46,7 @@ class MaskFeat(nn.Module):
             )
         self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
         self.mask_ratio, self.masking = mask_ratio, choose(masking, KINDS, "kind of masking")
-        kept(math.prod(self.grid), mask_ratio)  # refuses a ratio that hides all or more than there is
+        num_visible(math.prod(self.grid), mask_ratio)  # refuses a ratio that hides all or more than there is
         self.target = target_of(target, self.patch_size, encoder.in_chans, **(target_options or {}))
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
         normed = isinstance(
@@ -78,7 +78,7 @@ class MaskFeat(nn.Module):
                 if self.masking == 'block'
                 else {}
             )
-            mask = mask_of(
+            mask = make_mask(
                 self.masking,
                 len(images),
                 self.grid,
@@ -102,7 +102,7 @@ class MaskFeat(nn.Module):
     ) -> Tensor:  # (B, N or M, target.width)
         "Encode all places, mask tokens in the holes; LayerNorm and one linear layer. (section 3.1)"
         patches = self.encoder.masked(images, mask, self.mask_token).patches  # (B, N, D)
-        return self.head(patches if want is None else take(patches, want))
+        return self.head(patches if want is None else gather_tokens(patches, want))
 
     def forward(
         self,
@@ -115,7 +115,7 @@ class MaskFeat(nn.Module):
         hidden = mask.hidden  # (B, M) indices
         pred = self.predict(views, mask, hidden)  # (B, M, width)
         truth = self.target(views)  # (B, N, width), or (B, N) classes
-        truth = truth.gather(1, hidden) if truth.ndim == 2 else take(truth, hidden)
+        truth = truth.gather(1, hidden) if truth.ndim == 2 else gather_tokens(truth, hidden)
         loss = self.target.cost(pred, truth).sum() / max(1, hidden.numel())
         if not hidden.numel():
             return dict(loss=loss)  # of nothing hidden there is no spread

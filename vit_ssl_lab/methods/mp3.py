@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
 from ..components.heads import PositionHead
-from ..components.masking import kept, random_masking
+from ..components.masking import num_visible, random_masking
 from ..components.patches import patchify
 from ..core import Mask
 from ..data.views import default_views
@@ -56,7 +56,7 @@ class MP3(nn.Module):
                 f"MP3 asks where a patch comes from, and this encoder {leak}; allow_leaks=True lets it pass."
             )
         self.encoder, self.grid, self.mask_ratio = encoder, tuple(encoder.grid), mask_ratio
-        kept(math.prod(self.grid), mask_ratio)  # refuses a ratio that leaves no context
+        num_visible(math.prod(self.grid), mask_ratio)  # refuses a ratio that leaves no context
         self.head = PositionHead(encoder.width, self.grid)
         self.views = default_views(encoder, 'mae') if views is None else views
 

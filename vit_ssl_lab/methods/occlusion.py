@@ -12,7 +12,7 @@ from ..components.decoders import FeatureDecoder, MAEDecoder
 from ..components.heads import mlp_head
 from ..components.losses import info_nce, regression_loss, feature_std
 from .base.masked import MaskedAutoencoder
-from ..components.masking import take
+from ..components.masking import gather_tokens
 from ..components.patches import patchify
 from .base.siamese import refuse_batch_of_one
 from ..components.losses import masked_mse
@@ -144,7 +144,7 @@ class OcclusionInvariance(MaskedAutoencoder):
             loss, accuracy = info_nce(p, z, self.temperature)
             return dict(loss=loss, accuracy=accuracy, std=feature_std(p))
         want = self.compared(mask)  # (B, M)
-        target = self.target(take(patchify(views, self.patch_size), want))
+        target = self.target(gather_tokens(patchify(views, self.patch_size), want))
         each = torch.ones_like(want, dtype=views.dtype)
         if self.similarity == 'pixels':
             return dict(loss=masked_mse(self.predict(views, mask, want), target, each))

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
 from ...components.decoders import MAEDecoder
-from ...components.masking import KINDS, group_members, kept, mask_of, noise_shape, take
+from ...components.masking import KINDS, group_members, num_visible, make_mask, noise_shape, gather_tokens
 from ...components.patches import patchify, unpatchify
 from ...components.reconstruction import Reconstruction, panes
 from ...components.patches import normalise_patches, unnormalise_honest, unnormalise_leaky
@@ -54,7 +54,7 @@ class MaskedAutoencoder(nn.Module):
             choose(masking, KINDS, "kind of masking"),
         )
         self.group = group
-        kept(
+        num_visible(
             len(group_members(self.grid, group)) if masking == 'group' else math.prod(self.grid), mask_ratio
         )  # refuses a ratio that hides all or more than there is, and groups that don't fit
         out = math.prod(self.patch_size) * encoder.in_chans
@@ -89,7 +89,7 @@ class MaskedAutoencoder(nn.Module):
                     f"This mask has {mask.mask.shape[1]} places a picture, and the encoder's grid is {' x '.join(map(str, self.grid))}, one place for every {' x '.join(map(str, self.patch_size))} pixels: make the mask on that grid."
                 )
             return mask.to(images.device)
-        return mask_of(
+        return make_mask(
             self.masking,
             len(images),
             self.grid,
@@ -132,7 +132,7 @@ class MaskedAutoencoder(nn.Module):
         mask: Mask,  # of these pictures
     ) -> Tensor:  # (B, M, ph*pw*C) pixels, in the order of mask.hidden
         "What was taken away."
-        return take(patchify(images, self.patch_size), mask.hidden)
+        return gather_tokens(patchify(images, self.patch_size), mask.hidden)
 
     def target(self, patches: Tensor) -> Tensor:
         "What is regressed: pixels (B, M, ph*pw*C), normalised patch by patch with `norm_pix`. (section 3, reconstruction target)"
