@@ -86,7 +86,7 @@ def data() -> None:
 def emoji() -> None:
     """Emoji of four designers (8 MB): through npm, where it is installed, into the folder that the package
     looks in; without them FLIP's notebook says so and goes on."""
-    paths = "from vit_ssl_lab.data.image_text import DESIGNERS, icon_folders; print(next((1 for f in icon_folders() if all((f / d / 'icons.json').is_file() for d in DESIGNERS.values())), 0)); from vit_ssl_lab.data.datasets import places; print(places()[0]); print(*(f'@iconify-json/{d}' for d in DESIGNERS.values()))"
+    paths = "from vit_ssl_lab.data.image_text import DESIGNERS, icon_folders; print(next((1 for f in icon_folders() if all((f / d / 'icons.json').is_file() for d in DESIGNERS.values())), 0)); from vit_ssl_lab.data.download import search_paths; print(search_paths()[0]); print(*(f'@iconify-json/{d}' for d in DESIGNERS.values()))"
     have, folder, packages = (
         subprocess.run([PYTHON, '-c', paths], capture_output=True, text=True).stdout.strip().splitlines()[-3:]
     )

@@ -1,12 +1,26 @@
 """Write README.md, and its pictures under docs/readme, from index.ipynb as it is stored."""
 
-import re, shutil
+import re
+import shutil
 from pathlib import Path
+
 import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = 'docs/readme'
+NOTE = '<!-- Generated from index.ipynb by scripts/readme.py: edit the notebook. -->\n\n'
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
+
+def plain(output: dict) -> dict:
+    "A stored output as a page without scripts can show it."
+    data = output.get('data', {})
+    if WIDGET in data and 'image/png' not in data:
+        output['data'] = {'text/plain': 'A widget: run the notebook to touch it.'}
+    elif 'text/plain' in data and 'text/html' in data:
+        del data['text/html']  # a table as text reads everywhere
+    return output
 
 
 def readme() -> tuple[str, dict[str, bytes]]:  # the page, and its pictures by file name
@@ -14,32 +28,20 @@ def readme() -> tuple[str, dict[str, bytes]]:  # the page, and its pictures by f
     Hidden cells and `#|` lines are left out; each picture carries its alt text."""
     nb = nbformat.read(ROOT / 'index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide', c.source, re.M)]
-    alts = [
-        o.metadata['image/png']['alt']
-        for c in nb.cells
-        for o in c.get('outputs', [])
-        if 'image/png' in o.get('data', {})
-    ]
+    alts = []
     for cell in nb.cells:
-        if cell.cell_type == 'code':
-            cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-        cell.setdefault('outputs', []) if cell.cell_type == 'code' else None
-        for output in cell.get('outputs', []):
-            if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}):
-                output['data'] = {'text/plain': 'A widget: run the notebook to touch it.'}
-            if 'text/plain' in output.get('data', {}) and 'text/html' in output['data']:
-                del output['data']['text/html']  # a table as text reads everywhere
-    exporter = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(
-        nb, resources={'output_files_dir': FOLDER, 'unique_key': 'tour'}
-    )
-    pictures = resources.get('outputs', {})
+        if cell.cell_type != 'code':
+            continue
+        cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
+        cell.outputs = [plain(output) for output in cell.get('outputs', [])]
+        alts += [o.metadata['image/png']['alt'] for o in cell.outputs if 'image/png' in o.get('data', {})]
+    where = {'output_files_dir': FOLDER, 'unique_key': 'tour'}
+    text, resources = MarkdownExporter().from_notebook_node(nb, resources=where)
     names = iter(alts)
     text = re.sub(r'!\[png\]\(([^)]+)\)', lambda m: f'![{next(names)}]({m.group(1)})', text)
-    note = '<!-- Generated from index.ipynb by scripts/readme.py: edit the notebook. -->\n\n'
-    return note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n', {
-        Path(k).name: v for k, v in pictures.items()
-    }
+    text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+    pictures = {Path(path).name: data for path, data in resources.get('outputs', {}).items()}
+    return NOTE + text, pictures
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""The tour without a browser: run index.ipynb in a real kernel, write _out/tour.html with its pictures, print
-the scores."""
+"""The tour without a browser: run index.ipynb in a real kernel, write _out/tour.html, print the scores."""
 
 import re
 from pathlib import Path
+
 import nbformat
 from nbconvert import HTMLExporter
+
 from vit_ssl_lab.notebook import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,14 +16,15 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     seconds = run_notebook(ROOT / 'index.ipynb', out=OUT / 'tour.ipynb')
     nb = nbformat.read(OUT / 'tour.ipynb', as_version=4)
-    html, _ = HTMLExporter().from_notebook_node(nb)
-    (OUT / 'tour.html').write_text(html, encoding='utf-8')
-    scores = [
-        c for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\| label: scores', c.source, re.M)
-    ]
-    for output in (o for c in scores for o in c.outputs):
-        print(output.get('text') or output['data'].get('text/plain', ''))
-    print(f"The tour took {seconds:.0f} s; its pictures are in {(OUT / 'tour.html').relative_to(ROOT)}.")
+    page, _ = HTMLExporter().from_notebook_node(nb)
+    (OUT / 'tour.html').write_text(page, encoding='utf-8')
+    code = [c for c in nb.cells if c.cell_type == 'code']
+    scores = [c for c in code if re.search(r'^#\| label: scores', c.source, re.M)]
+    for cell in scores:
+        for output in cell.outputs:
+            print(output.get('text') or output['data'].get('text/plain', ''))
+    html = (OUT / 'tour.html').relative_to(ROOT)
+    print(f"The tour took {seconds:.0f} s; its pictures are in {html}.")
 
 
 if __name__ == '__main__':

@@ -62,8 +62,10 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 # --- comparisons
 
 
-def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-5) -> None:
-    "Fail unless |actual - expected| <= atol + rtol * |expected|. Tensors, arrays, nested lists, numbers."
+def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float | None = None) -> None:
+    """Fail unless |actual - expected| <= atol + rtol * |expected|; atol is rtol where it isn't given.
+    Takes tensors, arrays, nested lists and numbers; of one shape, whatever their precision."""
+    atol = rtol if atol is None else atol
     torch.testing.assert_close(_tensor(actual), _tensor(expected), rtol=rtol, atol=atol, check_dtype=False)
 
 

@@ -16,9 +16,9 @@ from vit_ssl_lab.methods.byol import BYOL
 from vit_ssl_lab.training.optim import make_optimizer, param_groups
 
 
-def small(seed: int = 0, enc: dict = {}, **kw) -> BYOL:
+def small(seed: int = 0, enc: dict | None = None, **kw) -> BYOL:
     torch.manual_seed(seed)
-    return BYOL(vit_nano(**SMALL, **enc), **{'hidden': 64, 'dim': 16, **kw})
+    return BYOL(vit_nano(**SMALL, **(enc or {})), **{'hidden': 64, 'dim': 16, **kw})
 
 
 def mlp(a, h, b):

@@ -1,8 +1,10 @@
 """CMAE against the official implementation's stored numbers, MoCo v3's contrast, MAE in the limit, a loop in
 float64; whole runs, two processes, bad input."""
 
-import json, math, zlib
+import json, math
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import close_states, gradients, named_numbers, seeded
 import numpy as np
 import pytest
@@ -115,9 +117,7 @@ def test_official_numbers():
         [p for p in m.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05
     )
 
-    def close(a, b):
-        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-6, atol=1e-8)
-
+    close = partial(helpers.close, rtol=1e-6, atol=1e-8)
     B = GOLDEN['batch']
     seen = {}
     m.predictor.register_forward_hook(lambda module, given, out: seen.update(q=out))

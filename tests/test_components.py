@@ -2,6 +2,8 @@
 independent implementations."""
 
 import itertools, math
+from functools import partial
+import helpers
 from helpers import seeded
 import numpy as np
 import pytest
@@ -48,15 +50,11 @@ from vit_ssl_lab.components.patches import (
     flat_fraction,
     normalise_patches,
     unnormalise_estimated,
-    unnormalise_leaky,
+    unnormalise_true,
 )
 from vit_ssl_lab.components.losses import masked_mse
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-def seeded(seed):
-    return seeded(seed)
 
 
 small = st.integers(1, 5)
@@ -412,9 +410,7 @@ def test_decoder_is_transformers():
     (pred - target).square().mean().backward()
     (reference - target).square().mean().backward()
 
-    def close(x, y):
-        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
-
+    close = partial(helpers.close, rtol=1e-4, atol=1e-6)
     close(a.grad, b.grad)
     close(ours.mask_token.grad, theirs.mask_token.grad)
     for x, y in pairs:
@@ -511,7 +507,7 @@ def test_honest_brightness_by_hand_and_leaky_inverse():
     ones = unnormalise_estimated(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
     assert ones[0, 1, 0].item() == pytest.approx(2**0.5 * (1 + 2 / 2) / 1.5, rel=1e-5)
     torch.testing.assert_close(
-        unnormalise_leaky(normalise_patches(patches)[0], patches), patches, atol=1e-4, rtol=1e-5
+        unnormalise_true(normalise_patches(patches)[0], patches), patches, atol=1e-4, rtol=1e-5
     )
 
 

@@ -1,9 +1,10 @@
 """ConvNeXt V2: GRN against timm's and a sum by hand; the encoder against timm's network, and its visible
 cells against a sparse convolution written site by site; official checkpoints; bad input."""
 
-import argparse, json, zlib
+import argparse, json
 from pathlib import Path
-from helpers import gradients, seeded
+import helpers
+from helpers import sine_state, gradients, seeded
 import numpy as np
 import pytest
 import timm
@@ -24,21 +25,6 @@ GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'fcmae_official.json').r
 D = torch.float64
 
 
-def filled(shapes: dict, dtype=D) -> dict:
-    "A state dict by the formula of the golden file."
-
-    def wave(name, n):
-        return torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
-
-    return {
-        name: (
-            wave(name, int(np.prod(shape))).reshape(shape)
-            + (1.0 if len(shape) == 1 and name.endswith('weight') else 0.0)
-        ).to(dtype)
-        for name, shape in shapes.items()
-    }
-
-
 def pictures(dtype=D) -> torch.Tensor:
     i = np.arange(2 * 3 * 96 * 96)
     return torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(2, 3, 96, 96).to(dtype)
@@ -53,8 +39,8 @@ def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
     return net
 
 
-def close(a, b, eps=1e-9):
-    torch.testing.assert_close(a, b, rtol=eps, atol=eps, check_dtype=False)
+def close(actual, expected, tolerance=1e-9):
+    helpers.close(actual, expected, tolerance)
 
 
 # --- GRN
@@ -390,7 +376,7 @@ def test_layers_are_the_official_ones():
 
 
 def test_the_official_dense_network_comes_in(tmp_path):
-    state = filled(GOLDEN['dense_shapes'])
+    state = sine_state(GOLDEN['dense_shapes'])
     torch.save({'model': state, 'args': argparse.Namespace(input_size=96)}, tmp_path / 'x.pt')
     net, report = load_encoder(tmp_path / 'x.pt', num_classes=5)
     assert report.layout == 'convnextv2'

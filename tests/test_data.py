@@ -9,16 +9,12 @@ import torch
 import torch.nn.functional as F
 import torchvision.datasets as tv
 from PIL import Image
-from vit_ssl_lab.data import DataError, Dataset, Difficulty, Scenes, datasets, load, scenes
-from vit_ssl_lab.data.datasets import (
-    FASHION,
-    PHOTOGRAPHS,
-    atlas,
-    digits,
-    photographs,
-    region,
-    uniform,
-)
+from vit_ssl_lab.data import DataError, Dataset, Difficulty, Scenes, builtin, load, scenes
+from vit_ssl_lab.data.builtin import FASHION_MNIST_CLASSES, digits
+from vit_ssl_lab.data.dataset import statistics
+from vit_ssl_lab.data.download import cache_dir, downloading
+from vit_ssl_lab.data.folders import decode
+from vit_ssl_lab.data.photographs import PHOTOGRAPHS, atlas, photographs, region, uniform
 
 
 @pytest.fixture
@@ -26,16 +22,16 @@ def nowhere(tmp_path, monkeypatch):
     "A machine without data and without a network; returns an empty folder."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.delenv('VIT_SSL_LAB_DATA', raising=False)
-    monkeypatch.setattr(datasets, 'DEBIAN', tmp_path / 'no-debian')
+    monkeypatch.setattr(builtin, 'DEBIAN_FOLDER', tmp_path / 'no-debian')
 
     def refuse(*a, **k):
         raise OSError("no route to the network")
 
     monkeypatch.setattr('urllib.request.urlopen', refuse)
-    datasets._fashion.cache_clear()
+    builtin._fashion_mnist.cache_clear()
     scenes._made.cache_clear()
     yield tmp_path / 'root'
-    datasets._fashion.cache_clear()
+    builtin._fashion_mnist.cache_clear()
     scenes._made.cache_clear()
 
 
@@ -59,7 +55,7 @@ def write_fashion(folder: Path, monkeypatch, packed=True, n=30):
         ):
             (folder / (name + '.gz' * packed)).write_bytes(gzip.compress(idx(a)) if packed else idx(a))
             md5[name] = hashlib.md5(idx(a)).hexdigest()
-    monkeypatch.setattr(datasets, 'FASHION_MD5', md5)
+    monkeypatch.setattr(builtin, 'FASHION_MNIST_MD5', md5)
 
 
 # --- in memory
@@ -92,7 +88,7 @@ def test_subset_is_balanced_and_keeps_the_truths_in_step():
 def test_statistics_agree_with_torch():
     images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=seeded(1))
     x = images.double() / 255
-    mean, std = datasets.statistics(images)
+    mean, std = statistics(images)
     assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-4)
     assert np.allclose(std, x.std((0, 2, 3), correction=0), atol=1e-4)
 
@@ -123,23 +119,23 @@ def test_fashion_mnist_is_found_in_each_place(nowhere, monkeypatch, where, packe
     folder = {
         'root': nowhere / 'FashionMNIST' / 'raw',
         'environment': nowhere / 'env',
-        'cache': datasets.cache_dir() / 'fashion-mnist',
+        'cache': cache_dir() / 'fashion-mnist',
         'debian': nowhere / 'debian',
     }[where]
     if where == 'environment':
         monkeypatch.setenv('VIT_SSL_LAB_DATA', str(folder))
     if where == 'debian':
-        monkeypatch.setattr(datasets, 'DEBIAN', folder)
+        monkeypatch.setattr(builtin, 'DEBIAN_FOLDER', folder)
     write_fashion(folder, monkeypatch, packed)
     d = load('fashion-mnist', root=nowhere if where == 'root' else None)
     assert d.images.shape == (30, 1, 28, 28)
     assert d.labels.tolist() == [i % 10 for i in range(30)]
-    assert d.classes == FASHION
+    assert d.classes == FASHION_MNIST_CLASSES
 
 
 def test_a_damaged_copy_is_named_and_the_next_place_is_used(nowhere, monkeypatch):
     write_fashion(nowhere, monkeypatch)
-    write_fashion(datasets.cache_dir(), monkeypatch)
+    write_fashion(cache_dir(), monkeypatch)
     whole = (nowhere / 'train-images-idx3-ubyte.gz').read_bytes()
     (nowhere / 'train-images-idx3-ubyte.gz').write_bytes(whole[: len(whole) // 2])
     d = load('fashion-mnist', root=nowhere)
@@ -159,7 +155,7 @@ def test_what_can_not_be_had_says_so_and_leaves_nothing(nowhere, name):
     assert '\n' not in said
     assert ('dataset-fashion-mnist' in said) == (name == 'fashion-mnist')
     assert not nowhere.exists()
-    assert not datasets.cache_dir().exists()
+    assert not cache_dir().exists()
     assert socket.getdefaulttimeout() is None
 
 
@@ -167,11 +163,11 @@ def test_an_interrupted_download_leaves_nothing_half_written(tmp_path):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'mine.txt').write_text('stays')
     with pytest.raises(KeyboardInterrupt):
-        with datasets.downloading(tmp_path / 'data') as temp:
+        with downloading(tmp_path / 'data') as temp:
             (temp / 'part').write_bytes(b'x')
             raise KeyboardInterrupt
     assert os.listdir(tmp_path / 'data') == ['mine.txt']
-    with datasets.downloading(tmp_path / 'data') as temp:
+    with downloading(tmp_path / 'data') as temp:
         (temp / 'whole').write_bytes(b'x')
     assert sorted(os.listdir(tmp_path / 'data')) == ['mine.txt', 'whole']
 
@@ -348,7 +344,7 @@ def test_workers_and_batch_size_change_nothing(tree):
 def test_the_centre_crop_is_where_it_should_be(tmp_path):
     ramp = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3))
     Image.fromarray(ramp).save(tmp_path / 'r.png')
-    x = datasets.decode(tmp_path / 'r.png', 50, margin=1.0)[0].float()
+    x = decode(tmp_path / 'r.png', 50, margin=1.0)[0].float()
     assert abs(float(x[25].mean()) - 99.5) < 1
     assert abs(float(x[25, -1] - x[25, 0]) - 98) < 2
 

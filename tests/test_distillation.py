@@ -66,24 +66,22 @@ def test_dino_loss_is_the_official_one():
         assert loss.item() == pytest.approx(row['loss'], rel=1e-10)
 
 
+def region_rows(width, f):
+    "Regions of two large and two small crops, (2, B, N or n, width), as the official code orders them."
+    large, small = sine(B * (2 * N + 2 * n), width, f=f).split([2 * B * N, 2 * B * n])
+    return [large.reshape(2, B, N, width), small.reshape(2, B, n, width)]
+
+
 def test_esvit_loss_is_the_official_one():
     centers = Center(K).double(), Center(K).double()
     for row in GOLDEN['esvit']:
         e, heat = row['epoch'], row['temperature']
 
-        def rows(c, f):
-            return [
-                x.reshape(v, B, m, c)
-                for x, v, m in zip(
-                    sine(B * (2 * N + 2 * n), c, f=f + e).split([2 * B * N, 2 * B * n]), (2, 2), (N, n)
-                )
-            ]
-
         s = sine(CROPS, B, K, f=1.1 + e).requires_grad_()
         t = sine(2, B, K, f=1.7 + e)
-        sr = [x.requires_grad_() for x in rows(K, 2.3)]
+        sr = [x.requires_grad_() for x in region_rows(K, 2.3 + e)]
         tr = sine(2, B, N, K, f=0.9 + e)
-        sf = rows(D, 3.1)
+        sf = region_rows(D, 3.1 + e)
         tf = sine(2, B, N, D, f=2.9 + e)
         p = centers[1](tr, heat)
         region = other_views(torch.cat([region_pairs(x, p, match_regions(f, tf)) for x, f in zip(sr, sf)], 1))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from vit_ssl_lab.core import Features
 from vit_ssl_lab.data import load
-from vit_ssl_lab.data.datasets import Dataset
+from vit_ssl_lab.data.dataset import Dataset
 from vit_ssl_lab.encoders.vit import ViT
 from vit_ssl_lab.evaluation import (
     Classifier,

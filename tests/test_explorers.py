@@ -49,7 +49,7 @@ class Reconstruction(NamedTuple):
     input: Tensor
     masked: Tensor
     prediction: Tensor
-    pasted: Tensor
+    composite: Tensor
     error: Tensor
     mask: Tensor
 

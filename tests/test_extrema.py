@@ -1,8 +1,10 @@
 """ExtreMA against the official implementation's stored numbers, BYOL's formula in float64, timm's class
 attention, naive loops, two processes, and limits."""
 
-import json, math, zlib
+import json
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import named_numbers, seeded
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ B, N, V = 8, 9, 3
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'extrema_official.json').read_text())
 
 
-def small(seed=0, enc: dict = {}, dtype=torch.float32, **kw) -> ExtreMA:
+def small(seed=0, enc: dict | None = None, dtype=torch.float32, **kw) -> ExtreMA:
     torch.manual_seed(seed)
     vit = vit_nano(
         **{
@@ -41,7 +43,7 @@ def small(seed=0, enc: dict = {}, dtype=torch.float32, **kw) -> ExtreMA:
                 positions='sincos',
                 global_pool='class_attention',
             ),
-            **enc,
+            **(enc or {}),
         }
     )
     return ExtreMA(vit, **{**dict(masks=V, mask_ratio=0.7, hidden=32, dim=16), **kw}).to(dtype)
@@ -96,8 +98,7 @@ def test_official_numbers():
     momentum, over three steps."""
     m = golden_model()
 
-    def close(a, b):
-        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=1e-7, atol=1e-9)
+    close = partial(helpers.close, rtol=1e-7, atol=1e-9)
 
     def three(p):
         return (p.norm().item(), p.flatten()[0].item(), p.flatten()[-1].item())
@@ -273,7 +274,7 @@ def test_equals_timms_class_attention():
     for (name, p), q in zip(
         sorted(block.named_parameters()), (q for _, q in sorted(timms.named_parameters()))
     ):
-        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4, msg=lambda t: name + t)
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_patches_never_meet_the_class_token():

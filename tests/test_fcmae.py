@@ -1,9 +1,10 @@
 """FCMAE: the numbers of the official sparse model through the weights door, the loss by hand, what is hidden,
 who learns, bad input."""
 
-import argparse, json, zlib
+import argparse, json
 from pathlib import Path
-from helpers import equal, seeded
+import helpers
+from helpers import sine_state, equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -27,8 +28,8 @@ GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'fcmae_official.json').r
 D = torch.float64
 
 
-def close(a, b, eps=1e-9):
-    torch.testing.assert_close(a, b, rtol=eps, atol=eps, check_dtype=False)
+def close(actual, expected, tolerance=1e-9):
+    helpers.close(actual, expected, tolerance)
 
 
 def tiny(dtype=torch.float32, grn=True, **kw) -> FCMAE:
@@ -47,14 +48,7 @@ def official(name: str) -> str:
 def official_file(folder: Path, norm_pix: bool) -> Path:
     "A checkpoint as the official pre-training writes it, filled by formula."
 
-    def wave(name, n):
-        return torch.tensor(0.1 * np.sin(np.arange(n) * 0.37 + zlib.crc32(name.encode()) % 1000))
-
-    state = {
-        name: wave(name, int(np.prod(shape))).reshape(shape)
-        + (1.0 if len(shape) == 1 and name.endswith('weight') else 0.0)
-        for name, shape in GOLDEN['shapes'].items()
-    }
+    state = sine_state(GOLDEN['shapes'])
     torch.save(
         {
             'model': state,
@@ -260,7 +254,7 @@ def test_reconstruct():
     assert a.input.shape == (2, 3, 24, 24)
     assert a.mask.shape == (2, 9)
     visible = mask_to_pixels(a.mask, 8, (3, 3)).expand(-1, 3, -1, -1) == 0
-    assert torch.equal(a.pasted[visible], a.input[visible])
+    assert torch.equal(a.composite[visible], a.input[visible])
 
 
 def test_other_pairs_of_encoder_and_decoder():

@@ -2,7 +2,9 @@
 what it does not see; the five targets; the tokenizer."""
 
 import json, math
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import seeded
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from vit_ssl_lab.components.targets import (
     PixelTarget,
     TARGETS,
     Target,
-    target_of,
+    make_target,
 )
 from vit_ssl_lab.components.patches import normalise_patches
 from vit_ssl_lab.components.hog import gradient, hog, hog_strokes, patch_cells, unpatch_cells
@@ -48,9 +50,7 @@ def test_official_numbers(case):
     cells = hog(golden_picture(want['height'], want['width']), want['cell'])
     tokens = patch_cells(cells, want['grid'])
 
-    def close(a, b):
-        np.testing.assert_allclose(torch.as_tensor(a).numpy(), b, atol=2e-6)
-
+    close = partial(helpers.close, rtol=1e-7, atol=2e-6)
     assert list(cells.shape) == want['shape']
     assert list(tokens.shape) == want['tokens_shape']
     close(cells[0, 1, :, 2, 3], want['cell_0_1_2_3'])
@@ -186,7 +186,7 @@ def test_every_target_keeps_the_interface(name):
     target.train()
     assert not any(m.training for m in target.modules())
     assert not any(p.requires_grad for p in target.parameters())
-    if target.drawn:
+    if target.has_picture:
         assert target.picture(pred.detach(), x, torch.zeros(2, 24), (4, 6)).shape == x.shape
     else:
         with pytest.raises(ValueError, match='says nothing about pixels'):
@@ -293,9 +293,9 @@ class Nothing(Target):
         (lambda: LabelTarget(8, teacher=vit()), ValueError, 'give head='),
         (lambda: CodeTarget(8), ValueError, 'give tokenizer='),
         (lambda: CodeTarget(8, tokenizer=Tokenizer(4)), ValueError, 'both must be alike'),
-        (lambda: target_of('hogg', 8), ValueError, "Did you mean 'hog'"),
-        (lambda: target_of(PixelTarget(8), 8, bins=3), ValueError, 'with a name only'),
-        (lambda: target_of(PixelTarget(8), 4), ValueError, 'both must be alike'),
+        (lambda: make_target('hogg', 8), ValueError, "Did you mean 'hog'"),
+        (lambda: make_target(PixelTarget(8), 8, bins=3), ValueError, 'with a name only'),
+        (lambda: make_target(PixelTarget(8), 4), ValueError, 'both must be alike'),
         (lambda: Nothing()(None), NotImplementedError, 'does not say what the truth is'),
         (lambda: Tokenizer(8, size=1), ValueError, 'two codes or more'),
         (lambda: Tokenizer(8).encode(torch.rand(1, 1, 32, 32)), ValueError, 'number of channels'),

@@ -2,7 +2,9 @@
 official code gave."""
 
 import json, re, zlib
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import equal, seeded
 import numpy as np
 import pytest
@@ -57,9 +59,7 @@ def test_official_numbers(target):
     pred = model.predict(x, mask)
     latent = model.encoder(x, mask.keep)
 
-    def close(a, b):
-        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=1e-5, rtol=1e-5))
-
+    close = partial(helpers.close, rtol=1e-5, atol=1e-5)
     close(latent.pooled[0, :6], want['latent'])
     close(pred[1, 7, :6], want['pred'])
     close(pred.mean(), want['pred_mean'])
@@ -174,9 +174,7 @@ def test_equals_transformers(norm_pix, dtype, tolerance):
     x = torch.randn(4, 3, 32, 32, generator=g).to(dtype)
     noise = torch.rand(4, 16, generator=g)
 
-    def close(a, b):
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance, check_dtype=False)
-
+    close = partial(helpers.close, rtol=tolerance, atol=tolerance)
     out = p(x, noise=noise)
     mask = model_mask(model, noise)
     close(mask.mask, out.mask)
@@ -257,7 +255,7 @@ def test_reconstruct():
     visible = (a.mask.reshape(2, 6, 6).repeat_interleave(4, 1).repeat_interleave(4, 2) == 0)[
         :, None
     ].expand_as(a.input)
-    assert torch.equal(a.pasted[visible], a.input[visible])
+    assert torch.equal(a.composite[visible], a.input[visible])
     assert a.error[visible[:, 0]].max() == 0
 
 

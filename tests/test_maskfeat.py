@@ -20,13 +20,13 @@ from vit_ssl_lab.methods.maskfeat import MaskFeat
 from vit_ssl_lab.training import build, pretrain, recipe
 
 
-def tiny(target='hog', dtype=torch.float32, encoder={}, **kw):
+def tiny(target='hog', dtype=torch.float32, encoder=None, **kw):
     torch.manual_seed(0)
     options = (
         dict(cell=4) if target == 'hog' and 'target_options' not in kw else kw.pop('target_options', None)
     )
     return MaskFeat(
-        ViT(img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, **encoder),
+        ViT(img_size=(32, 48), patch_size=8, embed_dim=32, depth=2, num_heads=2, **(encoder or {})),
         target,
         options,
         **kw,
@@ -298,7 +298,7 @@ def test_every_target_learns_and_leaves_its_teacher_alone(name):
     assert a.input.shape == (2, 3, 32, 48)
     assert all(0 <= v.min() and v.max() <= 1 for v in a)
     visible = mask_to_pixels(a.mask, 8, (4, 6)).expand_as(a.input) == 0
-    assert torch.equal(a.pasted[visible], a.input[visible])
+    assert torch.equal(a.composite[visible], a.input[visible])
 
 
 def test_recipes_build_and_run():

@@ -1,8 +1,10 @@
 """MoCo against numbers that the official code gave, against lightly's loss on the same queue, and against
 what it must be by its definition."""
 
-import copy, json, math, re, zlib
+import copy, json, math, re
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import named_numbers, seeded, weights
 import numpy as np
 import pytest
@@ -104,9 +106,7 @@ def test_official_numbers(version):
     mlp = version == 'v2'
     model = golden_model(mlp)
 
-    def close(a, b):
-        np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=2e-6, rtol=2e-5)
-
+    close = partial(helpers.close, rtol=2e-5, atol=2e-6)
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], 0.03, momentum=0.9, weight_decay=1e-4
     )

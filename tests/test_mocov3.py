@@ -1,8 +1,10 @@
 """MoCo v3 against the official implementation's stored numbers and its formulas in float64, lightly's heads,
 the official schedules in numbers, and limits."""
 
-import json, math, zlib
+import json, math
+from functools import partial
 from pathlib import Path
+import helpers
 from helpers import equal, gradients, named_numbers, normal, seeded
 import numpy as np
 import pytest
@@ -119,9 +121,7 @@ def test_official_numbers():
     two halves of the official one exchanged."""
     m = make(torch.float64, momentum=0.9, momentum_schedule='constant')
 
-    def close(a, b):
-        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, rtol=2e-5, atol=2e-6))
-
+    close = partial(helpers.close, rtol=2e-5, atol=2e-6)
     for name, p in m.named_parameters():
         if name.endswith('pos_embed'):
             p.data = torch.cat(p.data.chunk(2, -1)[::-1], -1)

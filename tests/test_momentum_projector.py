@@ -117,6 +117,18 @@ def test_chance_and_a_resnet():
     assert all(p.grad is not None for p in r.encoder.parameters() if p.requires_grad)
 
 
+def norms_of_gradients(part):
+    "A list that gets the norm of the gradient at a part's output, once for each forward pass that learns."
+    norms = []
+
+    def on_forward(_, given, out):
+        if out.requires_grad:
+            out.register_hook(lambda grad: norms.append(grad.norm().item()))
+
+    part.register_forward_hook(on_forward)
+    return norms
+
+
 def test_the_gradient_of_each_stage_can_be_watched():
     """What the study of fluctuation reads: one gradient a view at each stage of a ResNet and at the
     projector, none from the slow parts."""
@@ -125,16 +137,10 @@ def test_the_gradient_of_each_stage_can_be_watched():
         m = MomentumProjector(
             resnet_nano(img_size=32, stem='imagenet', zero_init_last=False), where, hidden=16, dim=8
         )
-        found = {i: [] for i in range(5)}
-        for i, part in enumerate([*(getattr(m.encoder, f'layer{k}') for k in range(1, 5)), m.projector]):
-
-            def watch(_, given, out, i=i):
-                if out.requires_grad:
-                    out.register_hook(lambda grad: found[i].append(grad.norm().item()))
-
-            part.register_forward_hook(watch)
+        stages = [getattr(m.encoder, f'layer{k}') for k in range(1, 5)]
+        norms = [norms_of_gradients(part) for part in (*stages, m.projector)]
         m(list(torch.randn(2, B, 3, 32, 32, generator=seeded(2))))['loss'].backward()
-        assert all(len(v) == 2 and min(v) > 0 for v in found.values())
+        assert all(len(row) == 2 and min(row) > 0 for row in norms)
 
 
 @pytest.mark.parametrize(

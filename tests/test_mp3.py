@@ -3,7 +3,7 @@ what the paper's figure says: everyone asks, few answer, no place leaks."""
 
 import json, math, re, sys, zlib
 from pathlib import Path
-from helpers import seeded
+from helpers import close, seeded
 import numpy as np
 import pytest
 import torch
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import nn
-from vit_ssl_lab.components.attention import attend, block_in_context
+from vit_ssl_lab.components.attention import context_attention, block_in_context
 from vit_ssl_lab.components.lean import LeanBlock
 from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.components.patches import patchify, unpatchify
 from vit_ssl_lab.components.positions import grid_steps, sincos_nd, with_positions, without_positions
 from vit_ssl_lab.core import Mask
-from vit_ssl_lab.data.datasets import Dataset
+from vit_ssl_lab.data.dataset import Dataset
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.evaluation import finetune
@@ -25,14 +25,6 @@ from vit_ssl_lab.methods.mp3 import MP3, leaks
 from vit_ssl_lab.training import build, pretrain, recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mp3_vit_pytorch.json').read_text())
-
-
-def close(a, b, tolerance=1e-05):
-    (
-        torch.testing.assert_close(
-            torch.as_tensor(a), torch.as_tensor(b), atol=tolerance, rtol=tolerance, check_dtype=False
-        )
-    )
 
 
 class Golden(nn.Module):
@@ -194,7 +186,7 @@ def test_a_gate_is_used():
     except TypeError:
         pytest.skip("this timm has no gated attention")
     x = torch.randn(2, 10, 24)
-    close(attend(attn, x, x), attn(x))
+    close(context_attention(attn, x, x), attn(x))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +296,7 @@ def test_scalars():
     head = m.head
     # everyone one to the right
     logits = torch.full((1, 36, 36), -9.0).scatter(-1, torch.arange(36).roll(-1)[None, :, None], 9.0)
-    right, away = head.judge(logits)
+    right, away = head.evaluate(logits)
     assert not right.any()
     assert away[0, 0] == 1
     assert away[0, 5] == 6
@@ -451,7 +443,7 @@ def test_identical_patches_cannot_be_told_apart():
     m = nano().eval()
     p = m.locate(torch.full((1, 3, 24, 24), 0.5))
     close(p[0], p[0, :1].expand(36, -1))
-    assert m.head.judge(p)[0].sum() == 1
+    assert m.head.evaluate(p)[0].sum() == 1
 
 
 # --- recipes and training
@@ -532,11 +524,13 @@ class Conv1dStem(Frames):
             'from 0 to 35',
         ),
         (
-            lambda: attend(Block(8, 2).attn, torch.randn(1, 3, 8), torch.randn(1, 0, 8)),
+            lambda: context_attention(Block(8, 2).attn, torch.randn(1, 3, 8), torch.randn(1, 0, 8)),
             'keep one token or more',
         ),
         (
-            lambda: attend(nn.MultiheadAttention(8, 2), torch.randn(1, 3, 8), torch.randn(1, 3, 8)),
+            lambda: context_attention(
+                nn.MultiheadAttention(8, 2), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+            ),
             "timm's Attention",
         ),
         (lambda: with_positions(vit_nano()), 'already'),

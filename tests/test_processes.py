@@ -194,7 +194,7 @@ def check_bn(processes, dims, counts):
     close = dict(atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(torch.cat([a[0] for a in answers]), y.detach(), **close)
     torch.testing.assert_close(torch.cat([a[2] for a in answers]), whole.grad, **close)
-    for _, grads, _, state, evaluated in answers:
+    for _, grads, _, state, _ in answers:
         for a, b in zip(grads, net.parameters()):
             torch.testing.assert_close(a, b.grad, **close)
         torch.testing.assert_close(state, net.state_dict(), **close)

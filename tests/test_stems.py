@@ -13,7 +13,7 @@ from vit_ssl_lab.components.stems import (
     PatchifyStem,
     hide_pixels,
     multiply_adds,
-    plan_for,
+    conv_stem_layout,
     receptive_field,
 )
 from vit_ssl_lab.encoders.vit import encoder, vit_nano
@@ -96,7 +96,9 @@ def test_no_hidden_pixel_reaches_a_visible_token():
         assert seen.float().mean() == 0.5
         y = torch.where(seen, x, torch.full_like(x, float('nan')))
         assert torch.equal(vit.patch_embed.visible(x, keep), vit.patch_embed.visible(y, keep))
-        leak = gather_tokens(vit.patch_embed(x), keep) - gather_tokens(vit.patch_embed(torch.where(seen, x, -x)), keep)
+        leak = gather_tokens(vit.patch_embed(x), keep) - gather_tokens(
+            vit.patch_embed(torch.where(seen, x, -x)), keep
+        )
         # without hiding pixels first there is a leak, so this test can see one
         assert leak.abs().max() > 0.01
 
@@ -160,7 +162,7 @@ def test_bad_stems():
     with pytest.raises(ValueError, match='does not divide'):
         PatchifyStem(30, 8, 1, 16)
     with pytest.raises(ValueError, match='choose 4, 8 or 16'):
-        plan_for(14, 384)
+        conv_stem_layout(14, 384)
     with pytest.raises(ValueError, match='their product'):
         ConvStem(32, 8, 3, 64, (32, 64), (2, 2))
     with pytest.raises(ValueError, match='build another stem'):

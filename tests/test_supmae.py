@@ -2,9 +2,10 @@
 its formula in float64."""
 
 import json, math, re, zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from helpers import seeded
+from helpers import close, seeded
 import numpy as np
 import pytest
 import torch
@@ -72,9 +73,6 @@ def test_official_numbers(target, pool, theirs):
     i = np.arange(6 * 3 * 24 * 24)
     x = torch.tensor(np.sin(i * 0.11) + np.cos(i * 0.013)).reshape(6, 3, 24, 24).float()
     noise = torch.tensor((np.arange(6 * 36) * 0.6180339887) % 1).reshape(6, 36).float()
-
-    def close(a, b, tolerance=1e-05):
-        (np.testing.assert_allclose(torch.as_tensor(a).detach().numpy(), b, atol=tolerance, rtol=tolerance))
 
     mask = random_masking(6, model.grid, 0.75, noise=noise)
     assert mask.mask[0].int().tolist() == want['mask']
@@ -149,13 +147,11 @@ def test_the_formula_in_float64():
     out = m(x, LABELS, noise)
 
     # the cross-entropy itself is in float32
-    def close(a, b):
-        (torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7))
-
-    close(out['loss'], pixels + 0.01 * ce)
-    close(out['labels'].double(), ce.detach())
+    near = partial(close, rtol=1e-6, atol=1e-7)
+    near(out['loss'], pixels + 0.01 * ce)
+    near(out['labels'].double(), ce.detach())
     bias = torch.autograd.grad(out['loss'], m.classifier[3].bias)[0]
-    close(bias, (0.01 / 10 * (p - F.one_hot(LABELS, 5)).mean(0)).detach())
+    near(bias, (0.01 / 10 * (p - F.one_hot(LABELS, 5)).mean(0)).detach())
 
 
 def test_chance_and_the_first_loss():

@@ -4,6 +4,7 @@ figures, bad input."""
 import colorsys
 from collections import Counter
 from dataclasses import fields
+import helpers
 from helpers import equal, seeded
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ def pictures(n=6, channels=3, height=41, width=57, seed=0):
     return torch.rand(n, channels, height, width, generator=seeded(seed))
 
 
-def close(a, b, tolerance=TOLERANCE):
-    assert (a - b).abs().max() < tolerance
+def close(actual, expected, tolerance=TOLERANCE):
+    helpers.close(actual, expected, rtol=0, atol=tolerance)
 
 
 # --- crops

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import seeded
+from helpers import close, seeded
 import pytest
 import timm
 import torch
@@ -57,10 +57,6 @@ def shaken(model, seed=0):
 
 def pictures(size=32, channels=3):
     return torch.randn(2, channels, size, size, generator=seeded(1))
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def our_mae(**kw):
@@ -496,10 +492,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, layout, name):
 
 def test_a_disk_that_is_really_full(tmp_path):
     "The system refuses to let the file grow beyond 64 kB, in the middle of writing."
-    resource = pytest.importorskip('resource')
+    pytest.importorskip('resource')
     code = (
-        "import resource, signal, sys; from vit_ssl_lab.weights import save; from vit_ssl_lab.encoders.vit import vit_nano\n"
-        "model = vit_nano(); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "import resource, signal, sys\n"
+        "from vit_ssl_lab.weights import save\n"
+        "from vit_ssl_lab.encoders.vit import vit_nano\n"
+        "model = vit_nano()\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "for name in sys.argv[1:]:\n"
         "    try: save(model, name); print('saved')\n"
         "    except OSError as e: print(e)\n"

@@ -13,7 +13,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from .lean import LeanBlock
 from .masking import gather_tokens
-from .norms import own_norms
+from .norms import replace_norms
 from .positions import sincos_nd
 from ..core import choose
 
@@ -83,7 +83,7 @@ class MAEDecoder(nn.Module):
         visible: Tensor,  # (B, K, D) encoded visible patches, without CLS
         keep: Tensor | None = None,  # (B, K) their indices; None: all N in raster order
         cls: Tensor | None = None,  # (B, D) encoded CLS token; None: decode without
-        want: Tensor | None = None,  # (B, M) indices of the patches to predict; None: all N in raster order
+        ids_predict: Tensor | None = None,  # (B, M) indices of the patches to predict; None: all N in raster order
     ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
         if cls is not None:
@@ -93,7 +93,7 @@ class MAEDecoder(nn.Module):
         prefix, last = int(cls is not None), self.blocks[-1]
         for block in self.blocks[:-1]:
             x = block(x)
-        x = last(x)[:, prefix:] if want is None else last.at(x, want + prefix)
+        x = last(x)[:, prefix:] if ids_predict is None else last.at(x, ids_predict + prefix)
         return self.head(self.norm(x))
 
 # %% ../../nbs/components/07_decoders.ipynb #e52e41f6
@@ -142,7 +142,7 @@ class ConvDecoder(nn.Module):
             )
         )
         self.head = nn.Linear(decoder_width, out_features)
-        own_norms(self).init_weights()
+        replace_norms(self).init_weights()
 
     def init_weights(self) -> None:
         "Truncated normal 0.02 on matrices and kernels, normal 0.02 on the token. (The released code draws kernels with a deviation of 1, which its comments don't mention.)"
@@ -160,8 +160,8 @@ class ConvDecoder(nn.Module):
         keep: Tensor | None = None,  # (B, K) their indices; None: all N in raster order
         cls: Tensor
         | None = None,  # (B, D) what the encoder pools: a map has no place for it, so it is not used
-        want: Tensor | None = None,  # (B, M) indices of the cells to predict; None: all N in raster order
+        ids_predict: Tensor | None = None,  # (B, M) indices of the cells to predict; None: all N in raster order
     ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)
         x = self.blocks(x.mT.unflatten(2, self.grid)).flatten(2).mT  # (B, Dd, rows, columns) inside
-        return self.head(x if want is None else gather_tokens(x, want))
+        return self.head(x if ids_predict is None else gather_tokens(x, ids_predict))

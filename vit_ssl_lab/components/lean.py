@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from .attention import attend
+from .attention import context_attention
 from .masking import gather_tokens
 
 # %% ../../nbs/components/15_lean.ipynb #06ddd4a3
@@ -120,10 +120,10 @@ class LeanBlock(Block):
 def at(
     self: LeanBlock,
     x: Tensor,  # (B, T, D)
-    want: Tensor,  # (B, K) int64: which tokens
+    ids_predict: Tensor,  # (B, K) int64: which tokens
 ) -> Tensor:  # (B, K, D)
     "What the block gives at some tokens, without the work for the others."
     with self.recomputation(x):
         h = self.norm1(x)
-        x = gather_tokens(x, want) + self.drop_path1(self.ls1(attend(self.attn, gather_tokens(h, want), h)))
+        x = gather_tokens(x, ids_predict) + self.drop_path1(self.ls1(context_attention(self.attn, gather_tokens(h, ids_predict), h)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

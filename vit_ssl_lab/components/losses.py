@@ -13,18 +13,22 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .. import check
 from .processes import gather, rank_offset
+from ..core import renamed
 
 # %% ../../nbs/components/11_losses.ipynb #e8648040
 def l2_normalize(
     z: Tensor,  # (B, d)
 ) -> Tensor:  # (B, d) rows of length 1, at least float32
-    "Directions only."
+    "Each row divided by its length. Raises ValueError for anything but one vector a picture."
     if z.ndim != 2:
         raise ValueError(
-            f"A Siamese loss compares one vector a picture, (B, d), and got {tuple(z.shape)}: pool the patches first."
+            f"A Siamese loss compares one vector a picture, (B, d), and got {tuple(z.shape)}: "
+            "pool the patches first."
         )
-    return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+    z = z if z.dtype == torch.float64 else z.float()
+    return F.normalize(z, dim=1)
 
 
 def cosine_similarity(
@@ -37,55 +41,46 @@ def cosine_similarity(
 
 # %% ../../nbs/components/11_losses.ipynb #10c3edcf
 class ContrastiveOutput(NamedTuple):
-    "What a contrastive loss says."
+    "What a contrastive loss returns."
 
     loss: Tensor  # scalar
-    accuracy: Tensor  # scalar, 0..1: how often the own key is the most similar one; no gradient
+    accuracy: Tensor  # scalar, 0..1: how often the positive key is the most similar one; no gradient
 
 
 def contrastive_cross_entropy(
     logits: Tensor,  # (n, m) cosines
-    label: Tensor,  # (n,) int64, the column of the own key
+    label: Tensor,  # (n,) int64, the column of the positive key
     temperature: float,  # > 0; tau
 ) -> ContrastiveOutput:
-    "Cross-entropy over cosines, and how often it is right."
-    if not temperature > 0:
-        raise ValueError(
-            f"A temperature divides the cosines and must be above 0, not {temperature}: the papers use 0.07 to 1."
-        )
-    return ContrastiveOutput(
-        F.cross_entropy(logits / temperature, label), (logits.detach().argmax(1) == label).float().mean()
-    )
+    "Cross-entropy over cosines, and the share of right answers. Raises ValueError for a temperature of 0 or less."
+    check.temperature(temperature, "the papers use 0.07 to 1")
+    loss = F.cross_entropy(logits / temperature, label)
+    is_right = logits.detach().argmax(1) == label
+    return ContrastiveOutput(loss, is_right.float().mean())
 
 
 def info_nce(
     q: Tensor,  # (B, d) queries
-    k: Tensor,  # (B, d) their keys, row by row; detach them where no gradient should reach them
+    k: Tensor,  # (B, d) their positive keys, row by row; detach them where no gradient should reach them
     temperature: float = 0.2,  # tau
     queue: Tensor
-    | None = None,  # (K, d) unit rows: the only negatives; None: the keys of the other pictures, of all processes
+    | None = None,  # (K, d) unit rows, the only negatives; None: the other keys of all processes
 ) -> ContrastiveOutput:  # loss: mean over the queries
-    "Find the own key among others. (MoCo, equation 1; with keys of the batch: MoCo v3, algorithm 1, without its factor)"
-    if q.shape != k.shape:
-        raise ValueError(
-            f"Each query needs its own key: got queries {tuple(q.shape)} and keys {tuple(k.shape)}."
-        )
+    """Find the positive key among negatives. Raises ValueError for shapes that don't fit.
+    (MoCo, equation 1; with keys of the batch: MoCo v3, algorithm 1, without its factor)"""
+    check.same_shape(q, k, "Each query needs its positive key, row by row")
     if queue is None:
-        return contrastive_cross_entropy(
-            cosine_similarity(q, gather(l2_normalize(k))),
-            torch.arange(len(q), device=q.device) + rank_offset(len(q)),
-            temperature,
-        )
+        keys = gather(l2_normalize(k))  # (whole batch, d)
+        label = torch.arange(len(q), device=q.device) + rank_offset(len(q))
+        return contrastive_cross_entropy(cosine_similarity(q, keys), label, temperature)
     if queue.ndim != 2 or queue.shape[1] != q.shape[1]:
         raise ValueError(
             f"The queue must hold keys of width {q.shape[1]}, (K, {q.shape[1]}), and is {tuple(queue.shape)}."
         )
-    own = (l2_normalize(q) * l2_normalize(k)).sum(1, keepdim=True)  # (B, 1)
-    return contrastive_cross_entropy(
-        torch.cat([own, cosine_similarity(q, queue)], 1),
-        torch.zeros(len(q), dtype=torch.int64, device=q.device),
-        temperature,
-    )
+    positive = (l2_normalize(q) * l2_normalize(k)).sum(1, keepdim=True)  # (B, 1)
+    negative = cosine_similarity(q, queue)  # (B, K)
+    label = torch.zeros(len(q), dtype=torch.int64, device=q.device)  # the positive key is in column 0
+    return contrastive_cross_entropy(torch.cat([positive, negative], 1), label, temperature)
 
 # %% ../../nbs/components/11_losses.ipynb #cf9322f1
 def nt_xent(
@@ -93,33 +88,35 @@ def nt_xent(
     z2: Tensor,  # (B, d) second views, row by row of the same pictures
     temperature: float = 0.1,  # tau
     keys: tuple[Tensor, Tensor]
-    | None = None,  # two (B, d) to be found in place of z1 and z2; detach them where no gradient should reach them
+    | None = None,  # two (B, d) to be found in place of z1 and z2, detached or not
 ) -> ContrastiveOutput:  # loss: mean over the 2B views, half of what the official code reports
-    "Normalised-temperature cross-entropy: each view finds its partner among all other views of all processes, with gradient through both. (SimCLR, equation 1)"
-    if z1.shape != z2.shape:
-        raise ValueError(
-            f"Two views of the same pictures are compared row by row: got {tuple(z1.shape)} and {tuple(z2.shape)}."
-        )
-    (keys1, keys2), mine = (
-        (gather(l2_normalize(k)) for k in keys or (z1, z2)),
-        torch.arange(len(z1), device=z1.device) + rank_offset(len(z1)),
-    )
-    logits = cosine_similarity(torch.cat([z1, z2]), torch.cat([keys1, keys2]))  # (2B, 2 whole batch)
-    self, partner = torch.cat([mine, mine + len(keys1)]), torch.cat([mine + len(keys1), mine])
-    return contrastive_cross_entropy(logits.scatter(1, self[:, None], -torch.inf), partner, temperature)
+    """Normalised-temperature cross-entropy: each view finds the other view of its picture among all other
+    views of all processes, with gradient through both. Raises ValueError for views of unequal shape.
+    (SimCLR, equation 1)"""
+    check.same_shape(z1, z2, "Two views of the same pictures are compared row by row")
+    keys1, keys2 = keys or (z1, z2)
+    keys1 = gather(l2_normalize(keys1))
+    keys2 = gather(l2_normalize(keys2))
+    queries = torch.cat([z1, z2])
+    logits = cosine_similarity(queries, torch.cat([keys1, keys2]))  # (2B, 2 * whole batch)
+
+    first = torch.arange(len(z1), device=z1.device) + rank_offset(len(z1))  # columns of the first views
+    second = first + len(keys1)  # and of the second ones
+    itself = torch.cat([first, second])
+    positive = torch.cat([second, first])
+    logits = logits.scatter(1, itself[:, None], -torch.inf)
+    return contrastive_cross_entropy(logits, positive, temperature)
 
 # %% ../../nbs/components/11_losses.ipynb #3ec138dd
 def negative_cosine(
     p: Tensor,  # (B, d) predictions
     z: Tensor,  # (B, d) targets; detached by the caller where the method says so
 ) -> Tensor:  # scalar, -1 (alike) to 1
-    "Minus the mean cosine, row by row. (SimSiam, equation 1)"
-    if p.shape != z.shape:
-        raise ValueError(
-            f"Predictions and targets are compared row by row: got {tuple(p.shape)} and {tuple(z.shape)}."
-        )
+    "Minus the mean cosine, row by row. Raises ValueError for unequal shapes. (SimSiam, equation 1)"
+    check.same_shape(p, z, "Predictions and targets are compared row by row")
     with torch.autocast(p.device.type, enabled=False):
-        return -(l2_normalize(p) * l2_normalize(z)).sum(1).mean()
+        cosines = (l2_normalize(p) * l2_normalize(z)).sum(1)
+        return -cosines.mean()
 
 
 def regression_loss(
@@ -135,58 +132,76 @@ def alignment_loss(
     z2: Tensor,  # (B, d) second views
     alpha: float = 2.0,  # power of the distance
 ) -> Tensor:  # scalar, 0 (alike) to 4 for alpha 2
-    "Mean distance of the two views on the sphere, to the power alpha. (Wang and Isola 2020, section 4.1)"
-    if z1.shape != z2.shape:
-        raise ValueError(
-            f"Alignment compares two views of the same pictures: got shapes {tuple(z1.shape)} and {tuple(z2.shape)}."
-        )
-    return (l2_normalize(z1) - l2_normalize(z2)).norm(dim=1).pow(alpha).mean()
+    """Mean distance of the two views on the sphere, to the power alpha. Raises ValueError for unequal shapes.
+    (Wang and Isola 2020, section 4.1)"""
+    check.same_shape(z1, z2, "Alignment compares two views of the same pictures")
+    distance = (l2_normalize(z1) - l2_normalize(z2)).norm(dim=1)
+    return distance.pow(alpha).mean()
 
 
 def uniformity_loss(
     z: Tensor,  # (n, d); all pairs are compared
     t: float = 2.0,  # of the Gaussian kernel
-) -> Tensor:  # scalar, 0 (collapsed) down to about -2t (spread)
+) -> Tensor:  # scalar, 0 (collapsed) down to about -2t (evenly distributed)
     "Logarithm of the mean Gaussian kernel over all pairs. (Wang and Isola 2020, section 4.1)"
-    return torch.pdist(l2_normalize(z)).square().mul(-t).logsumexp(0) - math.log(len(z) * (len(z) - 1) / 2)
+    squared_distances = torch.pdist(l2_normalize(z)).square()
+    num_pairs = len(z) * (len(z) - 1) / 2
+    return squared_distances.mul(-t).logsumexp(0) - math.log(num_pairs)
 
 
 @torch.no_grad()
 def feature_std(
     z: Tensor,  # (B, d)
 ) -> Tensor:  # scalar: 1 = directions all over the sphere, 0 = collapsed
-    "Mean over the dimensions of the standard deviation of the unit vectors, times sqrt(d): the paper's sign of collapse. (SimSiam, section 4.1)"
-    return l2_normalize(z).std(0, correction=0).mean() * z.shape[1] ** 0.5
+    """The standard deviation of the unit vectors, mean over the dimensions, times sqrt(d): a monitor of collapse.
+    (SimSiam, section 4.1)"""
+    std = l2_normalize(z).std(0, correction=0)  # (d,)
+    return std.mean() * z.shape[1] ** 0.5
 
 # %% ../../nbs/components/11_losses.ipynb #5ae1ef20
 def masked_error(
-    pred: Tensor,  # (B, N, d)
-    target: Tensor,  # (B, N, d)
-    mask: Tensor,  # (B, N), 1 = hidden
+    pred: Tensor,  # (B, N, d); (B, M, d) of the hidden patches only, without a mask
+    target: Tensor,  # as pred
+    mask: Tensor | None = None,  # (B, N), 1 = hidden; None: every patch that is given counts
     error: Callable[[Tensor], Tensor] = torch.square,  # of each difference
 ) -> Tensor:  # scalar; 0 if nothing is hidden
-    "Mean error over hidden patches only, one ratio over the whole batch."
-    if pred.shape != target.shape or pred.shape[:2] != mask.shape:
+    "Mean error over hidden patches only, one ratio over the whole batch. Raises ValueError where shapes differ."
+    if pred.shape != target.shape or (mask is not None and pred.shape[:2] != mask.shape):
+        got = ', '.join(str(tuple(t.shape)) for t in (pred, target, mask) if t is not None)
         raise ValueError(
-            f"Prediction, target and mask must be (B, N, d), (B, N, d) and (B, N), not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}."
+            f"Prediction, target and mask must be (B, N, d), (B, N, d) and (B, N), or without a mask "
+            f"(B, M, d) and (B, M, d), not {got}."
         )
-    each = error(pred - target).mean(-1)  # (B, N)
-    return (each * mask).sum() / mask.sum().clamp(min=1)
+    each = error(pred - target)
+    if mask is None:
+        return each.mean() if each.numel() else each.sum()  # nothing hidden, nothing to learn; not 0 / 0
+    return (each.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def masked_mse(
-    pred: Tensor,  # (B, N, d)
-    target: Tensor,  # (B, N, d)
-    mask: Tensor,  # (B, N), 1 = hidden
+    pred: Tensor,  # (B, N, d); (B, M, d) of the hidden patches only, without a mask
+    target: Tensor,  # as pred
+    mask: Tensor | None = None,  # (B, N), 1 = hidden; None: every patch that is given counts
 ) -> Tensor:  # scalar; 0 if nothing is hidden
-    "Mean squared error over hidden patches only. MAE, section 3 and `models_mae.py: forward_loss`."
+    "Mean squared error over hidden patches only. (MAE, section 3; `models_mae.py: forward_loss`)"
     return masked_error(pred, target, mask)
 
 
 def masked_l1(
-    pred: Tensor,  # (B, N, d)
-    target: Tensor,  # (B, N, d)
-    mask: Tensor,  # (B, N), 1 = hidden
+    pred: Tensor,  # (B, N, d); (B, M, d) of the hidden patches only, without a mask
+    target: Tensor,  # as pred
+    mask: Tensor | None = None,  # (B, N), 1 = hidden; None: every patch that is given counts
 ) -> Tensor:  # scalar; 0 if nothing is hidden
-    "Mean absolute error over hidden patches only. MACRL, abstract; SimMIM, section 3.4."
+    "Mean absolute error over hidden patches only. (MACRL, abstract; SimMIM, section 3.4)"
     return masked_error(pred, target, mask, torch.abs)
+
+# %% ../../nbs/components/11_losses.ipynb #56637585
+# names of version 0.1
+__getattr__ = renamed(
+    __name__,
+    unit='l2_normalize',
+    cosines='cosine_similarity',
+    Contrast='ContrastiveOutput',
+    classify='contrastive_cross_entropy',
+    spread='feature_std',
+)

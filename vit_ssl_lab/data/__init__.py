@@ -6,7 +6,10 @@
 __all__ = ['DataError', 'Dataset', 'FolderDataset', 'load', 'Difficulty', 'Scenes', 'views']
 
 # %% ../../nbs/data/00_data.ipynb #b84d7420
-from .datasets import DataError, Dataset, FolderDataset, load
+from .dataset import Dataset
+from .download import DataError
+from .folders import FolderDataset
+from .load import load
 from .scenes import Difficulty, Scenes
 from .views import views
 

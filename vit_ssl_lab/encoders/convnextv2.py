@@ -18,7 +18,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..components.masking import gather_tokens
-from ..components.norms import own_norms, response_norm
+from ..components.norms import replace_norms, response_norm
 from ..components.patches import grid_of, to_pair, patchify
 from ..core import Features
 
@@ -132,7 +132,7 @@ class ConvNeXtV2(ConvNeXt):
                 self.stages[i].downsample[1] = nn.Conv2d(dims[i - 1], dims[i], 1)
         for i, info in enumerate(self.feature_info):
             info['reduction'] = min(stem_size * 2**i, patch_size)
-        own_norms(self).init_weights()
+        replace_norms(self).init_weights()
         self.take_size(img_size)
 
     def take_size(self, img_size: int | tuple) -> None:  # pixels
@@ -390,7 +390,7 @@ def from_timm(
     model.__class__ = cls
     gamma = model.stages[0].blocks[0].gamma
     model.scale_at_start = None if gamma is None else 1e-6
-    own_norms(model).take_size(
+    replace_norms(model).take_size(
         img_size or tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 224, 224))[1:])
     )
     return model

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from ..components.patches import patchify
 from ..core import Features
-from ..data.datasets import normalise
+from ..data.operations import normalize
 from ..data.scenes import Scenes
 from ..data.views import Policy, Views
 from .features import Score
@@ -125,7 +125,7 @@ def find_matches(
     encoder.eval()
     try:
         for first, second, flow in zip(*(x.split(batch) for x in warp)):
-            a, b = (encoder(normalise(x.to(home), mean, std)) for x in (first, second))
+            a, b = (encoder(normalize(x.to(home), mean, std)) for x in (first, second))
             same = F.normalize(a.patches.float(), dim=-1) @ F.normalize(b.patches.float(), dim=-1).transpose(
                 1, 2
             )  # (B, N, N)

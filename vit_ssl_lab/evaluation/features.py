@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import Features, choose
-from ..data.datasets import normalise
+from ..data.operations import normalize
 
 # %% ../../nbs/evaluation/01_features.ipynb #d2b31008
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def extract(
     try:
         for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
             images = images.to(device)
-            x = normalise(images, data.mean, data.std) if views is None else views(images)
+            x = normalize(images, data.mean, data.std) if views is None else views(images)
             X.append(pick(encoder(x)).float().cpu())
             y.append(labels.cpu())
     finally:

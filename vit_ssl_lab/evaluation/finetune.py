@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..components.heads import LinearHead
-from ..data.datasets import normalise
+from ..data.operations import normalize
 from .features import Score, random_encoder_like
 from ..training.optim import lr_at, make_optimizer, param_groups, set_lr
 
@@ -105,7 +105,7 @@ def train_classifier(
     while step < steps:
         for images, labels, _ in train.batches(min(batch_size, len(train)), generator=order):
             images, labels = images.to(device), labels.to(device)
-            x = normalise(images, train.mean, train.std) if views is None else views(images)
+            x = normalize(images, train.mean, train.std) if views is None else views(images)
             loss = F.cross_entropy(model(x), labels, label_smoothing=label_smoothing)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -137,7 +137,7 @@ def accuracy(
     device, right, n = torch.device(device or next(model.parameters()).device), 0, 0
     model.eval()
     for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
-        x = normalise(images.to(device), data.mean, data.std)
+        x = normalize(images.to(device), data.mean, data.std)
         right += (model(x).argmax(1) == labels.to(device)).sum().item()
         n += len(labels)
     return 100 * right / n

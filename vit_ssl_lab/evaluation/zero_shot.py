@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from ..core import choose
-from ..data.datasets import normalise
+from ..data.operations import normalize
 from ..data.image_text import captions_of
 from ..data.scenes import TINTS
 from .features import Score
@@ -35,7 +35,7 @@ def encode_images(
     try:
         rows = []
         for images, _, _ in data.batches(batch_size, shuffle=False, drop_last=False):
-            x = normalise(images.to(device), data.mean, data.std)
+            x = normalize(images.to(device), data.mean, data.std)
             rows.append(
                 F.normalize(
                     method.embed_images(x, None if keep is None else keep(len(x)).to(device)).float(), dim=1

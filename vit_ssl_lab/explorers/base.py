@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 from ..core import renamed
-from ..data.datasets import normalise
+from ..data.operations import normalize
 from ..show import to_picture
 
 # %% ../../nbs/explorers/01_base.ipynb #44b924cc
@@ -98,7 +98,7 @@ def normalizer(
         mean = images.mean if is_dataset else (0.5,)
     if std is None:
         std = images.std if is_dataset else (0.5,)
-    return partial(normalise, mean=mean, std=std)
+    return partial(normalize, mean=mean, std=std)
 
 # %% ../../nbs/explorers/01_base.ipynb #5b641e6f
 class Explorer(anywidget.AnyWidget):

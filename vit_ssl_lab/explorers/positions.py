@@ -11,10 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import traitlets as T
+from fastcore.basics import patch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from ..components.positions import position_similarity
-from .base import Explorer, widget_script
+from .base import Explorer, draw_marker, widget_script
 
 # %% ../../nbs/explorers/04_positions.ipynb #1d7baf7a
 def cosine_bytes(
@@ -29,19 +31,23 @@ def table_of(
     grid: tuple[int, int] | None = None,  # (rows, columns); None: the encoder's
     prefix: int | None = None,  # rows before the patches; None: what the grid leaves over
 ) -> tuple[Tensor, tuple[int, int], int]:  # table, grid, prefix
-    "Find the position table and how it is laid out."
+    "The position table and how it is laid out. Raises ValueError where there is no table or no grid."
     table = source if isinstance(source, Tensor) else getattr(source, 'pos_embed', None)
     if table is None:
         raise ValueError(
-            f"{type(source).__name__} has no table of positions (`pos_embed`): give a table (1, N, D) and its grid."
+            f"{type(source).__name__} has no table of positions (`pos_embed`): "
+            "give a table (1, N, D) and its grid."
         )
     grid = grid or getattr(source, 'grid', None)
     if grid is None:
         raise ValueError(
-            f"A table of shape {tuple(table.shape)} does not say its rows and columns: give grid=(rows, columns)."
+            f"A table of shape {tuple(table.shape)} does not say its rows and columns: "
+            "give grid=(rows, columns)."
         )
-    rest = table.shape[-2] - grid[0] * grid[1]
-    return table, tuple(grid), rest if prefix is None and rest >= 0 else prefix or 0
+    rows, cols = grid
+    if prefix is None:
+        prefix = max(table.shape[-2] - rows * cols, 0)
+    return table, (rows, cols), prefix
 
 # %% ../../nbs/explorers/04_positions.ipynb #328cb7f5
 class PositionExplorer(Explorer):
@@ -64,15 +70,14 @@ class PositionExplorer(Explorer):
     ):
         sources = source if isinstance(source, dict) else {'position embedding': source}
         found = [table_of(s, grid, prefix) for s in sources.values()]
-        grids = {g for _, g, _ in found}
+        grids = {table_grid for _, table_grid, _ in found}
         if len(grids) != 1:
             raise ValueError(
-                f"Tables beside each other have one grid; these have {', '.join(map(str, grids))}: resample them, or show them one by one."
+                f"Tables beside each other have one grid; these have {', '.join(map(str, grids))}: "
+                "resample them, or show them one by one."
             )
-        self.cosines, (rows, cols) = (
-            torch.stack([position_similarity(t, g, p).float().cpu() for t, g, p in found]),
-            grids.pop(),
-        )
+        rows, cols = grids.pop()
+        self.cosines = torch.stack([position_similarity(*table).float().cpu() for table in found])
         middle = rows // 2 * cols + cols // 2
         super().__init__(
             tables=list(sources),
@@ -81,32 +86,40 @@ class PositionExplorer(Explorer):
             similarity=cosine_bytes(self.cosines),
         )
 
-    def figure(self) -> Figure:
-        "The chosen position's similarities, and every position's."
-        (rows, cols), maps = self.grid, self.cosines[self.table].numpy()
-        fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.2), layout='constrained')
-        image = left.imshow(
-            maps[self.query].reshape(rows, cols),
-            vmin=-1,
-            vmax=1,
-            cmap='RdBu_r',
-            extent=(0.5, cols + 0.5, rows + 0.5, 0.5),
-        )  # counted from 1
-        left.plot(self.query % cols + 1, self.query // cols + 1, 's', mfc='none', mec='#e69f00', mew=2, ms=12)
-        left.set(
-            xlabel='column',
-            ylabel='row',
-            title=f'similarity with row {self.query // cols + 1}, column {self.query % cols + 1}',
-        )
-        left.grid(False)
-        left.locator_params(integer=True)
-        tiles = np.full((rows * (rows + 1), cols * (cols + 1)), np.nan)  # one cell of gap between tiles
-        for q in range(rows * cols):
-            tiles[q // cols * (rows + 1) :, q % cols * (cols + 1) :][:rows, :cols] = maps[q].reshape(
-                rows, cols
-            )
-        right.imshow(tiles, vmin=-1, vmax=1, cmap='RdBu_r')
-        right.axis('off')
-        right.set_title(f'{self.tables[self.table]}: all positions')
-        fig.colorbar(image, ax=[left, right], label='cosine')
-        return fig
+# %% ../../nbs/explorers/04_positions.ipynb #de7c6831
+def _draw_similarity(ax: Axes, similarity: np.ndarray, query: int) -> Any:
+    "The similarities (rows, columns) of one position; returns the image, for a colour bar."
+    rows, cols = similarity.shape
+    row, col = divmod(query, cols)
+    from_one = (0.5, cols + 0.5, rows + 0.5, 0.5)  # rows and columns are counted from 1
+    image = ax.imshow(similarity, vmin=-1, vmax=1, cmap='RdBu_r', extent=from_one)
+    draw_marker(ax, col + 1, row + 1, size=12)
+    ax.set(xlabel='column', ylabel='row', title=f'similarity with row {row + 1}, column {col + 1}')
+    ax.grid(False)
+    ax.locator_params(integer=True)
+    return image
+
+
+def _tiles(maps: np.ndarray) -> np.ndarray:
+    "All maps (rows, columns, rows, columns) as one picture, with one cell of gap between tiles."
+    rows, cols = maps.shape[:2]
+    tiles = np.full((rows * (rows + 1), cols * (cols + 1)), np.nan)
+    for row in range(rows):
+        for col in range(cols):
+            top, left = row * (rows + 1), col * (cols + 1)
+            tiles[top : top + rows, left : left + cols] = maps[row, col]
+    return tiles
+
+
+@patch
+def figure(self: PositionExplorer) -> Figure:
+    "The chosen position's similarities, and every position's."
+    rows, cols = self.grid
+    maps = self.cosines[self.table].numpy().reshape(rows, cols, rows, cols)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.2), layout='constrained')
+    image = _draw_similarity(left, maps[divmod(self.query, cols)], self.query)
+    right.imshow(_tiles(maps), vmin=-1, vmax=1, cmap='RdBu_r')
+    right.axis('off')
+    right.set_title(f'{self.tables[self.table]}: all positions')
+    fig.colorbar(image, ax=[left, right], label='cosine')
+    return fig
