@@ -16,11 +16,10 @@ from vit_ssl_lab.evaluation import describe_health, extract, knn, linear_probe, 
 from vit_ssl_lab.evaluation.features import RawPixels
 from vit_ssl_lab.results import load_result, results_dir, save_result
 from vit_ssl_lab.training import build, pretrain, recipe
-from vit_ssl_lab.training.loop import asks_for
-from vit_ssl_lab.training.recipes import METHODS, method_class
+from vit_ssl_lab.training.build import method_class, method_names
 
 NAME = 'fair_benchmark'
-ROWS = tuple(METHODS)  # a new method joins there
+ROWS = tuple(method_names())  # a new method joins there
 BASELINES = ('raw pixels', 'random encoder')
 # the same for every row
 SEEDS = (0, 1, 2)
@@ -58,7 +57,7 @@ OWN_ENCODER = {  # what a method can't do without; the rest is the common encode
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
     base = replace(
-        recipe(row, 'laptop'), **OPTIONS, **({} if asks_for(method_class(row), 'noise') else VIEWS)
+        recipe(row, 'laptop'), **OPTIONS, **({} if 'noise' in method_class(row).needs else VIEWS)
     )
     return replace(
         base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed

@@ -50,15 +50,15 @@ def die_while_writing(write: int):
 def die_after(steps: int, more: float):
     """SIGKILL, from a clock that knows nothing of the run, some steps after the start and `more` times the
     length of a step later."""
-    true, times = loop.Run.update, []
+    true, times = loop.update, []
 
-    def update(self, step):
+    def update(run, step):
         times.append(time.monotonic())
         if len(times) == steps:
             threading.Timer(more * (times[-1] - times[-2]), os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return true(self, step)
+        return true(run, step)
 
-    loop.Run.update = update
+    loop.update = update
 
 
 def child(out, changes, death=None, *when):

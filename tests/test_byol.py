@@ -272,7 +272,7 @@ def test_views_and_resnet_by_the_same_class():
 
 
 def test_recipe():
-    from vit_ssl_lab.training.recipes import recipe
+    from vit_ssl_lab.training.build import recipe
 
     r = recipe('byol', 'paper')
     assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (

@@ -495,7 +495,7 @@ def test_the_loss_is_one_ratio_over_the_batch():
     assert masked_mse(pred, target, 0 * mask).item() == 0
 
 
-def test_honest_brightness_by_hand_and_leaky_inverse():
+def test_estimated_brightness_by_hand_and_the_inverse_of_true_statistics():
     # 2 x 2; means 1, 9, 5, 70; hide the second and the last
     patches = torch.tensor([[[0.0, 2.0], [9.0, 9.0], [3.0, 7.0], [50.0, 90.0]]])
     mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
@@ -627,7 +627,7 @@ def refusals():
             lambda: masked_mse(patches, patches, mask[:, :3]),
             'must be (B, N, d), (B, N, d) and (B, N)',
         ),
-        'nothing to be honest with': (
+        'nothing to estimate from': (
             lambda: unnormalise_estimated(patches, patches, torch.ones(1, 4), (2, 2)),
             'leave at least one visible',
         ),

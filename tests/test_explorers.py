@@ -55,7 +55,7 @@ class Reconstruction(NamedTuple):
 
 
 class Method(nn.Module):
-    "Paints hidden patches in the mean of the visible ones; 'leaky' knows them."
+    "Paints hidden patches in the mean of the visible ones; 'true' knows them."
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class Method(nn.Module):
         self.calls = 0
         self.broken = False
 
-    def reconstruct(self, images, mask=None, generator=None, pixels='honest'):
+    def reconstruct(self, images, mask=None, generator=None, pixels='estimated'):
         self.calls += 1
         assert not self.training
         assert mask is not None
@@ -73,7 +73,7 @@ class Method(nn.Module):
         x = images.float() / 255
         hidden = mask_to_pixels(mask.mask, 8, (x.shape[2] // 8, x.shape[3] // 8))
         mean = (x * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
-        guess = x.clone() if pixels == 'leaky' else mean.expand_as(x)
+        guess = x.clone() if pixels == 'true' else mean.expand_as(x)
         pasted = x * (1 - hidden) + guess * hidden
         return Reconstruction(x, x * (1 - hidden), guess, pasted, (pasted - x).abs().mean(1), mask.mask)
 
@@ -317,13 +317,13 @@ def test_a_message_costs_one_reconstruction():
     assert explorer.method.calls == 1
     explorer.set_state({'hidden': bytes([1, 0] * 12), 'kind': 'by hand'})
     assert explorer.method.calls == 1 + 1
-    explorer.set_state({'pixels': 'leaky'})
+    explorer.set_state({'pixels': 'true'})
     assert explorer.method.calls == 3
 
 
 def test_results_are_the_method_s():
     explorer = reconstruction()
-    r = explorer.reconstruction(0, 'honest')
+    r = explorer.reconstruction(0, 'estimated')
     size = 32 * 48
     data = torch.tensor(list(explorer.results))
     prediction = data[: 3 * size].view(32, 48, 3).permute(2, 0, 1) / 255
@@ -335,7 +335,7 @@ def test_results_are_the_method_s():
     assert explorer.mse == pytest.approx(
         float((r.prediction - r.input)[0][:, hidden].square().mean()), rel=1e-5
     )
-    explorer.pixels = 'leaky'
+    explorer.pixels = 'true'
     assert explorer.mse == 0
 
 
@@ -344,9 +344,9 @@ def test_stored_answers_of_a_reconstruction():
     state = state_of(explorer.to_html())
     assert state['keys'] == ['picture', 'pixels']
     assert len(state['answers']) == 4 * 2
-    assert raw(state['answers']['[0,"honest"]']['results']) == explorer.results
+    assert raw(state['answers']['[0,"estimated"]']['results']) == explorer.results
     assert explorer.picture == 0
-    assert explorer.pixels == 'honest'
+    assert explorer.pixels == 'estimated'
 
 
 def test_the_method_keeps_its_mode():

@@ -93,9 +93,9 @@ def test_reconstruction_keeps_its_stored_state(open_page):
     assert page.locator('[data-trait=kind] button').first.is_disabled()
     assert 'no Python' in page.locator('.vsl-note').last.inner_text()
     assert page.locator('canvas.vsl-live').count() == 5
-    assert f'{explorer.mse:.4f} (honest' in status(page)
-    page.locator('[data-trait=pixels] [data-value=leaky]').click()
-    says(page, '0.0000 (leaky')
+    assert f'{explorer.mse:.4f} (estimated' in status(page)
+    page.locator('[data-trait=pixels] [data-value=true]').click()
+    says(page, '0.0000 (true')
     page.locator('[data-trait=picture] button').nth(2).click()
     canvas = page.locator('canvas.vsl-mask')
     before = canvas.get_attribute('data-hidden')

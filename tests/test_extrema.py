@@ -24,7 +24,7 @@ from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.evaluation import Classifier, random_encoder_like
 from vit_ssl_lab.methods.extrema import ExtreMA
 from vit_ssl_lab.training.optim import param_groups
-from vit_ssl_lab.training.recipes import build, recipe
+from vit_ssl_lab.training.build import build, recipe
 from vit_ssl_lab.weights import load_encoder, save
 
 B, N, V = 8, 9, 3

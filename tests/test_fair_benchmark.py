@@ -6,7 +6,7 @@ import pytest
 from pathlib import Path
 from benchmarks import fair
 from vit_ssl_lab.results import load_result
-from vit_ssl_lab.training.recipes import METHODS
+from vit_ssl_lab.training.build import method_names
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = load_result('fair_benchmark')
@@ -24,7 +24,7 @@ def stored_table() -> dict[str, list[str]]:
 
 def test_every_row_has_its_runs():
     assert STORED['setting'] == fair.setting()
-    assert set(RUNS) == {*METHODS, *fair.BASELINES}
+    assert set(RUNS) == {*method_names(), *fair.BASELINES}
     for row in fair.ROWS:
         assert [t['factor'] for t in RUNS[row]['trials']] == pytest.approx(list(fair.FACTORS))
         assert set(RUNS[row]['seeds']) == {str(s) for s in fair.SEEDS}

@@ -24,7 +24,7 @@ from vit_ssl_lab.methods.flip import FLIP
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training.loop import load_run
-from vit_ssl_lab.training.recipes import change
+from vit_ssl_lab.recipe import change
 
 WORDS = [
     'a red bag',

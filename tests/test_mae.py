@@ -18,7 +18,7 @@ from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.data import load
 from vit_ssl_lab.methods.mae import MAE
 from vit_ssl_lab.training import build, pretrain
-from vit_ssl_lab.training.recipes import Recipe
+from vit_ssl_lab.recipe import Recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mae_official.json').read_text())
 
@@ -259,16 +259,16 @@ def test_reconstruct():
     assert a.error[visible[:, 0]].max() == 0
 
 
-def test_honest_knows_nothing_of_hidden_patches():
-    "Changing the brightness of hidden patches changes a leaky reconstruction, never an honest one."
+def test_estimated_statistics_know_nothing_of_hidden_patches():
+    "Changing the brightness of hidden patches changes a reconstruction with true statistics, never one with estimated ones."
     m = nano(views=MAEViews(24, (0.5,) * 3, (0.25,) * 3)).eval()
     x = torch.rand(1, 3, 24, 24, generator=seeded(0)) * 0.4 + 0.1
     mask = model_mask(m, torch.rand(1, 36, generator=seeded(1)))
     brighter = x + 0.4 * mask.mask.reshape(1, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    honest = [m.reconstruct(v, mask).prediction for v in (x, brighter)]
-    leaky = [m.reconstruct(v, mask, pixels='leaky').prediction for v in (x, brighter)]
-    torch.testing.assert_close(*honest, atol=1e-5, rtol=0)
-    assert (leaky[1] - leaky[0]).mean() > 0.05
+    estimated = [m.reconstruct(v, mask).prediction for v in (x, brighter)]
+    true = [m.reconstruct(v, mask, pixels='true').prediction for v in (x, brighter)]
+    torch.testing.assert_close(*estimated, atol=1e-5, rtol=0)
+    assert (true[1] - true[0]).mean() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_honest_knows_nothing_of_hidden_patches():
         (lambda: nano()(torch.randn(2, 1, 24, 24)), r'takes float pictures \(B, 3, 24, 24\)'),
         (lambda: nano()(torch.randn(2, 3, 32, 32)), 'resize'),
         (lambda: nano()(torch.randn(2, 3, 24, 24), noise=torch.rand(2, 9)), r'\(2, 36\)'),
-        (lambda: nano().reconstruct(torch.rand(1, 3, 24, 24), pixels='lucky'), "Did you mean 'leaky'"),
+        (lambda: nano().reconstruct(torch.rand(1, 3, 24, 24), pixels='truth'), "Did you mean 'true'"),
         (lambda: MAE(nn.Identity()), 'ViT.from_timm'),
         (lambda: vit_nano(img_size=30, patch_size=4), 'patch'),
         (

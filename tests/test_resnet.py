@@ -16,7 +16,7 @@ from vit_ssl_lab.encoders import ENCODERS, convnextv2, encoder, resnet, swin, vi
 from vit_ssl_lab.encoders.resnet import ResNet, resnet18, resnet50, resnet_nano
 from vit_ssl_lab.evaluation import random_encoder_like, score_table
 from vit_ssl_lab.training import build, pretrain, recipe
-from vit_ssl_lab.training.recipes import METHODS
+from vit_ssl_lab.methods import mae
 
 
 def pictures(n=3, channels=3, size=(33, 65), seed=0):
@@ -221,7 +221,7 @@ class Plain(torch.nn.Module):
 def test_a_recipe_changes_family(monkeypatch):
     """The ViT's options and patches stay behind, and a ViT of another size keeps them; the weights are drawn
     from the seed."""
-    monkeypatch.setitem(METHODS, 'mae', f'{__name__}:Plain')
+    monkeypatch.setattr(mae, 'METHOD', Plain)
     data = load('digits')
     r = recipe('mae', 'laptop', encoder='resnet_nano', data='digits', img_size=8, steps=2, batch_size=16)
     assert r.encoder_options == {}

@@ -204,7 +204,7 @@ def test_it_learns_to_find_the_partner():
 
 
 def test_recipe():
-    from vit_ssl_lab.training.recipes import recipe
+    from vit_ssl_lab.training.build import recipe
 
     r = recipe('simclr', 'paper')
     assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (

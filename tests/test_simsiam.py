@@ -231,7 +231,7 @@ def test_views_and_resnet_by_the_same_class():
 
 def test_recipe():
     "The paper's run, and the learning rate of the predictor, which stays where that of the rest falls."
-    from vit_ssl_lab.training.recipes import recipe
+    from vit_ssl_lab.training.build import recipe
 
     r = recipe('simsiam', 'paper')
     assert (r.batch_size, r.epochs, r.lr, r.momentum, r.weight_decay, r.optimizer, r.warmup) == (

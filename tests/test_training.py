@@ -14,7 +14,8 @@ from vit_ssl_lab.encoders import encoder
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import checkpoints as ckpt, cli, loop
 from vit_ssl_lab.training.optim import layer_of, lr_at, make_optimizer, param_groups, set_lr
-from vit_ssl_lab.training.recipes import METHODS, RECIPES, Recipe, plan
+from vit_ssl_lab.training.build import method_names
+from vit_ssl_lab.recipe import Recipe, make_schedule
 
 
 # --- the schedule and the groups
@@ -68,12 +69,12 @@ def test_steps_are_torch_s():
 
 def test_milestones_in_every_unit():
     epochs = Recipe('moco', epochs=200, batch_size=256, warmup=0, schedule='step', milestones=(120, 160))
-    assert plan(epochs, 1_281_167).milestones == (120 * 5004, 160 * 5004)
-    assert plan(Recipe('moco', steps=10, schedule='step', milestones=(0.5, 8)), 999).milestones == (5, 8)
+    assert make_schedule(epochs, 1_281_167).milestones == (120 * 5004, 160 * 5004)
+    assert make_schedule(Recipe('moco', steps=10, schedule='step', milestones=(0.5, 8)), 999).milestones == (5, 8)
     assert Recipe.from_json(epochs.to_json()) == epochs
     for bad in ((8, 4), (4, 4), (4, 10), (0, 4)):
         with pytest.raises(ValueError, match="must grow and lie inside the run of 10 steps"):
-            plan(Recipe('moco', steps=10, schedule='step', milestones=bad), 999)
+            make_schedule(Recipe('moco', steps=10, schedule='step', milestones=bad), 999)
 
 
 def test_decay_everywhere_is_plain_torch_s():
@@ -179,7 +180,7 @@ def test_a_part_that_is_not_there(options):
 
 def test_papers_of_two_views():
     "The figures as published, against the sheets of the papers."
-    r = {m: recipe(m, 'paper') for m in METHODS}
+    r = {m: recipe(m, 'paper') for m in method_names()}
     lr = {'simclr': 4.8, 'byol': 3.2, 'moco': 0.03, 'simsiam': 0.1, 'mocov3': 2.4e-3}
     for m, value in lr.items():
         assert r[m].lr == pytest.approx(value), m
@@ -193,18 +194,18 @@ def test_papers_of_two_views():
     assert {m: r[m].weight_decay for m in lr} == dict(
         simclr=1e-6, byol=1.5e-6, moco=1e-4, simsiam=1e-4, mocov3=0.1
     )
-    assert {m for m in METHODS if r[m].decay_all} == {'moco', 'simsiam', 'mocov3'}
-    assert {m for m in METHODS if r[m].constant_lr} == {'simsiam'}
+    assert {m for m in method_names() if r[m].decay_all} == {'moco', 'simsiam', 'mocov3'}
+    assert {m for m in method_names() if r[m].constant_lr} == {'simsiam'}
     assert {m: r[m].warmup for m in lr} == dict(simclr=10, byol=10, moco=0, simsiam=0, mocov3=40)
-    assert {m for m in METHODS if r[m].encoder == 'resnet50' and r[m].patch_size is None} == {
+    assert {m for m in method_names() if r[m].encoder == 'resnet50' and r[m].patch_size is None} == {
         'simclr',
         'byol',
         'moco',
         'simsiam',
     }
     assert all('UNVERIFIED' in r[m].note for m in ('momentum_projector', 'sdssl'))
-    assert all(r[m].note for m in METHODS)
-    assert {(m, s) for m in METHODS for s in ('laptop', 'gpu', 'paper')} <= set(RECIPES)
+    assert all(r[m].note for m in method_names())
+    assert all(recipe(m, s).scale == s for m in method_names() for s in ('laptop', 'gpu', 'paper'))
 
 
 def test_layer_decay_is_mae_s():
@@ -475,7 +476,7 @@ def test_non_finite(tmp_path, what, says):
 def test_non_finite_is_seen_without_looking_at_every_step(tmp_path, monkeypatch):
     "As on a GPU: the step is noted on the device, and read where a checkpoint is written."
     true = loop.Run.open_data
-    monkeypatch.setattr(loop.Run, 'open_data', lambda self: (true(self), setattr(self, 'look', False)))
+    monkeypatch.setattr(loop.Run, 'open_data', lambda self: (true(self), setattr(self, 'check_every_step', False)))
     method = Breaks()
     with pytest.raises(
         FloatingPointError, match="step 7 of 20: the loss is nan; the last good checkpoint is step 6"

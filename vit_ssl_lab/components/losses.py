@@ -52,7 +52,8 @@ def contrastive_cross_entropy(
     label: Tensor,  # (n,) int64, the column of the positive key
     temperature: float,  # > 0; tau
 ) -> ContrastiveOutput:
-    "Cross-entropy over cosines, and the share of right answers. Raises ValueError for a temperature of 0 or less."
+    """Cross-entropy over cosines, and the share of right answers.
+    Raises ValueError for a temperature of 0 or less."""
     check.temperature(temperature, "the papers use 0.07 to 1")
     loss = F.cross_entropy(logits / temperature, label)
     is_right = logits.detach().argmax(1) == label
@@ -153,7 +154,7 @@ def uniformity_loss(
 def feature_std(
     z: Tensor,  # (B, d)
 ) -> Tensor:  # scalar: 1 = directions all over the sphere, 0 = collapsed
-    """The standard deviation of the unit vectors, mean over the dimensions, times sqrt(d): a monitor of collapse.
+    """A monitor of collapse: the standard deviation of the unit vectors, mean over the dimensions, times sqrt(d).
     (SimSiam, section 4.1)"""
     std = l2_normalize(z).std(0, correction=0)  # (d,)
     return std.mean() * z.shape[1] ** 0.5
@@ -165,7 +166,8 @@ def masked_error(
     mask: Tensor | None = None,  # (B, N), 1 = hidden; None: every patch that is given counts
     error: Callable[[Tensor], Tensor] = torch.square,  # of each difference
 ) -> Tensor:  # scalar; 0 if nothing is hidden
-    "Mean error over hidden patches only, one ratio over the whole batch. Raises ValueError where shapes differ."
+    """Mean error over hidden patches only, one ratio over the whole batch.
+    Raises ValueError where shapes differ."""
     if pred.shape != target.shape or (mask is not None and pred.shape[:2] != mask.shape):
         got = ', '.join(str(tuple(t.shape)) for t in (pred, target, mask) if t is not None)
         raise ValueError(

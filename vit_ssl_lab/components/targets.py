@@ -16,8 +16,7 @@ from vit_ssl_lab.components.patches import (
     normalise_patches,
     to_pair,
     patchify,
-    unnormalise_estimated,
-    unnormalise_true,
+    unnormalise,
     unpatchify,
 )
 from ..core import choose
@@ -47,7 +46,7 @@ class Target(nn.Module):
         return self.cost(self.best_constant(truth).expand(*truth.shape[:2], -1), truth).mean()
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
     ) -> Tensor:
         "A prediction of every patch as normalised pixels (B, C, H, W), where that can be."
         raise ValueError(
@@ -96,15 +95,11 @@ class PixelTarget(Target):
         return super().best_constant(truth) if self.error == 'l2' else truth.flatten(0, 1).median(0).values
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
     ) -> Tensor:
         patches = patchify(images, self.patch_size)
         if self.normalise:
-            pred = (
-                unnormalise_estimated(pred, patches, mask, grid)
-                if pixels == 'honest'
-                else unnormalise_true(pred, patches)
-            )
+            pred = unnormalise(pred, patches, mask, grid, pixels)
         return unpatchify(pred, self.patch_size, grid, self.channels)
 
 # %% ../../nbs/components/08_targets.ipynb #5c545539
@@ -278,7 +273,7 @@ class CodeTarget(ClassTarget):
         return self.tokenizer.encode(images)
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'honest'
+        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
     ) -> Tensor:
         return self.tokenizer.decode(pred.argmax(-1), grid)
 

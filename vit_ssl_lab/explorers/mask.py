@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 from .. import check
 from ..components.masking import KINDS, make_mask, mask_from
-from ..components.patches import grid_of, mask_to_pixels
+from ..components.patches import choose_statistics, grid_of, mask_to_pixels
 from ..core import Mask, choose, eval_mode, renamed
 from vit_ssl_lab.explorers.base import (
     Explorer,
@@ -169,7 +169,7 @@ class ReconstructionExplorer(MaskExplorer):
         "This page has no Python behind it: the mask is the stored one, pictures and pixels can be changed."
     ).tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
-    pixels = T.Unicode('honest', help="honest or leaky").tag(sync=True)
+    pixels = T.Unicode('estimated', help="estimated or true").tag(sync=True)
     results = T.Bytes(help="prediction (H, W, 3), pasted (H, W, 3), error (H, W), all uint8").tag(sync=True)
     error_top = T.Float(0.0, help="the error that is shown brightest").tag(sync=True)
     mse = T.Float(0.0, help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
@@ -181,7 +181,7 @@ class ReconstructionExplorer(MaskExplorer):
         kind: str = 'random',  # "random", "block" or "grid"
         ratio: float = 0.75,  # share of hidden patches
         seed: int = 0,  # of the mask
-        pixels: str = 'honest',  # or "leaky"
+        pixels: str = 'estimated',  # or "true"
     ):
         if not hasattr(method, 'reconstruct'):
             raise ValueError(
@@ -198,10 +198,10 @@ class ReconstructionExplorer(MaskExplorer):
     def reconstruction(
         self,
         picture: int,  # which
-        pixels: str,  # "honest" or "leaky"
+        pixels: str,  # "estimated" or "true"
     ) -> Any:  # input, masked, prediction, pasted, error, mask
         "One picture with the present mask. Raises ValueError for another size of picture than the method's."
-        choose(pixels, ['honest', 'leaky'], "way to undo the normalisation")
+        pixels = choose_statistics(pixels)
         with eval_mode(self.method) as device:
             image = self.pictures[picture : picture + 1].to(device)
             generator = Generator(device).manual_seed(self.seed)
@@ -234,7 +234,7 @@ class ReconstructionExplorer(MaskExplorer):
 
     def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
         "A page without a kernel can change the picture and the pixels; the mask stays."
-        states = [(picture, pixels) for picture in range(self.shape[0]) for pixels in ('honest', 'leaky')]
+        states = [(picture, pixels) for picture in range(self.shape[0]) for pixels in ('estimated', 'true')]
         return ['picture', 'pixels'], [(list(state), self._answer_traits(*state)) for state in states]
 
     def figure(self) -> Figure:

@@ -210,9 +210,9 @@ def target_picture(
         codes = values.argmax(-1) if predicted else values
         return method.views.restore(target.tokenizer.decode(codes, grid))[0]
     if target.name == 'labels':
-        shares = values.softmax(-1) if predicted else target.shares(values)
-        palette = LABEL_COLORS.to(shares)[torch.arange(target.width) % len(LABEL_COLORS)]
-        colors = (shares @ palette)[0]
+        probabilities = values.softmax(-1) if predicted else target.probabilities(values)
+        palette = LABEL_COLORS.to(probabilities)[torch.arange(target.width) % len(LABEL_COLORS)]
+        colors = (probabilities @ palette)[0]
     else:
         colors = _feature_colors(values[0], truth[0])
     return colors.mT.reshape(3, *grid)

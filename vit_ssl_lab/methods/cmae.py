@@ -16,7 +16,6 @@ from .base.masked import MaskedAutoencoder
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
 from .base.recipes import gpu_vit, laptop_masked, paper_vit_base, small_views
 from .base.siamese import check_two_views, refuse_batch_of_one
-from ..components.losses import masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
 

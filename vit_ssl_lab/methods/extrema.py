@@ -6,7 +6,8 @@
 __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'ExtreMA', 'Guess', 'show_guess']
 
 # %% ../../nbs/methods/14_extrema.ipynb #b56ee6a5
-from typing import NamedTuple
+import math
+from typing import ClassVar, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from fastcore.basics import patch
@@ -25,6 +26,8 @@ from ..show import show, to_picture
 # %% ../../nbs/methods/14_extrema.ipynb #f35c763c
 class ExtreMA(MomentumSiamese):
     "A student sees a picture through several extreme masks, and foretells from each what its slow copy says of the whole. (Wu et al. 2022; `lib/builder.py`)"
+
+    needs: ClassVar[tuple[str, ...]] = ('noise',)
 
     def __init__(
         self,
@@ -72,6 +75,11 @@ class ExtreMA(MomentumSiamese):
                 m.drop_prob = 0.0
             if isinstance(m, nn.Dropout):
                 m.p = 0.0
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        "The shape of one picture's noise: a sort key a patch."
+        return (math.prod(self.encoder.grid),)
 
     def see(
         self,

@@ -60,7 +60,9 @@ class FCMAE(MaskedAutoencoder):
         mask = self.draw_mask(views, noise, mask)  # on the last map's grid, 1 = hidden
         latent = self.encode(views, mask)  # patches (B, K, D): sparse, hidden cells don't exist
         pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C): mask tokens, one block, one layer
-        loss = self.pixel_loss(pred, self.hidden_patches(views, mask))  # mean squared error, hidden cells only
+        loss = self.pixel_loss(
+            pred, self.hidden_patches(views, mask)
+        )  # mean squared error, hidden cells only
         return dict(loss=loss, pred_std=pred.detach().std())
 
 # %% ../../nbs/methods/16_fcmae.ipynb #recfcmae1

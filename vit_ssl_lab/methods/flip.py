@@ -7,7 +7,7 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'FLIP']
 
 # %% ../../nbs/methods/19_flip.ipynb #3d379365
 import math, warnings
-from typing import Sequence
+from typing import ClassVar, Sequence
 import torch
 from torch import Generator, Tensor, nn
 from ..components.clip import LogitScale, clip_loss
@@ -22,6 +22,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_S
 # %% ../../nbs/methods/19_flip.ipynb #9240e1aa
 class FLIP(nn.Module):
     "CLIP that encodes only the patches it keeps. (Li et al. 2022, section 3; `models_flip.py`)"
+
+    needs: ClassVar[tuple[str, ...]] = ('noise', 'captions')
 
     def __init__(
         self,
@@ -56,6 +58,11 @@ class FLIP(nn.Module):
             if views is None
             else views
         )
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        "The shape of one picture's noise: a sort key a patch."
+        return (math.prod(self.encoder.grid),)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         "Texts as (n, L) int64."

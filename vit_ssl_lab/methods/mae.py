@@ -10,7 +10,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_S
 from torch import Tensor, nn
 from .base.masked import MaskedAutoencoder
 from ..components.patches import flat_fraction
-from ..components.losses import masked_mse
 from ..core import Mask
 from ..data.views import MAEViews
 from .base.recipes import gpu_vit, laptop_masked

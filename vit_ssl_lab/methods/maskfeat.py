@@ -7,12 +7,14 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'MaskFeat']
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0002
 import math
+from typing import ClassVar
 import torch
 from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from ..components.heads import LinearHead
 from ..components.masking import KINDS, num_visible, make_mask, noise_shape, gather_tokens
+from ..components.patches import choose_statistics
 from ..components.reconstruction import Reconstruction, reconstruction_panels
 from ..components.targets import Target, make_target
 from ..core import Mask, choose
@@ -23,6 +25,8 @@ from ..recipe import Recipe
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0021
 class MaskFeat(nn.Module):
     "Hide blocks of patches, encode all places with mask tokens in the holes, predict a feature of what was there with one linear layer. (Wei et al. 2021, section 3; SlowFast, `masked.py: MaskMViT`)"
+
+    needs: ClassVar[tuple[str, ...]] = ('noise',)
 
     def __init__(
         self,
@@ -136,10 +140,10 @@ def reconstruct(
     images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
     mask: Mask | None = None,  # None: drawn with the model's kind and ratio
     generator: torch.Generator | None = None,  # where that draw comes from
-    pixels: str = 'honest',  # of normalised pixels: "honest" interpolates a hidden patch's mean and spread from visible ones, "leaky" uses its own
+    pixels: str = 'estimated',  # of normalised pixels, a hidden patch's statistics: "estimated" or "true"
 ) -> Reconstruction:  # pictures in 0..1, error, mask
     "What the model sees, says, and where it is wrong, in pixel space, for the targets that have a picture: pixels and codes."
-    choose(pixels, ['honest', 'leaky'], "way to un-normalise")
+    choose_statistics(pixels)
     if not self.target.has_picture:
         self.target.picture(None, None, None, self.grid)  # says so
     training, x = self.training, self.views.prepare(images)

@@ -7,7 +7,7 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'leaks', 'MP3'
 
 # %% ../../nbs/methods/15_mp3.ipynb #159a2740
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
@@ -39,6 +39,8 @@ def leaks(
 class MP3(nn.Module):
     "Masked patch position prediction: tokens without positions, a context, and for every token a guess at its place. (Zhai et al. 2022, figure 1)"
 
+    needs: ClassVar[tuple[str, ...]] = ('noise',)
+
     def __init__(
         self,
         encoder: nn.Module,  # has width, grid (any number of axes) and `in_context(x, context) -> (B, N, D)`; adds no positions
@@ -61,6 +63,11 @@ class MP3(nn.Module):
         num_visible(math.prod(self.grid), mask_ratio)  # refuses a ratio that leaves no context
         self.head = PositionHead(encoder.width, self.grid)
         self.views = default_views(encoder, 'mae') if views is None else views
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        "The shape of one picture's noise: a sort key a patch."
+        return (math.prod(self.grid),)
 
     def forward(
         self,

@@ -115,7 +115,7 @@ class OcclusionInvariance(MaskedAutoencoder):
         other = self.other(mask)
         rest = self.encode(images, other)
         return self.predict(images, mask, ids_predict), self.second_decoder(
-            rest.patches, other.keep, rest.pooled, want
+            rest.patches, other.keep, rest.pooled, ids_predict
         )
 
     def feature(

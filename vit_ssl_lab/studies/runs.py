@@ -23,8 +23,8 @@ from ..notebook import IN_TEST
 from ..results import compare, load_result, over_seeds, results_dir, run_arms, verdict
 from ..show import show
 from ..training import pretrain
-from ..training.loop import asks_for
-from ..training.recipes import Recipe, build, change, method_class, recipe
+from ..training.build import build, method_class, recipe
+from ..recipe import Recipe, change
 
 # %% ../../nbs/studies/00_runs.ipynb #9536f80d
 SCORES = {'kNN': knn, 'linear probe': linear_probe}
@@ -87,7 +87,7 @@ def fashion_mnist_variant(
     if any(strength for p in policies for strength in p.jitter):
         bright, contrast = plan.views_options.get('jitter', (0.4, 0.4))[:2]
         changes = dict(jitter=(bright, contrast, 0.0, 0.0), grey=0.0)
-    masks, kind = asks_for(method_class(plan.method), 'noise'), ENCODERS[plan.encoder]
+    masks, kind = 'noise' in method_class(plan.method).needs, ENCODERS[plan.encoder]
     if masks:
         changes = dict(changes, scale=(0.8, 1.0))
     if kind == 'swin' or plan.patch_size is None:
@@ -110,7 +110,7 @@ def fashion_mnist_variant(
 
 # %% ../../nbs/studies/00_runs.ipynb #8d96a978
 def load_trained(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
 ) -> nn.Module:  # in eval mode, on the CPU
     "The method after its laptop recipe, seed 0: from results/<method>_laptop.safetensors, or trained now and stored there. While notebooks are tested eight steps do, and nothing is stored."
     plan, path = recipe(method, 'laptop'), results_dir() / f'{method}_laptop.safetensors'
@@ -136,7 +136,7 @@ def load_trained(
 
 # %% ../../nbs/studies/00_runs.ipynb #c4188315
 def run_laptop(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
     seeds: Sequence[int] = (0, 1, 2),  # runs on each data set
 ) -> dict:  # data set -> seed -> figures of `score_run`
     "Run what is missing of a laptop recipe's scores on scenes and Fashion-MNIST; about a minute each on two cores."
@@ -149,17 +149,20 @@ def run_laptop(
 
 
 def run_slow(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
 ) -> dict:  # "scenes" -> "0" -> figures
     "The same for the slow recipe on scenes, one seed."
     base = recipe(method, 'slow')
     return run_arms(
-        f'{method}_slow', {'scenes': lambda s: score_recipe(change(base, seed=s))}, (0,), recipe=base.to_json()
+        f'{method}_slow',
+        {'scenes': lambda s: score_recipe(change(base, seed=s))},
+        (0,),
+        recipe=base.to_json(),
     )
 
 
 def show_laptop_scores(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
     name: str | None = None,  # how the pictures call it; None: the name itself
 ) -> None:
     "Pictures and sentences of the stored scores: against the random encoder and raw pixels, on both data sets; then the slow run, where there is one."
@@ -225,7 +228,7 @@ def show_laptop_scores(
 
 # %% ../../nbs/studies/00_runs.ipynb #af68e8d3
 def run_gpu(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
     **changes: Any,  # fields of the recipe, `steps=1000` for a shorter run
 ) -> dict:  # data set -> "0" -> figures of `score_run`
     "The run of the gpu recipe, on the best device there is, one seed, and its scores; stopped and called again it goes on."
@@ -239,7 +242,7 @@ def run_gpu(
 
 
 def show_gpu_scores(
-    method: str,  # a name of `METHODS`
+    method: str,  # of `training.build.method_names()`
 ) -> None:
     "What the stored GPU run took, and its accuracy in percent beside the baselines."
     if not (results_dir() / f'{method}_gpu.json').exists():

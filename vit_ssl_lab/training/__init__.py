@@ -6,7 +6,9 @@
 __all__ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']
 
 # %% ../../nbs/training/00_training.ipynb #d83333b7
-from .loop import History, pretrain
-from .recipes import Recipe, build, recipe
+from .loop import pretrain
+from .history import History
+from .build import build, recipe
+from ..recipe import Recipe
 
 _all_ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']

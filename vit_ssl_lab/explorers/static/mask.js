@@ -75,7 +75,7 @@ function render({model, el}) {
     slider(ui, 'ratio', {label: 'hide', min: 0, max: .95, step: .05, format: percent, changes: ratio => offHand({ratio})}),
     radio(ui, 'kind', {label: 'kind', options: [['random', 'random'], ['block', 'block'], ['grid', 'grid'], ['group', 'groups'], [hand, hand]]}),
     number(ui, 'seed', {label: 'seed'}),
-    predicts ? radio(ui, 'pixels', {label: 'pixels', options: [['honest', 'honest'], ['leaky', 'leaky']]}) : null);
+    predicts ? radio(ui, 'pixels', {label: 'pixels', options: [['estimated', 'estimated'], ['true', 'true']]}) : null);
   const thumbs = chooser(ui, pictures);
   ui.body.append(bar, thumbs ? h('div', {class: 'vsl-bar'}, thumbs) : '', h('div', {class: 'vsl-panes'}, panes.map(p => p.el)));
   ui.on('hidden results picture answered error', load);
