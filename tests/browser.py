@@ -3,10 +3,8 @@ Nothing leaves the machine: every host but 127.0.0.1 is unknown to the browser."
 
 import contextlib, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
-import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `make test` installs it")
 # Seconds to wait for something that usually takes one or two. Only a hang, or a very busy machine, needs
 # more.
 PATIENCE = 60

@@ -6,21 +6,27 @@ import random
 import numpy as np
 import pytest
 import torch
-from browser import PATIENCE, chromium
+from browser import CHROMIUM, PATIENCE, chromium
 from two_processes import group
 
 OTHER_MARKERS = {'slow', 'browser', 'notebooks', 'processes', 'gpu'}
 
 
 def pytest_collection_modifyitems(items):
-    "A test that has none of the other markers (pytest.ini) is a unit test."
+    """A test that has none of the other markers (pytest.ini) is a unit test. Who uses the fixtures of processes below
+    needs no marker of its own, and who needs a browser or a GPU is skipped where there is none."""
+    no_browser = pytest.mark.skip(reason="there is no Chromium: `make test` installs it")
+    no_gpu = pytest.mark.skip(reason="there is no CUDA device")
     for item in items:
-        if 'browser' in item.fixturenames:
-            item.add_marker('browser')
-        if {'two', 'three'} & set(item.fixturenames):
+        if {'two_processes', 'three_processes'} & set(item.fixturenames):
             item.add_marker('processes')
-        if not any(marker.name in OTHER_MARKERS for marker in item.iter_markers()):
+        names = {marker.name for marker in item.iter_markers()}
+        if not names & OTHER_MARKERS:
             item.add_marker('unit')
+        if 'browser' in names and CHROMIUM is None:
+            item.add_marker(no_browser)
+        if 'gpu' in names and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +79,12 @@ def open_page(browser, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def two():
+def two_processes():
     with group(2) as g:
         yield g
 
 
 @pytest.fixture(scope='module')
-def three():
+def three_processes():
     with group(3) as g:
         yield g

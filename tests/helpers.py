@@ -46,6 +46,20 @@ def sine_state(shapes: Mapping[str, Iterable[int]], dtype: torch.dtype = torch.f
     return state
 
 
+# --- one step of an optimizer
+
+
+def lars_update(p: nn.Parameter, lr: float, weight_decay: float, official: bool = False) -> Tensor:
+    """The first update of LARS: tensors of one dimension are neither decayed nor adapted to their norm.
+    timm divides by |g| + decay |w| (the LARS paper, equation 6); the code of SimCLR, BYOL and MAE by |g + decay w|."""
+    grad = p.grad
+    if p.ndim <= 1:
+        return -lr * grad
+    decayed = grad + weight_decay * p.detach()
+    norm = decayed.norm() if official else grad.norm() + weight_decay * p.detach().norm()
+    return -lr * 0.001 * p.detach().norm() / (norm + 1e-8) * decayed
+
+
 # --- what a network holds
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from two_processes import group
 from vit_ssl_lab.components.masking import make_mask
 from vit_ssl_lab.data import load
 from vit_ssl_lab.data.views import ShiftedViews
@@ -323,11 +322,10 @@ def train(r):
     return [(row['loss'], row['grad_norm']) for row in history.rows], method.state_dict()
 
 
-def test_two_processes_train_as_one():
+def test_two_processes_train_as_one(two_processes):
     "Views, masks, gathered keys, running statistics and the slow copies; batches of 287 are uneven."
     rows, state = train(tiny())
-    with group(2) as processes:
-        answers = processes(train, tiny())
+    answers = two_processes(train, tiny())
     for theirs, other in answers:
         for a, b in zip(rows, theirs, strict=True):
             assert a == pytest.approx(b, rel=1e-6)

@@ -16,7 +16,13 @@ from vit_ssl_lab.components.masking import random_masking, gather_tokens
 from vit_ssl_lab.components.norms import GRN
 from vit_ssl_lab.components.patches import mask_to_pixels
 from vit_ssl_lab.encoders import encoder as by_name
-from vit_ssl_lab.encoders.convnextv2 import ENCODERS, V1, ConvNeXtV2, convnextv2_atto, convnextv2_yocto
+from vit_ssl_lab.encoders.convnextv2 import (
+    ENCODERS,
+    CONVNEXT_V1,
+    ConvNeXtV2,
+    convnextv2_atto,
+    convnextv2_yocto,
+)
 from vit_ssl_lab.evaluation import random_encoder_like
 from vit_ssl_lab.training.optim import layers_of
 from vit_ssl_lab.weights import from_official_convnext, load_encoder, save
@@ -105,7 +111,12 @@ def test_grn_does_not_count_hidden_places_and_gives_them_no_gradient_through_the
 
 @pytest.mark.parametrize(
     'name, options',
-    [('convnextv2_atto', {}), ('convnext_atto', V1), ('convnextv2_tiny', {}), ('convnext_tiny', V1)],
+    [
+        ('convnextv2_atto', {}),
+        ('convnext_atto', CONVNEXT_V1),
+        ('convnextv2_tiny', {}),
+        ('convnext_tiny', CONVNEXT_V1),
+    ],
 )
 def test_equals_timm_with_gradients(name, options):
     small = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
@@ -240,7 +251,7 @@ def sparse(net: ConvNeXtV2, image: torch.Tensor, keep: list[int]) -> torch.Tenso
 SPARSE = [
     dict(img_size=(24, 32), patch_size=8, stem_size=2),
     dict(img_size=(24, 32), patch_size=8, stem_size=2, conv_mlp=True),
-    dict(img_size=(24, 32), patch_size=8, stem_size=2, **V1),
+    dict(img_size=(24, 32), patch_size=8, stem_size=2, **CONVNEXT_V1),
     dict(img_size=(16, 24), patch_size=8, stem_size=1),
     dict(img_size=(64, 96)),
 ]
@@ -337,7 +348,7 @@ def test_checkpointing_drop_path_and_half_precision():
 
 
 def test_a_random_encoder_like_it():
-    for options in ({}, V1):
+    for options in ({}, CONVNEXT_V1):
         net = convnextv2_yocto(24, **options)
         learned = shaken(net)
         new = random_encoder_like(learned, 3)

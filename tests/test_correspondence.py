@@ -5,7 +5,6 @@ from helpers import seeded
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F
-from browser import NEEDS_CHROMIUM
 from torch import nn
 from vit_ssl_lab.core import Features
 from vit_ssl_lab.data.scenes import Scenes
@@ -201,7 +200,7 @@ def agrees(e, root, side, cell):
     assert root.get_attribute('data-correct') == str(int((match == truth[i])[seen].sum()))
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_pointer_in_both_views(open_page):
     e = make()
     page = open_page(e)
@@ -217,7 +216,7 @@ def test_pointer_in_both_views(open_page):
     agrees(e, root, 0, 6)  # a click stays
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_keyboard_and_choices(open_page):
     e = make()
     page = open_page(e)
@@ -243,7 +242,7 @@ def test_keyboard_and_choices(open_page):
     agrees(e, root, 1, 5)
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_what_is_not_visible_is_said_and_everything_has_a_name(open_page):
     e = make()
     page = open_page(e)
@@ -259,7 +258,7 @@ def test_what_is_not_visible_is_said_and_everything_has_a_name(open_page):
         assert el.get_attribute('aria-label') or el.inner_text().strip()
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_one_encoder_one_picture_and_an_error(open_page):
     e = CorrespondenceExplorer(Cells(), pictures(1), mirrored(pictures(1)))
     e.picture = 3

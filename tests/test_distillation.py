@@ -443,15 +443,15 @@ def mini(method, **changes):
 
 
 @pytest.mark.parametrize('method', ['dino', 'esvit'])
-def test_two_processes_train_as_one(two, method):
+def test_two_processes_train_as_one(two_processes, method):
     """Losses, gradients, teacher, centres and temperature after six steps; the batches are uneven, the last
     one of the epoch has three pictures."""
-    check_run(two, mini(method))
+    check_run(two_processes, mini(method))
 
 
-def test_a_process_without_an_image(three):
+def test_a_process_without_an_image(three_processes):
     "1,438 = 4 * 359 + 2: the first of three processes has no picture in the last batch."
-    check_run(three, mini('esvit', batch_size=359, steps=5))
+    check_run(three_processes, mini('esvit', batch_size=359, steps=5))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest, torch
 from small_run import SMALL, whole
 from vit_ssl_lab.training import checkpoints as ckpt
 
+pytestmark = pytest.mark.processes
+
 
 def flags(changes: dict) -> list[str]:
     "A recipe's changes as the command line takes them."
@@ -101,7 +103,7 @@ def test_accelerate_launch_micro_batches_and_one_process_goes_on(tmp_path):
     assert [r['step'] for r in both] == list(range(1, 9))
     for a, b in zip(history.rows, both):
         assert a['loss'] == pytest.approx(b['loss'], abs=2e-6)
-    ckpt.drop(ckpt.folder_of(tmp_path / 'two', 8))
+    ckpt.remove_checkpoint(ckpt.checkpoint_folder(tmp_path / 'two', 8))
     again, later = whole(tmp_path / 'two', **run)
     assert [r['step'] for r in later.rows] == list(range(1, 9))
     for a, b in zip(later.rows, history.rows):

@@ -29,7 +29,7 @@ from vit_ssl_lab.explorers import (
 )
 from vit_ssl_lab.explorers.base import Explorer, read_static
 from vit_ssl_lab.explorers.collapse import CollapseRun
-from vit_ssl_lab.explorers.siamese import row_of
+from vit_ssl_lab.explorers.siamese import infonce_row
 from vit_ssl_lab.training import build, recipe
 
 
@@ -577,7 +577,7 @@ def test_siamese_vectors_are_the_method_s():
     assert explorer.trained_word == 'as trained'
     assert explorer.size == [32, 24]
     # the batch of this seed, by the method's own views
-    draws = method.views.draw(4, (32, 48), generator=seeded(0))
+    draws = method.views.sample(4, (32, 48), generator=seeded(0))
     assert explorer.boxes == [d.box[0].tolist() for d in draws]
     x1, x2 = method.views(PICTURES, draws)
     z1 = method.embed(x1)
@@ -602,15 +602,15 @@ def test_siamese_vectors_are_the_method_s():
 def test_row_is_a_softmax():
     cosines = np.random.default_rng(0).uniform(-1, 1, 9)
     for t in (0.01, 0.2, 2.0):
-        row = row_of(cosines, 3, t)
+        row = infonce_row(cosines, 3, t)
         assert row['loss'] == pytest.approx(
             nn.functional.cross_entropy(torch.tensor(cosines)[None] / t, torch.tensor([3])).item(), rel=1e-9
         )
         assert row['p'].sum() == pytest.approx(1)
-    assert row_of(cosines, int(cosines.argmax()), 0.2)['rank'] == 1
-    assert row_of(cosines, int(cosines.argmin()), 0.2)['rank'] == 9
-    assert row_of([1.0], 0, 0.2)['loss'] == 0
-    assert 1 <= row_of(cosines, 3, 0.01)['negatives'] <= row_of(cosines, 3, 2.0)['negatives'] <= 8
+    assert infonce_row(cosines, int(cosines.argmax()), 0.2)['rank'] == 1
+    assert infonce_row(cosines, int(cosines.argmin()), 0.2)['rank'] == 9
+    assert infonce_row([1.0], 0, 0.2)['loss'] == 0
+    assert 1 <= infonce_row(cosines, 3, 0.01)['negatives'] <= infonce_row(cosines, 3, 2.0)['negatives'] <= 8
 
 
 def test_crops_move_by_hand():
@@ -701,7 +701,7 @@ def test_siamese_errors_and_mode():
         SiameseExplorer(Pair(Views(32, (0.5,) * 3, (0.5,) * 3, [Policy()])), PICTURES)
     with pytest.raises(ValueError, match='has no views and encoder'):
         SiameseExplorer(nn.Linear(2, 2), PICTURES)
-    with pytest.raises(ValueError, match='above 0: got 0'):
+    with pytest.raises(ValueError, match='must be above 0, not 0'):
         SiameseExplorer(Pair(), PICTURES, temperature=0.0)
     with pytest.raises(ValueError, match='3 channel'):
         SiameseExplorer(Pair(), PICTURES[:, :1])
@@ -767,7 +767,7 @@ def test_a_run_is_its_seed():
         run.momentum = False
         run.advance(2)
     assert a.losses == b.losses
-    assert a.slow is None
+    assert a.momentum_net is None
 
 
 def test_records_are_the_health_of_the_sample():

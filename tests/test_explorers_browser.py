@@ -4,7 +4,7 @@ kernel answers. Everything is asserted on the DOM, never on pixels."""
 import numpy as np
 import pytest
 import torch
-from browser import NEEDS_CHROMIUM, PATIENCE, jupyter_lab, run_all
+from browser import PATIENCE, jupyter_lab, run_all
 from test_explorers import (
     attention,
     collapse,
@@ -15,12 +15,12 @@ from test_explorers import (
     siamese,
     views,
 )
-from vit_ssl_lab.explorers.siamese import row_of
+from vit_ssl_lab.explorers.siamese import infonce_row
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
 expect = sync.expect
 expect.set_options(timeout=1000 * PATIENCE)
-pytestmark = NEEDS_CHROMIUM
+pytestmark = pytest.mark.browser
 
 
 def cell(canvas, rows: int, cols: int, row: int, col: int) -> dict:
@@ -256,7 +256,7 @@ def test_siamese_row_follows_the_temperature(open_page):
         return np.frombuffer(explorer.logits, np.float32)
 
     def agrees():
-        want = row_of(cosines(), explorer.picture, float(root.get_attribute('data-temperature')))
+        want = infonce_row(cosines(), explorer.picture, float(root.get_attribute('data-temperature')))
         assert float(root.get_attribute('data-positive')) == pytest.approx(
             want['p'][explorer.picture], abs=2e-3
         )

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from torch import nn
 from small_pairs import two
-from two_processes import group
 from vit_ssl_lab.components.heads import extrema_head
 from vit_ssl_lab.components.attention import ClassAttention, ClassAttentionBlock, ClassAttentionPool
 from vit_ssl_lab.components.masking import disjoint_masking, random_masking
@@ -344,7 +343,7 @@ def test_through_the_door_and_back(tmp_path):
 def test_views_share_a_crop():
     v = views('extrema', 16, (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8)
-    a, b = v.draw(6, (24, 24))
+    a, b = v.sample(6, (24, 24))
     assert torch.equal(a.box, b.box)
     assert torch.equal(a.flip, b.flip)
     assert not torch.equal(a.factors, b.factors)
@@ -402,15 +401,9 @@ def of_this_process(norm):
     return parts(dist.get_rank(), 2, norm)
 
 
-@pytest.fixture(scope='module')
-def processes():
-    with group(2) as g:
-        yield g
-
-
 @pytest.mark.parametrize('norm', ['layer', 'batch'])
-def test_two_processes_equal_one(processes, norm):
-    both = processes(of_this_process, norm)
+def test_two_processes_equal_one(two_processes, norm):
+    both = two_processes(of_this_process, norm)
     loss, grads, buffers = parts(0, 1, norm)
     torch.testing.assert_close(sum(b[0] for b in both) / 2, loss, atol=1e-12, rtol=0)
     for name, grad in grads.items():

@@ -15,7 +15,7 @@ from vit_ssl_lab.components.decoders import ConvDecoder
 from vit_ssl_lab.components.masking import mask_from, random_masking
 from vit_ssl_lab.components.patches import mask_to_pixels, patchify
 from vit_ssl_lab.data import load
-from vit_ssl_lab.encoders.convnextv2 import V1, convnextv2_yocto
+from vit_ssl_lab.encoders.convnextv2 import CONVNEXT_V1, convnextv2_yocto
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.studies.runs import fashion_mnist_variant
@@ -35,7 +35,8 @@ def close(actual, expected, tolerance=1e-9):
 def tiny(dtype=torch.float32, grn=True, **kw) -> FCMAE:
     torch.manual_seed(0)
     return FCMAE(
-        convnextv2_yocto(24, **({} if grn else V1)), **{'decoder_width': 16, 'decoder_grn': grn, **kw}
+        convnextv2_yocto(24, **({} if grn else CONVNEXT_V1)),
+        **{'decoder_width': 16, 'decoder_grn': grn, **kw},
     ).to(dtype)
 
 

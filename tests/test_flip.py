@@ -11,13 +11,12 @@ from open_clip.transformer import TextTransformer
 from PIL import Image
 from timm.layers.patch_dropout import patch_dropout_forward
 from timm.models.vision_transformer import VisionTransformer
-from two_processes import group
 from vit_ssl_lab.components.clip import LogitScale, clip_loss
 from vit_ssl_lab.components.masking import random_masking
 from vit_ssl_lab.data import DataError, load
 from vit_ssl_lab.data.image_text import captions_of
 from vit_ssl_lab.data.views import views
-from vit_ssl_lab.encoders.text import TextEncoder, own_words, text_encoder
+from vit_ssl_lab.encoders.text import TextEncoder, vocabulary_of, text_encoder
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.evaluation.zero_shot import zero_shot_classifier, recall_at_k
 from vit_ssl_lab.methods.flip import FLIP
@@ -53,7 +52,7 @@ def small(seed=0, mask_ratio=0.5, words=WORDS, **kw):
     )
     return FLIP(
         encoder,
-        TextEncoder(10, 32, 2, 2, own_words(words)),
+        TextEncoder(10, 32, 2, 2, vocabulary_of(words)),
         dim=16,
         mask_ratio=mask_ratio,
         views=views('mae', 24, (0.5,) * 3, (0.25,) * 3),
@@ -228,8 +227,8 @@ def test_text_tower_is_open_clips():
 
 
 def test_words_are_part_of_the_weights():
-    a = TextEncoder(10, 32, 1, 2, own_words(WORDS))
-    b = TextEncoder(10, 32, 1, 2, own_words(WORDS[::-1]))
+    a = TextEncoder(10, 32, 1, 2, vocabulary_of(WORDS))
+    b = TextEncoder(10, 32, 1, 2, vocabulary_of(WORDS[::-1]))
     assert torch.equal(a.vocabulary, b.vocabulary)
     assert 'vocabulary' in a.state_dict()
     assert a.tokenize(['a zebra'])[0, 2] == len(a.vocabulary)
@@ -298,15 +297,9 @@ def part_here():
     return part(dist.get_rank(), 2)
 
 
-@pytest.fixture(scope='module')
-def processes():
-    with group(2) as g:
-        yield g
-
-
-def test_two_processes_equal_one(processes):
+def test_two_processes_equal_one(two_processes):
     loss, grads = part(0, 1)
-    answers = processes(part_here)
+    answers = two_processes(part_here)
     torch.testing.assert_close(sum(l for l, _ in answers), loss)
     assert 'scale.log_scale' in grads
     assert 'text_encoder.token_embedding.weight' in grads
@@ -402,13 +395,13 @@ def train(r):
     return rows(pretrain(m, data, r, quiet=True, device='cpu')), m.state_dict()
 
 
-def test_two_processes_train_as_one(processes):
+def test_two_processes_train_as_one(two_processes):
     # uneven parts
     r = recipe(
         'flip', 'laptop', **{**SMALL, 'batch_size': 31, 'optimizer': 'sgd', 'base_lr': 0.05, 'steps': 4}
     )
     alone, state = train(r)
-    for theirs, other in processes(train, r):
+    for theirs, other in two_processes(train, r):
         for a, b in zip(alone, theirs, strict=True):
             assert a == pytest.approx(b, rel=1e-4)
         close_states(other, state, rtol=1e-4, atol=1e-5)

@@ -3,10 +3,10 @@
 from pathlib import Path
 import nbformat
 import pytest
-from browser import NEEDS_CHROMIUM, PATIENCE, chromium, jupyter_lab, run_all
+from browser import PATIENCE, chromium, jupyter_lab, run_all
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
-pytestmark = NEEDS_CHROMIUM
+pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent
 
 

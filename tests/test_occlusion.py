@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from two_processes import group
 from vit_ssl_lab.data import load
 from vit_ssl_lab.encoders.resnet import resnet_nano
 from vit_ssl_lab.encoders.vit import ViT
@@ -296,10 +295,9 @@ def train(similarity):
     return [(row['loss'], row['grad_norm']) for row in history.rows], method.state_dict()
 
 
-def test_two_processes_train_as_one():
+def test_two_processes_train_as_one(two_processes):
     expected = {s: train(s) for s in ('decoder', 'contrastive')}
-    with group(2) as processes:
-        answers = {s: processes(train, s) for s in expected}
+    answers = {s: two_processes(train, s) for s in expected}
     for s, (rows, state) in expected.items():
         for theirs, other in answers[s]:
             for a, b in zip(rows, theirs, strict=True):

@@ -65,13 +65,13 @@ def check_gather(processes, counts):
 
 
 @pytest.mark.parametrize('counts', SPLITS)
-def test_gather_rows_and_gradient(two, counts):
-    check_gather(two, counts)
+def test_gather_rows_and_gradient(two_processes, counts):
+    check_gather(two_processes, counts)
 
 
 @pytest.mark.parametrize('counts', [[0, 1, 1], [3, 0, 2]])
-def test_a_bystander_adds_no_row(three, counts):
-    check_gather(three, counts)
+def test_a_bystander_adds_no_row(three_processes, counts):
+    check_gather(three_processes, counts)
 
 
 def kinds_job():
@@ -86,7 +86,7 @@ def kinds_job():
     ]
 
 
-def test_gather_other_kinds(two):
+def test_gather_other_kinds(two_processes):
     "Integers, booleans, bf16, and a process without rows."
     expected = [
         (torch.int64, [0, 1]),
@@ -94,7 +94,7 @@ def test_gather_other_kinds(two):
         (torch.bfloat16, [[0.5], [1.5]]),
         (torch.float32, [[0.0], [0.0]]),
     ]
-    assert two(kinds_job) == [expected, expected]
+    assert two_processes(kinds_job) == [expected, expected]
 
 
 def alone_job():
@@ -109,8 +109,8 @@ def alone_job():
         )
 
 
-def test_alone_nobody_waits(two):
-    assert two(alone_job) == [(1, (3,), 0, (4, 2)), 2]
+def test_alone_nobody_waits(two_processes):
+    assert two_processes(alone_job) == [(1, (3,), 0, (4, 2)), 2]
 
 
 # -- shuffling
@@ -126,9 +126,9 @@ def shuffle_job(x, counts, seed):
 
 @pytest.mark.parametrize('counts', [[6, 6], [5, 7]])
 @pytest.mark.parametrize('seed', [3, None])
-def test_shuffle_deals_anew_and_brings_back(two, counts, seed):
+def test_shuffle_deals_anew_and_brings_back(two_processes, counts, seed):
     x = torch.arange(12.0)[:, None].expand(12, 3)
-    answers = two(shuffle_job, x, counts, seed)
+    answers = two_processes(shuffle_job, x, counts, seed)
     order = torch.randperm(12, generator=seeded(100 if seed is None else seed))
     assert torch.equal(torch.cat([m for m, _ in answers]), x[order]), (
         "the first process's permutation, for all"
@@ -203,17 +203,17 @@ def check_bn(processes, dims, counts):
 
 @pytest.mark.parametrize('dims', [0, 2])
 @pytest.mark.parametrize('counts', SPLITS)
-def test_sync_batchnorm_is_that_of_the_whole_batch(two, dims, counts):
-    check_bn(two, dims, counts)
+def test_sync_batchnorm_is_that_of_the_whole_batch(two_processes, dims, counts):
+    check_bn(two_processes, dims, counts)
 
 
-def test_sync_batchnorm_with_a_bystander(three):
-    check_bn(three, 0, [4, 0, 3])
+def test_sync_batchnorm_with_a_bystander(three_processes):
+    check_bn(three_processes, 0, [4, 0, 3])
 
 
-def test_sync_batchnorm_without_gradient(two):
+def test_sync_batchnorm_without_gradient(two_processes):
     x = random_tensor(8, 4).double()
-    answers = two(bn_job, 0, x, x[:, :3], [3, 5], True)
+    answers = two_processes(bn_job, 0, x, x[:, :3], [3, 5], True)
     torch.testing.assert_close(
         torch.cat([a[0] for a in answers]), network(0).train()(x).detach(), atol=1e-10, rtol=1e-9
     )
@@ -227,8 +227,8 @@ def one_picture_job():
             return str(e)
 
 
-def test_one_picture_for_all(two):
-    for text in two(one_picture_job):
+def test_one_picture_for_all(two_processes):
+    for text in two_processes(one_picture_job):
         assert 'no spread to divide by' in text
         assert 'drop_last=True' in text
 
@@ -302,12 +302,12 @@ def queue_job(batches, counts):
 
 
 @pytest.mark.parametrize('counts', [[4, 4], [3, 5]])
-def test_queue_is_the_same_everywhere(two, counts):
+def test_queue_is_the_same_everywhere(two_processes, counts):
     batches = list(random_tensor(5, 8, 3))
     queue = Queue(24, 3, seeded(5))
     for keys in batches:
         queue.enqueue(keys)
-    for state in two(queue_job, batches, counts):
+    for state in two_processes(queue_job, batches, counts):
         assert state.keys() == queue.state_dict().keys()
         assert equal(state, queue.state_dict())
 
@@ -398,18 +398,18 @@ def check_run(processes, r):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_two_processes_train_as_one(two, method):
+def test_two_processes_train_as_one(two_processes, method):
     """Losses, gradients, momentum copies, running statistics and the queue after six steps; batches of 287
     are uneven, the last one of the epoch has three images."""
-    rows = check_run(two, tiny(method))
+    rows = check_run(two_processes, tiny(method))
     assert rows[4][2] - rows[3][2] == 287
     assert rows[5][2] - rows[4][2] == (287 if method == 'moco' else 3)
 
 
 @pytest.mark.parametrize('method', METHODS[:1])
-def test_a_process_without_an_image(three, method):
+def test_a_process_without_an_image(three_processes, method):
     "1,438 = 4 * 359 + 2: the first of three processes has no image in the last batch."
-    check_run(three, tiny(method, batch_size=359, steps=5))
+    check_run(three_processes, tiny(method, batch_size=359, steps=5))
 
 
 # -- kill and resume
@@ -423,7 +423,7 @@ def moco_run(out, *death):
 
 
 @pytest.mark.parametrize('method', METHODS[2:3])
-def test_a_killed_moco_keeps_queue_and_momentum_copies(two, tmp_path, method):
+def test_a_killed_moco_keeps_queue_and_momentum_copies(two_processes, tmp_path, method):
     "Killed by SIGKILL, gone on with; and gone on with on two processes."
     context = multiprocessing.get_context('forkserver')
     for out, *death in ((tmp_path / 'whole',), (tmp_path / 'killed', 7, 0.5), (tmp_path / 'killed',)):
@@ -436,8 +436,8 @@ def test_a_killed_moco_keeps_queue_and_momentum_copies(two, tmp_path, method):
     assert any(k.endswith('keys') for k in whole)
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
-    ckpt.drop(ckpt.folder_of(tmp_path / 'killed', 12))
-    two(moco_run, tmp_path / 'killed')
+    ckpt.remove_checkpoint(ckpt.checkpoint_folder(tmp_path / 'killed', 12))
+    two_processes(moco_run, tmp_path / 'killed')
     again = ckpt.load_checkpoint(tmp_path / 'killed')[0]['method']
     for k in whole:
         torch.testing.assert_close(again[k], whole[k], atol=1e-7, rtol=1e-6)

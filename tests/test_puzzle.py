@@ -6,7 +6,7 @@ from helpers import seeded
 import numpy as np
 import pytest
 import torch
-from browser import NEEDS_CHROMIUM, PATIENCE, jupyter_lab, run_all
+from browser import PATIENCE, jupyter_lab, run_all
 from matplotlib.figure import Figure
 from torch import nn
 from vit_ssl_lab.components.patches import patchify
@@ -241,7 +241,7 @@ def says(page) -> str:
     return page.locator('.vsl-status').inner_text()
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_pointing_at_patches(open_page):
     e = puzzle()
     page = open_page(e)
@@ -272,7 +272,7 @@ def test_pointing_at_patches(open_page):
     )
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_put_back_where_most_likely(open_page):
     e = puzzle()
     page = open_page(e)
@@ -286,7 +286,7 @@ def test_put_back_where_most_likely(open_page):
     assert root.get_attribute('data-patch') == str(e.patch), "a place that none wants is empty"
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_the_confusion_map(open_page):
     e = puzzle()
     page = open_page(e)
@@ -298,7 +298,7 @@ def test_the_confusion_map(open_page):
     assert 'all pictures' in page.locator('figure:has(.vsl-places) figcaption').inner_text()
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_by_keyboard(open_page):
     e = puzzle()
     e.patch = 0
@@ -323,7 +323,7 @@ def test_by_keyboard(open_page):
     assert page.locator('[data-trait=show] [aria-checked=true]').get_attribute('data-value') == 'all pictures'
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_pictures_are_stored_and_the_rest_is_off(open_page):
     e = puzzle()
     page = open_page(e)
@@ -340,7 +340,7 @@ def test_pictures_are_stored_and_the_rest_is_off(open_page):
     assert root.get_attribute('data-home') == str(e.order[5])
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_everything_has_a_name(open_page):
     page = open_page(puzzle())
     assert (
@@ -352,7 +352,7 @@ def test_everything_has_a_name(open_page):
     assert page.locator('canvas:not([aria-label]):not([aria-hidden])').count() == 0
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_errors_are_announced(open_page):
     e = puzzle()
     e.ratio = 1.0
@@ -372,7 +372,7 @@ print('ALL' + 'DONE')
 '''
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_a_kernel_answers(browser, tmp_path):
     "In JupyterLab: the slider and the shuffle ask the kernel, pointing does not."
     import nbformat

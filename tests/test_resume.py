@@ -7,7 +7,10 @@ import pytest, torch
 from small_run import child, die_after, die_while_writing, whole
 from vit_ssl_lab.training import checkpoints as ckpt
 
-pytestmark = pytest.mark.skipif(os.name != 'posix', reason="SIGKILL and fork servers are POSIX")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(os.name != 'posix', reason="SIGKILL and fork servers are POSIX"),
+]
 RUN = dict(steps=32, batch_size=200, drop_last=False, ema=0.9, accumulate=2, clip_grad=1.0)
 
 

@@ -2,7 +2,7 @@
 same weights."""
 
 import copy, math
-from helpers import seeded
+from helpers import lars_update, seeded
 import numpy as np
 import pytest
 import torch
@@ -76,27 +76,30 @@ def test_equal_to_lightly_and_plain_torch(temperature):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['sgd', 'lars'])
-def test_one_step(name):
-    """SGD by torch on both; LARS by its formula on the peer: trust ratio 0.001 |w| / |g + decay w|, 1-D
-    parameters neither decayed nor adapted (lars_optimizer.py)."""
+@pytest.mark.parametrize(
+    'name, decay, tolerance',
+    [('sgd', 0.01, 1e-6), ('lars', 0.01, 1e-6), ('official lars', 1e-6, 1e-4)],
+)
+def test_one_step(name, decay, tolerance):
+    """SGD as in torch's documentation; LARS with the trust ratio 0.001 |w| / (|g| + decay |w|), 1-D parameters
+    neither decayed nor adapted. With the paper's decay that is the official update to four digits
+    (lars_optimizer.py). In float64, so that updates of 1e-5 can be compared."""
     ours, peer, pairs = with_peer()
-    x = two()
-    lr = 0.3
-    decay = 1e-4
+    ours.double()
+    peer.double()
+    x = [view.double() for view in two()]
     ours(x)['loss'].backward()
     peer(*x).backward()
+    before = {p: p.detach().clone() for p in pairs}
     if name == 'sgd':
-        make_optimizer('sgd', param_groups(ours, decay, decay_all=True), lr).step()
-        torch.optim.SGD(peer.parameters(), lr, momentum=0.9, weight_decay=decay).step()
+        expected = {p: -0.3 * (partner.grad + decay * partner).detach() for p, partner in pairs.items()}
+        make_optimizer('sgd', param_groups(ours, decay, decay_all=True), lr=0.3).step()
     else:
-        make_optimizer('lars', param_groups(ours, decay), lr).step()
-        with torch.no_grad():
-            for p in peer.parameters():
-                g = p.grad + decay * p if p.ndim > 1 else p.grad
-                p -= lr * (1e-3 * p.norm() / g.norm() if p.ndim > 1 else 1) * g
-    for a, b in pairs.items():
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        official = name == 'official lars'
+        expected = {p: lars_update(partner, 0.3, decay, official) for p, partner in pairs.items()}
+        make_optimizer('lars', param_groups(ours, decay), lr=0.3).step()
+    for p, update in expected.items():
+        torch.testing.assert_close((p - before[p]).detach(), update, rtol=tolerance, atol=1e-11)
 
 
 def official(z1, z2, temperature):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from browser import NEEDS_CHROMIUM
 from test_explorers import PICTURES, raw, state_of
 from vit_ssl_lab.components.targets import CodeTarget, FeatureTarget, HOGTarget, LabelTarget, PixelTarget
 from vit_ssl_lab.components.hog import hog
@@ -193,7 +192,7 @@ def values(page, k: int) -> list:
     return [float(v) for v in page.locator(f'.vsl-hog [data-bin="{k}"]').get_attribute('data-values').split()]
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_hover_reads_a_cell(open_page):
     explorer = hogs()
     page = open_page(explorer)
@@ -212,7 +211,7 @@ def test_hover_reads_a_cell(open_page):
     assert root.get_attribute('data-answered') == '0', "no kernel was asked"
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_contrast_changes_votes_only_without_normalisation(open_page):
     page = open_page(hogs())
     root, canvas = page.locator('.vsl'), page.locator('canvas.vsl-cells')
@@ -244,7 +243,7 @@ def test_contrast_changes_votes_only_without_normalisation(open_page):
     assert sum(v[0] for v in read()) == pytest.approx(1, abs=1e-3)
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_hog_by_keyboard_and_another_cell_size(open_page):
     page = open_page(hogs())
     root = page.locator('.vsl')
@@ -265,7 +264,7 @@ def test_hog_by_keyboard_and_another_cell_size(open_page):
     )
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_targets_point_and_switch(open_page):
     explorer = targets()
     page = open_page(explorer)
@@ -293,7 +292,7 @@ def test_targets_point_and_switch(open_page):
     assert page.locator('canvas.vsl-mask').get_attribute('data-mask') == ''.join(map(str, hidden))
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_targets_by_keyboard(open_page):
     page = open_page(targets())
     canvas = page.locator('canvas.vsl-guess').first

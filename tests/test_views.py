@@ -12,7 +12,16 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 from vit_ssl_lab.data import operations as ops
-from vit_ssl_lab.data.views import PRESETS, Draw, MAEViews, Policy, ShiftedViews, Views, throw, views
+from vit_ssl_lab.data.views import (
+    PRESETS,
+    ViewParams,
+    MAEViews,
+    Policy,
+    ShiftedViews,
+    Views,
+    sample_params,
+    views,
+)
 
 TOLERANCE = 1e-5
 MEAN = (0.485, 0.456, 0.406)
@@ -162,10 +171,10 @@ def test_tensorflow_dialect_is_hsv_and_channel_means():
 
 
 @pytest.mark.parametrize(
-    'dialect, add', [('torchvision', False), ('tensorflow', False), ('tensorflow', True)]
+    'library, add', [('torchvision', False), ('tensorflow', False), ('tensorflow', True)]
 )
 @pytest.mark.parametrize('channels', [1, 3])
-def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, channels):
+def test_jitter_is_the_four_operations_in_each_pictures_order(library, add, channels):
     x = pictures(24, channels)
     order = torch.cartesian_prod(*[torch.arange(4)] * 4)
     order = order[(order.sort(1).values == torch.arange(4)).all(1)]  # all 24 orders
@@ -174,8 +183,8 @@ def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, chan
     )
     steps = [
         lambda p, f: ops.adjust_brightness(p, f, add),
-        lambda p, f: ops.adjust_contrast(p, f, dialect),
-        lambda p, f: ops.adjust_saturation(p, f, dialect),
+        lambda p, f: ops.adjust_contrast(p, f, library),
+        lambda p, f: ops.adjust_saturation(p, f, library),
         ops.adjust_hue,
     ]
     expected = []
@@ -185,7 +194,7 @@ def test_jitter_is_the_four_operations_in_each_pictures_order(dialect, add, chan
             p = steps[k](p, f[k])
         expected.append(p[0])
     before = x.clone()
-    close(ops.color_jitter(x, factors, order, dialect, add), torch.stack(expected))
+    close(ops.color_jitter(x, factors, order, library, add), torch.stack(expected))
     assert torch.equal(x, before)
 
 
@@ -247,7 +256,7 @@ def test_every_preset_makes_its_views_for_grey_and_colour():
 @pytest.mark.parametrize('name', [n for n in PRESETS if n not in ('mae', 'none')])
 def test_presets_probabilities_and_ranges_come_out(name):
     n = 8000
-    for p, d in zip(PRESETS[name], views(name, 64, MEAN, STD).draw(n, (64, 64), seeded(1))):
+    for p, d in zip(PRESETS[name], views(name, 64, MEAN, STD).sample(n, (64, 64), seeded(1))):
         came = dict(
             flip=d.flip,
             grey=d.grey,
@@ -282,8 +291,8 @@ def test_shifted_views_are_windows_of_one_crop():
     x = pictures(6, 3, 60, 60)
     m = 7
     v = views('cmae', 48, MEAN, STD, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, blur=0.0)
-    draws = v.draw(6, (60, 60), seeded(5))
-    crop = throw(v.policies[0], 6, (60, 60), seeded(5))
+    draws = v.sample(6, (60, 60), seeded(5))
+    crop = sample_params(v.policies[0], 6, (60, 60), seeded(5))
     assert (v.margin, v.shift) == (m, m - 1)
     assert torch.equal(draws[0].flip, draws[1].flip)
     larger = ops.resized_crop(x, crop.box, 48 + m, crop.flip, 'bicubic')
@@ -308,7 +317,7 @@ def test_shifted_views_are_windows_of_one_crop():
 
 def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
     v = views('cmae', 48, MEAN, STD, generator=seeded(7))
-    draws = v.draw(7000, (60, 80))
+    draws = v.sample(7000, (60, 80))
     step = draws[0].box[:, 2:] / 48
     offset = (draws[1].box - draws[0].box)[:, :2] / step
     offset[:, 1] *= 1 - 2 * draws[0].flip.float()
@@ -316,7 +325,7 @@ def test_shifts_are_uniform_and_a_part_is_as_in_the_whole():
         assert axis.unique().tolist() == list(range(7))
         assert axis.bincount().min() > 850
     x = pictures(6, 3, 60, 60)
-    draws = v.draw(6, (60, 60))
+    draws = v.sample(6, (60, 60))
     for whole, part in zip(v(x, draws), v(x[2:4], [d.take(slice(2, 4)) for d in draws])):
         close(whole[2:4], part)
     still = views('cmae', 48, MEAN, STD, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, blur=0.0, shift=0)
@@ -365,7 +374,7 @@ def test_view_equals_torchvision_step_by_step():
     "One whole MoCo v2 view, picture by picture, from the kept draw."
     v = views('mocov2', 24, MEAN, STD)
     x = pictures(12)
-    draws = v.draw(12, (41, 57), seeded(3))
+    draws = v.sample(12, (41, 57), seeded(3))
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for d, ours in zip(draws, v(x, draws)):
         for i in range(12):
@@ -384,7 +393,7 @@ def test_view_equals_torchvision_step_by_step():
 def test_parts_of_a_batch_change_nothing(monkeypatch):
     v = views('dino', 32, MEAN, STD)
     x = pictures(9)
-    draws = v.draw(9, (41, 57), seeded(1))
+    draws = v.sample(9, (41, 57), seeded(1))
     whole = v(x, draws)
     # `vit_ssl_lab.data.views` is the function there, not the module
     monkeypatch.setitem(Views.pixels.__globals__, 'CACHE', 1)
@@ -407,7 +416,7 @@ def test_generator_decides_everything():
 
 
 def test_each_picture_has_its_own_parameters():
-    d = throw(PRESETS['byol'][0], 64, (64, 64), seeded())
+    d = sample_params(PRESETS['byol'][0], 64, (64, 64), seeded())
     assert len({tuple(b) for b in d.box.tolist()}) > 50
     assert len(set(d.sigma.tolist())) == 64
     assert len({tuple(f) for f in d.factors.tolist()}) > 40
@@ -423,7 +432,7 @@ def test_prepare_and_restore():
 def test_mask_and_points_follow_the_view():
     mask = torch.zeros(1, 1, 40, 40)
     mask[..., 10:20, 10:30] = 1
-    d = Draw(torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([True]), *[None] * 5)
+    d = ViewParams(torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([True]), *[None] * 5)
     seen = d.warp(mask, 10)
     assert seen[0, 0, :4].min() == 1
     assert seen[0, 0, 6:].max() == 0
@@ -442,7 +451,7 @@ def test_changes_reach_every_view(field):
         flip=0.1,
         jitter=(0.0, 0, 0, 0),
         jitter_p=0.3,
-        dialect='tensorflow',
+        library='tensorflow',
         add=True,
         grey=0.7,
         blur=0.3,
@@ -481,7 +490,7 @@ def test_changes_reach_every_view(field):
         (lambda: Policy(jitter=(1, 1, 1, 1)), "hue in 0..0.5"),
         (lambda: Policy(sigma=(0.0, 1.0)), "sigma is a range"),
         (lambda: Policy(scale=(0.5, 2.0)), "scale is a range"),
-        (lambda: Policy(dialect='pil'), "no dialect"),
+        (lambda: Policy(library='pil'), "no library"),
         (lambda: ops.resized_crop(torch.zeros(2, 3, 8, 8), torch.zeros(3, 4), 8), "need boxes"),
         (lambda: ops.blur_matrix(torch.ones(1), 4, 9), "odd and at most"),
     ],

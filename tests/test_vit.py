@@ -9,7 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from vit_ssl_lab.components.masking import random_masking, gather_tokens
-from vit_ssl_lab.encoders.vit import ENCODERS, ViT, encoder, vit_nano
+from vit_ssl_lab.encoders import encoder
+from vit_ssl_lab.encoders.vit import ENCODERS, ViT, vit_nano
 
 SIZE = dict(img_size=(32, 48), patch_size=8, embed_dim=48, depth=3, num_heads=3)
 VARIANTS = {

@@ -170,7 +170,7 @@ def test_timm_files_come_in(tmp_path, variant, wrap):
 
 def test_official_mae_files_come_in(tmp_path):
     ours = our_mae()
-    full = weights.tensors_of(ours, 'mae')
+    full = weights.state_dict_as(ours, 'mae')
     assert {
         'mask_token',
         'decoder_pos_embed',

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from browser import NEEDS_CHROMIUM, PATIENCE, jupyter_lab, run_all
+from browser import PATIENCE, jupyter_lab, run_all
 from test_flip import small
 from vit_ssl_lab.explorers import ZeroShotExplorer
 
@@ -89,7 +89,7 @@ def hover(page, canvas, rows, cols, row, col):
     )
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_pointer(open_page):
     e = zero_shot()
     page = open_page(e)
@@ -131,7 +131,7 @@ def test_pointer(open_page):
     assert (root.get_attribute('data-picture'), root.get_attribute('data-caption')) == ('4', '2')
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_keyboard(open_page):
     e = zero_shot()
     page = open_page(e)
@@ -160,7 +160,7 @@ def test_keyboard(open_page):
 # --- typed captions are answered by the kernel
 
 
-@NEEDS_CHROMIUM
+@pytest.mark.browser
 def test_typed_captions_in_jupyterlab(browser, tmp_path):
     import nbformat
     from pathlib import Path

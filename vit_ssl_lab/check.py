@@ -109,15 +109,15 @@ def pictures(
     channels: int,  # C
     who: str,  # who takes them: "This ViT"
     hint: str,  # what to do: "normalise them, or build the encoder with their in_chans"
-    size: str = 'H, W',  # the accepted height and width, in words
+    shape: str = '',  # the accepted shape, in words; '': (B, C, H, W)
     fits: bool = True,  # whether height and width are accepted
 ) -> None:
     "Refuse what are not float pictures of the right shape. Raises ValueError."
     right = images.ndim == 4 and images.shape[1] == channels and images.is_floating_point()
     if not (right and fits):
+        shape = shape or f'(B, {channels}, H, W)'
         raise ValueError(
-            f"{who} takes float pictures (B, {channels}, {size}), "
-            f"got {images.dtype} {tuple(images.shape)}: {hint}."
+            f"{who} takes float pictures {shape}, got {images.dtype} {tuple(images.shape)}: {hint}."
         )
 
 

@@ -12,12 +12,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from .. import check
 from .heads import mlp_head
 from .processes import batch_counts, get_rank, get_world_size
+from ..core import renamed
 
 # %% ../../nbs/components/19_distillation.ipynb #aa08a7b6
 class DINOHead(nn.Module):
-    "Features -> K logits; with fixed gains they are cosines with K prototypes. (DINO, section 3.1; `vision_transformer.py: DINOHead`, whose checkpoints load)"
+    """Features -> K logits; with fixed gains they are cosines with K prototypes.
+    (DINO, section 3.1; `vision_transformer.py: DINOHead`, whose checkpoints load)"""
 
     def __init__(
         self,
@@ -32,15 +35,17 @@ class DINOHead(nn.Module):
         super().__init__()
         if dim < 2:
             raise ValueError(
-                f"A head of {dim} output says the same about every picture: a distribution needs dim=2 or more, 65536 in the paper."
+                f"A head of {dim} output says the same about every picture: "
+                "a distribution needs dim=2 or more, 65536 in the paper."
             )
-        self.mlp = mlp_head((width, *[hidden] * (layers - 1), bottleneck), norm=norm, bias=True, act=nn.GELU)
-        for m in self.mlp:
-            if isinstance(m, nn.Linear):
-                nn.init.trunc_normal_(m.weight, std=0.02)
-                nn.init.zeros_(m.bias)
+        sizes = (width, *[hidden] * (layers - 1), bottleneck)
+        self.mlp = mlp_head(sizes, norm=norm, bias=True, act=nn.GELU)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         self.last_layer = weight_norm(nn.Linear(bottleneck, dim, bias=False))
-        gain = self.last_layer.parametrizations.weight.original0
+        gain = self.last_layer.get_parameter('parametrizations.weight.original0')
         nn.init.ones_(gain)
         gain.requires_grad_(not norm_last)
 
@@ -48,13 +53,17 @@ class DINOHead(nn.Module):
         self,
         x: Tensor,  # (..., width)
     ) -> Tensor:  # (..., K) logits
-        "Every vector by itself; a normalisation over the batch sees all of them as rows."
-        rows = F.normalize(self.mlp(x.flatten(0, -2)), dim=-1)
-        return self.last_layer(rows).unflatten(0, x.shape[:-1])
+        "The logits of every vector; a normalisation over the batch sees all of them as rows."
+        rows = self.mlp(x.flatten(0, -2))
+        directions = F.normalize(rows, dim=-1)
+        return self.last_layer(directions).unflatten(0, x.shape[:-1])
 
 # %% ../../nbs/components/19_distillation.ipynb #a5966637
 class Center(nn.Module):
-    "The running mean of the teacher's logits, which is taken away before its softmax. (DINO, equation 4; `main_dino.py: update_center`)"
+    """The running mean of the teacher's logits, which is subtracted before its softmax.
+    (DINO, equation 4; `main_dino.py: update_center`)"""
+
+    center: Tensor  # (K,)
 
     def __init__(
         self,
@@ -62,11 +71,10 @@ class Center(nn.Module):
         momentum: float = 0.9,  # share of the old mean that stays, 0..1; 1: it stays 0, so nothing is centred
     ):
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"The centre's momentum is the share of the old mean that stays, 0 to 1; {momentum} is not: DINO uses 0.9."
-            )
-        self.momentum, self.staged = momentum, []
+        self.momentum = check.momentum(momentum, "DINO uses 0.9", of='centre')
+        self.staged: list[
+            Tensor
+        ] = []  # for each part of the step, (K + 1,): sum of the logits, and their number
         self.register_buffer('center', torch.zeros(dim))
 
     def forward(
@@ -74,7 +82,7 @@ class Center(nn.Module):
         logits: Tensor,  # (..., K) of the teacher
         temperature: float | Tensor,  # the teacher's, low
     ) -> Tensor:  # (..., K), adds up to 1
-        "What the teacher says."
+        "The teacher's distribution."
         return ((at_least_float32(logits) - self.center) / temperature).softmax(-1)
 
     @torch.no_grad()
@@ -82,10 +90,14 @@ class Center(nn.Module):
         self,
         logits: Tensor,  # (V, B, ..., K) of this process's pictures
     ) -> None:
-        "Remember the sum of a step's logits until the step is done. A process that had no picture left holds zeros."
-        share = batch_counts(logits.shape[1])[get_rank()] / logits.shape[1] if get_world_size() > 1 else 1
+        "Keep the sum of a step's logits until the step is done. A process without a picture stages zeros."
+        share = 1.0  # of the B pictures that count
+        if get_world_size() > 1:
+            batch = logits.shape[1]
+            share = batch_counts(batch)[get_rank()] / batch
         rows = at_least_float32(logits).flatten(0, -2)
-        self.staged.append(share * torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
+        count = rows.new_full((1,), len(rows))
+        self.staged.append(share * torch.cat([rows.sum(0), count]))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -96,26 +108,31 @@ class Center(nn.Module):
         self.staged = []
         if get_world_size() > 1:
             dist.all_reduce(total)
-        self.center.lerp_((total[:-1] / total[-1]).to(self.center.dtype), 1 - self.momentum)
+        mean = total[:-1] / total[-1]
+        self.center.lerp_(mean.to(self.center.dtype), 1 - self.momentum)
 
 
-def at_least_float32(x: Tensor) -> Tensor:  # at least float32
-    "Softmaxes over many thousand outputs are not for half precision."
+def at_least_float32(
+    x: Tensor,  # any shape
+) -> Tensor:  # float32, or float64 as it was
+    "For softmaxes over many thousand outputs, where half precision is not enough."
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/components/19_distillation.ipynb #1d3a7775
 def entropy(
     p: Tensor,  # (..., K) probabilities
 ) -> Tensor:  # (...) nats, 0..ln K
-    "How undecided a distribution is."
+    "The entropy of each distribution."
     return torch.special.entr(p).sum(-1)
 
 
 def mean_prediction_entropy(
-    p: Tensor,  # (..., K) what the teacher says about a batch
+    p: Tensor,  # (..., K) the teacher's probabilities for a batch
 ) -> Tensor:  # scalar, 0..ln K
-    "Entropy of the average answer: 0 where all pictures choose the same single output (collapsed), ln K where all outputs are used alike."
-    return entropy(p.flatten(0, -2).mean(0))
+    """Entropy of the mean prediction: 0 where all pictures choose the same single output (collapsed),
+    ln K where all outputs are used alike."""
+    mean_prediction = p.flatten(0, -2).mean(0)
+    return entropy(mean_prediction)
 
 # %% ../../nbs/components/19_distillation.ipynb #0dbdaf78
 def view_pairs(
@@ -123,27 +140,30 @@ def view_pairs(
     teacher: Tensor,  # (G, B, K) probabilities
     temperature: float = 0.1,  # of the student
 ) -> Tensor:  # (G, V) mean over the pictures
-    "Cross-entropy of every crop the teacher saw with every crop the student saw. (DINO, equation 3)"
+    """Cross-entropy of every crop the teacher saw with every crop the student saw.
+    Raises ValueError for shapes that don't fit. (DINO, equation 3)"""
     if student.shape[1:] != teacher.shape[1:] or len(student) < len(teacher):
         raise ValueError(
-            f"Student and teacher speak of the same pictures with the same outputs, and the student of every crop the teacher sees: got {tuple(student.shape)} and {tuple(teacher.shape)}."
+            "Student and teacher speak of the same pictures with the same outputs, and the student of every "
+            f"crop the teacher sees: got {tuple(student.shape)} and {tuple(teacher.shape)}."
         )
     with torch.autocast(student.device.type, enabled=False):
-        return (
-            -torch.einsum('gbk,vbk->gv', teacher, (at_least_float32(student) / temperature).log_softmax(-1))
-            / student.shape[1]
-        )
+        log_q = (at_least_float32(student) / temperature).log_softmax(-1)
+        return -torch.einsum('gbk,vbk->gv', teacher, log_q) / student.shape[1]
 
 
 def other_views(
     pairs: Tensor,  # (G, V), teacher's crop by student's
 ) -> Tensor:  # scalar
-    "The mean over pairs of different crops: the diagonal is left out. (`main_dino.py: if v == iq`)"
+    """The mean over pairs of different crops: the diagonal is left out. Raises ValueError for one crop.
+    (`main_dino.py: if v == iq`)"""
     if pairs.numel() <= len(pairs):
         raise ValueError(
-            "One crop has nobody to learn from: distillation between views needs two crops of each picture or more."
+            "One crop has nobody to learn from: "
+            "distillation between views needs two crops of each picture or more."
         )
-    return (pairs.sum() - pairs.diagonal().sum()) / (pairs.numel() - len(pairs))
+    same_crop = pairs.diagonal().sum()
+    return (pairs.sum() - same_crop) / (pairs.numel() - len(pairs))
 
 # %% ../../nbs/components/19_distillation.ipynb #6c65498b
 @torch.no_grad()
@@ -151,10 +171,13 @@ def match_regions(
     student: Tensor,  # (V, B, n, D) features of regions
     teacher: Tensor,  # (G, B, m, D)
 ) -> Tensor:  # (G, V, B, n) int64, 0..m - 1
-    "For each region of the student the most similar one of the teacher, by cosine, within the picture. (EsViT, section 3.2; `DDINOLoss: region_sim_ind`)"
+    """For each region of the student the most similar one of the teacher, by cosine, within the picture.
+    (EsViT, section 3.2; `DDINOLoss: region_sim_ind`)"""
     with torch.autocast(student.device.type, enabled=False):
-        a, b = (F.normalize(at_least_float32(x), dim=-1) for x in (student, teacher))
-        return torch.einsum('gbmd,vbnd->gvbnm', b, a).argmax(-1)
+        s = F.normalize(at_least_float32(student), dim=-1)
+        t = F.normalize(at_least_float32(teacher), dim=-1)
+        cosines = torch.einsum('gbmd,vbnd->gvbnm', t, s)
+        return cosines.argmax(-1)
 
 # %% ../../nbs/components/19_distillation.ipynb #2c36c963
 def region_pairs(
@@ -163,9 +186,14 @@ def region_pairs(
     match: Tensor,  # (G, V, B, n) int64, from `match_regions`
     temperature: float = 0.1,  # of the student
 ) -> Tensor:  # (G, V) mean over regions, then over pictures
-    "Cross-entropy of each region with the one it was matched with, for every pair of crops. (EsViT, equation 2; `DDINOLoss: loss_grid`)"
+    """Cross-entropy of each region with the one it was matched with, for every pair of crops.
+    (EsViT, equation 2; `DDINOLoss: loss_grid`)"""
     with torch.autocast(student.device.type, enabled=False):
-        each = -torch.einsum(
-            'gbmk,vbnk->gvbnm', teacher, (at_least_float32(student) / temperature).log_softmax(-1)
-        )  # (G, V, B, n, m)
-    return each.gather(-1, match[..., None]).squeeze(-1).mean((2, 3))
+        log_q = (at_least_float32(student) / temperature).log_softmax(-1)
+        every_pair = -torch.einsum('gbmk,vbnk->gvbnm', teacher, log_q)  # (G, V, B, n, m)
+    matched = every_pair.gather(-1, match[..., None]).squeeze(-1)  # (G, V, B, n)
+    return matched.mean((2, 3))
+
+# %% ../../nbs/components/19_distillation.ipynb #3c3d1fd3
+# names of version 0.1
+__getattr__ = renamed(__name__, full='at_least_float32', fullness='mean_prediction_entropy')

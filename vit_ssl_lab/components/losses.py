@@ -154,7 +154,7 @@ def uniformity_loss(
 def feature_std(
     z: Tensor,  # (B, d)
 ) -> Tensor:  # scalar: 1 = directions all over the sphere, 0 = collapsed
-    """A monitor of collapse: the standard deviation of the unit vectors, mean over the dimensions, times sqrt(d).
+    """Standard deviation of the unit vectors, mean over the dimensions, times sqrt(d): it monitors collapse.
     (SimSiam, section 4.1)"""
     std = l2_normalize(z).std(0, correction=0)  # (d,)
     return std.mean() * z.shape[1] ** 0.5

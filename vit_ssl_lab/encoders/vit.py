@@ -4,34 +4,45 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODERS', 'ViT', 'vit_nano', 'vit_tiny', 'vit_small', 'vit_base', 'vit_large', 'vit_huge', 'vit_1gf',
-           'vit_4gf', 'vit_18gf', 'vit_36gf', 'encoder']
+           'vit_4gf', 'vit_18gf', 'vit_36gf', 'timm_model', 'trained_size']
 
 # %% ../../nbs/encoders/01_vit.ipynb #e24669bb
 import copy
 from functools import partial
-from typing import Callable
+from typing import Any, Callable
 import timm
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..components.attention import block_in_context
-from ..components.attention import ClassAttentionPool
+from .. import check
+from ..components.attention import ClassAttentionPool, block_in_context
 from ..components.lean import LeanBlock
 from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem, hide_pixels
-from ..core import Features, Mask, choose
+from ..core import Features, Mask, choose, renamed
 
 # %% ../../nbs/encoders/01_vit.ipynb #62cc386b
 STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
 
 
 class ViT(VisionTransformer):
-    "timm's Vision Transformer, same state-dict keys, that encodes visible patches only and returns `Features`. (ViT, section 3.1)"
+    """timm's Vision Transformer, same state-dict keys, that encodes visible patches only and returns `Features`.
+
+    (ViT, section 3.1)
+    """
+
+    # each of these is defined further down, with a section of its own
+    embed: Callable[..., Tensor]
+    check_input: Callable[..., None]
+    masked: Callable[..., Features]
+    in_context: Callable[..., Tensor]
+    init_mae: Callable[[], 'ViT']
+    init_pycls: Callable[[], 'ViT']
 
     def __init__(
         self,
@@ -42,53 +53,69 @@ class ViT(VisionTransformer):
         | Callable = 'patchify',  # "patchify", "conv", or a class with timm's `embed_layer` interface
         positions: str = 'learn',  # "learn", "sincos" (MAE's table, frozen) or "none"
         num_classes: int = 0,  # outputs of timm's head; 0: no head
-        global_pool: str = 'token',  # timm's, or "class_attention": no class token in the blocks, one that reads the patches after them
+        global_pool: str = 'token',  # timm's, or "class_attention": a class token that reads after the blocks
         class_depth: int = 2,  # with "class_attention": blocks in which it reads
         class_scale: float = 0.1,  # with "class_attention": LayerScale of those blocks at the start
         **kw,  # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
     ):
-        late = global_pool == 'class_attention'
-        if late:
-            kw |= dict(
-                class_token=False, fc_norm=True
-            )  # patches reach the token unnormalised, and the last norm is the token's
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
-        embed_layer = STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem
+        kw.setdefault('block_fn', LeanBlock)
+        timm_pool: Any = global_pool
+        class_attention = global_pool == 'class_attention'
+        if class_attention:  # patches reach the token unnormalised, and the last norm is the token's
+            timm_pool = 'avg'
+            kw |= dict(class_token=False, fc_norm=True)
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
             in_chans=in_chans,
             num_classes=num_classes,
-            embed_layer=embed_layer,
+            embed_layer=STEMS[choose(stem, STEMS, 'stem')] if isinstance(stem, str) else stem,
             pos_embed='none' if positions == 'none' else 'learn',
-            global_pool='avg' if late else global_pool,
-            **{'block_fn': LeanBlock, **kw},
+            global_pool=timm_pool,
+            **kw,
         )
-        if late:
-            self.global_pool, self.attn_pool = (
-                global_pool,
-                ClassAttentionPool(
-                    self.width, kw.get('num_heads', 12), class_depth, kw.get('mlp_ratio', 4.0), class_scale
-                ),
-            )  # timm's place for a pool with weights
+        if class_attention:  # in timm's place for a pool with weights
+            num_heads = kw.get('num_heads', 12)
+            mlp_ratio = kw.get('mlp_ratio', 4.0)
+            self.global_pool = global_pool
+            self.attn_pool = ClassAttentionPool(self.width, num_heads, class_depth, mlp_ratio, class_scale)
         if positions == 'sincos':
-            prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-            self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, prefix), requires_grad=False)
+            num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+            self.pos_embed = nn.Parameter(sincos_2d(self.grid, self.width, num_prefix), requires_grad=False)
+
+    @classmethod
+    def from_timm(
+        cls,
+        model: VisionTransformer | str,  # a timm Vision Transformer, or its name
+        **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
+    ) -> 'ViT':  # with the same weights; a model is copied
+        "A timm Vision Transformer of any variant as a `ViT`. Raises ValueError for another family."
+        names = "choose a timm name that starts with vit_ or deit_"
+        others = "encoders.resnet.ResNet.from_timm takes a ResNet"
+        vit = timm_model(model, VisionTransformer, cls, f"{names}; {others}", **kw)
+        vit.__class__ = cls
+        if type(vit.patch_embed) is PatchEmbed:
+            vit.patch_embed.__class__ = PatchifyStem
+        for block in vit.blocks:
+            if type(block) is Block:
+                block.__class__ = LeanBlock
+        return vit
 
     @property
     def width(self) -> int:
         return self.embed_dim  # D
 
     @property
-    def grid(self) -> tuple:
+    def grid(self) -> tuple[int, int]:
         return tuple(self.patch_embed.grid_size)  # (rows, columns)
 
     @property
-    def patch_size(self) -> tuple:
+    def patch_size(self) -> tuple[int, int]:
         return tuple(self.patch_embed.patch_size)  # (ph, pw) pixels
 
     @property
-    def img_size(self) -> tuple:
+    def img_size(self) -> tuple[int, int]:
         return tuple(self.patch_embed.img_size)  # (H, W) pixels
 
     def forward(
@@ -96,13 +123,11 @@ class ViT(VisionTransformer):
         images: Tensor,  # (B, C, H, W) float, normalised
         keep: Tensor | None = None,  # (B, K) int64 indices of the patches to encode; None: all
     ) -> Features:  # pooled (B, D), patches (B, N or K, D), grid
-        "Encode pictures, or the visible patches of them."
+        "Encode pictures, or the visible patches of them. Raises ValueError for what `check_input` refuses."
         x = self.tokens(images, keep)
-        return Features(
-            self.forward_head(x, pre_logits=True),
-            x[:, self.num_prefix_tokens :],
-            self.patch_embed.dynamic_feat_size(images.shape[-2:]),
-        )
+        pooled = self.forward_head(x, pre_logits=True)
+        grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        return Features(pooled, x[:, self.num_prefix_tokens :], grid)
 
     def tokens(
         self,
@@ -110,10 +135,17 @@ class ViT(VisionTransformer):
         keep: Tensor | None = None,  # (B, K) int64; None: all
     ) -> Tensor:  # (B, P + K, D) after the last norm; P prefix tokens (class, registers) first
         "The sequence that leaves the last block."
-        self.check(images, keep)
+        self.check_input(images, keep)
         if keep is None:
             return self.forward_features(images)
-        x = self.norm_pre(self.pos_drop(self.embed(images, keep)))
+        x = self.pos_drop(self.embed(images, keep))
+        return self.run_blocks(self.norm_pre(x))
+
+    def run_blocks(
+        self,
+        x: Tensor,  # (B, T, D) any tokens
+    ) -> Tensor:  # (B, T, D) after the last norm
+        "All blocks, and the norm behind them."
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return self.norm(x)
 
@@ -125,65 +157,56 @@ def embed(
     keep: Tensor,  # (B, K) int64 indices of the visible patches
 ) -> Tensor:  # (B, P + K, D)
     "Prefix tokens and visible patches with their positions. (MAE, section 3)"
-    x, prefix = (
-        self.patch_embed.visible(images, keep),
-        [t for t in (self.cls_token, self.reg_token) if t is not None],
-    )
-    prefix = torch.cat(prefix, 1) if prefix else x.new_zeros(1, 0, self.width)
+    x = self.patch_embed.visible(images, keep)  # (B, K, D)
+    tokens: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+    prefix = torch.cat(tokens, 1) if tokens else x.new_zeros(1, 0, self.width)  # (1, P, D)
     if self.pos_embed is not None:
-        table = self.pos_embed[0]
+        table = self.pos_embed[0]  # (N, D), or (P + N, D)
         if not self.no_embed_class:
-            prefix, table = prefix + table[: self.num_prefix_tokens], table[self.num_prefix_tokens :]
+            prefix = prefix + table[: self.num_prefix_tokens]
+            table = table[self.num_prefix_tokens :]
         x = x + F.embedding(keep, table)
-    return torch.cat([prefix.expand(len(x), -1, -1).to(x.dtype), x], 1)
+    prefix = prefix.expand(len(x), -1, -1).to(x.dtype)
+    return torch.cat([prefix, x], 1)
 
 # %% ../../nbs/encoders/01_vit.ipynb #8a0b8798
 @patch
-def check(
+def check_input(
     self: ViT,
     images: Tensor,  # what should be (B, C, H, W) float
     keep: Tensor | None = None,  # what should be (B, K) int64
 ) -> None:
-    "One sentence for pictures or indices that this encoder can't take."
-    size = self.img_size
-    if (
-        images.ndim != 4
-        or images.shape[1] != self.in_chans
-        or (images.shape[-2:] != size and not self.dynamic_img_size)
-        or not images.is_floating_point()
-    ):
+    "Refuse pictures or indices that this encoder can't take. Raises ValueError."
+    height, width = self.img_size
+    check.pictures(
+        images,
+        self.in_chans,
+        who="This ViT",
+        shape=f'(B, {self.in_chans}, {height}, {width})',
+        fits=self.dynamic_img_size or images.shape[-2:] == (height, width),
+        hint="resize and normalise them, or build the encoder with their img_size and in_chans "
+        "(crops of several sizes: with dynamic_img_size=True)",
+    )
+    ph, pw = self.patch_size
+    h, w = images.shape[-2:]
+    if self.dynamic_img_size and (h % ph or w % pw):
         raise ValueError(
-            f"This ViT takes float pictures (B, {self.in_chans}, {size[0]}, {size[1]}), got {images.dtype} {tuple(images.shape)}: "
-            "resize and normalise them, or build the encoder with their img_size and in_chans (crops of several sizes: with dynamic_img_size=True)."
-        )
-    if self.dynamic_img_size and any(n % p for n, p in zip(images.shape[-2:], self.patch_size)):
-        raise ValueError(
-            f"A crop of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of {self.patch_size[0]} x {self.patch_size[1]}: choose a size that is a multiple of the patch."
+            f"A crop of {h} x {w} pixels does not divide into patches of {ph} x {pw}: "
+            "choose a size that is a multiple of the patch."
         )
     if keep is None:
         return
-    n = self.grid[0] * self.grid[1]
     if self.dynamic_img_size:
         raise ValueError(
-            "An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: build it without, or call set_input_size."
+            "An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: "
+            "build it without, or call set_input_size."
         )
     if not hasattr(self.patch_embed, 'visible'):
         raise ValueError(
-            f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: use stem='patchify' or 'conv', or a class with `visible(images, keep)`."
+            f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: "
+            "use stem='patchify' or 'conv', or a class with `visible(images, keep)`."
         )
-    if keep.ndim != 2 or len(keep) != len(images) or not 0 < keep.shape[1] <= n or keep.dtype != torch.int64:
-        raise ValueError(
-            f"`keep` must be int64 ({len(images)}, K) with K from 1 to {n}, one row a picture, got {keep.dtype} {tuple(keep.shape)}."
-        )
-    # Reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails on a bad index
-    if (
-        keep.device.type == 'cpu'
-        and not torch.compiler.is_compiling()
-        and not (0 <= keep.min() and keep.max() < n)
-    ):
-        raise ValueError(
-            f"`keep` must hold patch indices from 0 to {n - 1} for a grid of {self.grid[0]}x{self.grid[1]}, got {keep.min()} to {keep.max()}."
-        )
+    check.visible(keep, len(images), self.grid)
 
 # %% ../../nbs/encoders/01_vit.ipynb #626d5960
 @patch
@@ -193,13 +216,17 @@ def masked(
     mask: Mask,  # of the Mask contract; in `mask.mask` 1 = hidden
     token: Tensor,  # (D,) or (1, 1, D), what stands in place of hidden patches
 ) -> Features:  # of all N patches
-    "Encode every place, hidden ones as the mask token, replaced before positions are added. (BEiT, section 2.3; SimMIM; MaskFeat, `masked.py: _maskfeat_forward`)"
-    self.check(images, mask.keep)
+    """Encode every place, hidden ones as the mask token, replaced before positions are added.
+
+    (BEiT, section 2.3; SimMIM; MaskFeat, `masked.py: _maskfeat_forward`)
+    """
+    self.check_input(images, mask.keep)
     x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))  # (B, N, D)
     x = torch.where(mask.mask[..., None] > 0, token.to(x.dtype), x)
-    x = self.norm_pre(self.patch_drop(self._pos_embed(x)))
-    x = self.norm(checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
-    return Features(self.forward_head(x, pre_logits=True), x[:, self.num_prefix_tokens :], self.grid)
+    x = self.patch_drop(self._pos_embed(x))
+    x = self.run_blocks(self.norm_pre(x))
+    pooled = self.forward_head(x, pre_logits=True)
+    return Features(pooled, x[:, self.num_prefix_tokens :], self.grid)
 
 # %% ../../nbs/encoders/01_vit.ipynb #50047c07
 @patch
@@ -209,8 +236,8 @@ def set_grad_checkpointing(
 ) -> None:
     "timm's switch: keep each block's input only and run the block again in the backward pass."
     self.grad_checkpointing = enable
-    for b in self.blocks:
-        b.recompute = not enable
+    for block in self.blocks:
+        block.lean = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #84225721
 @patch
@@ -219,22 +246,30 @@ def in_context(
     images: Tensor,  # (B, C, H, W) float, normalised
     context: Tensor | None = None,  # (B, M) int64 indices of the patches that may be looked at; None: all
 ) -> Tensor:  # (B, N, D) every patch after the last norm, raster order
-    "Encode every patch; keys and values come from the patches in `context` only, in each layer from that layer's. (MP3, figure 1)"
-    self.check(images, context)
-    x, P = self.norm_pre(self._pos_embed(self.patch_embed(images))), self.num_prefix_tokens
+    """Encode every patch; in each layer keys and values come from the patches in `context` only.
+
+    (MP3, figure 1)
+    """
+    self.check_input(images, context)
+    x = self._pos_embed(self.patch_embed(images))
+    x = self.norm_pre(x)
+    P = self.num_prefix_tokens
     if context is not None:
-        context = torch.cat([torch.arange(P, device=x.device).expand(len(x), P), context + P], 1)
-    for b in self.blocks:
-        x = (
-            checkpoint(block_in_context, b, x, context, use_reentrant=False)
-            if self.grad_checkpointing
-            else block_in_context(b, x, context)
-        )
+        prefix = torch.arange(P, device=x.device).expand(len(x), P)
+        context = torch.cat([prefix, context + P], 1)  # (B, P + M) indices of tokens
+    for block in self.blocks:
+        if self.grad_checkpointing:
+            x = checkpoint(block_in_context, block, x, context, use_reentrant=False)
+        else:
+            x = block_in_context(block, x, context)
     return self.norm(x)[:, P:]
 
 # %% ../../nbs/encoders/01_vit.ipynb #aff81900
-def _vit(size: dict, **kw) -> ViT:
-    return ViT(**{**size, **kw})
+def _vit(
+    size: dict,  # embed_dim, depth, num_heads
+    **kw,  # of `ViT`; also what overrides the size
+) -> ViT:
+    return ViT(**(size | kw))
 
 
 def vit_nano(
@@ -291,32 +326,26 @@ def vit_huge(
     return _vit(dict(embed_dim=1280, depth=32, num_heads=16), img_size=img_size, patch_size=patch_size, **kw)
 
 # %% ../../nbs/encoders/01_vit.ipynb #bf2536a0
-def _early(
-    width: int,
-    heads: int,
-    depth: int,
-    mlp_ratio: float,
-    stem: str,
-    img_size: int | tuple = 224,
-    patch_size: int | tuple = 16,
-    **kw,
+def _early_convolutions(
+    size: dict,  # embed_dim, depth (with the patchify stem), num_heads, mlp_ratio
+    stem: str,  # "patchify" or "conv"
+    img_size: int | tuple = 224,  # pixels
+    patch_size: int | tuple = 16,  # pixels
+    **kw,  # as for `ViT`
 ) -> ViT:
-    size = dict(
-        embed_dim=width,
-        depth=depth - (stem == 'conv'),
-        num_heads=heads,
-        mlp_ratio=mlp_ratio,
-        norm_layer=partial(nn.LayerNorm, eps=1e-5),
-    )
-    return _vit(size, img_size=img_size, patch_size=patch_size, stem=stem, **kw).init_pycls()
+    if stem == 'conv':  # one block pays for the stem
+        size['depth'] -= 1
+    size['norm_layer'] = partial(nn.LayerNorm, eps=1e-5)
+    encoder = _vit(size, img_size=img_size, patch_size=patch_size, stem=stem, **kw)
+    return encoder.init_pycls()
 
 
 def vit_1gf(
-    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks: one is paid for the stem)
+    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks: one pays for the stem)
     **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-1GF, 4.8 M parameters, or 4.6 M with the convolutional stem. (Early Convolutions, table 2)"
-    return _early(192, 3, 12, 3, stem, **kw)
+    return _early_convolutions(dict(embed_dim=192, depth=12, num_heads=3, mlp_ratio=3), stem, **kw)
 
 
 def vit_4gf(
@@ -324,7 +353,7 @@ def vit_4gf(
     **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-4GF, 18.5 M parameters, or 17.8 M. (Early Convolutions, table 2)"
-    return _early(384, 6, 12, 3, stem, **kw)
+    return _early_convolutions(dict(embed_dim=384, depth=12, num_heads=6, mlp_ratio=3), stem, **kw)
 
 
 def vit_18gf(
@@ -332,7 +361,7 @@ def vit_18gf(
     **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-18GF = ViT-B, 86.7 M parameters, or 81.6 M. (Early Convolutions, table 2)"
-    return _early(768, 12, 12, 4, stem, **kw)
+    return _early_convolutions(dict(embed_dim=768, depth=12, num_heads=12, mlp_ratio=4), stem, **kw)
 
 
 def vit_36gf(
@@ -340,42 +369,25 @@ def vit_36gf(
     **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-36GF, 178.4 M parameters, or 167.8 M. (Early Convolutions, table 2)"
-    return _early(1024, 16, 14, 4, stem, **kw)
+    return _early_convolutions(dict(embed_dim=1024, depth=14, num_heads=16, mlp_ratio=4), stem, **kw)
 
 # %% ../../nbs/encoders/01_vit.ipynb #78db7e29
-ENCODERS = {
-    f.__name__: f
-    for f in (
-        vit_nano,
-        vit_tiny,
-        vit_small,
-        vit_base,
-        vit_large,
-        vit_huge,
-        vit_1gf,
-        vit_4gf,
-        vit_18gf,
-        vit_36gf,
-    )
-}
-
-
-def encoder(
-    name: str,  # a key of ENCODERS: "vit_nano", "vit_small", ...
-    **kw,  # img_size, patch_size, in_chans, stem, positions, ...
-) -> ViT:
-    "An encoder by name; an unknown name gets the nearest match."
-    return ENCODERS[choose(name, ENCODERS, 'encoder')](**kw)
+_SIZES = (vit_nano, vit_tiny, vit_small, vit_base, vit_large, vit_huge)
+_EARLY_CONVOLUTIONS = (vit_1gf, vit_4gf, vit_18gf, vit_36gf)
+ENCODERS = {build.__name__: build for build in (*_SIZES, *_EARLY_CONVOLUTIONS)}
 
 # %% ../../nbs/encoders/01_vit.ipynb #3fce03dc
 @patch
 def init_mae(self: ViT) -> ViT:  # itself
-    "Xavier-uniform on every linear layer and on the flattened patch kernel, class token normal 0.02. (MAE, appendix A.1)"
-    for m in self.modules():
-        if isinstance(m, nn.Linear):
-            nn.init.xavier_uniform_(m.weight)
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
+    """Xavier-uniform on every linear layer and on the flattened patch kernel, class token normal 0.02.
+
+    (MAE, appendix A.1)
+    """
+    for layer in self.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     if isinstance(self.patch_embed, PatchEmbed):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
     if self.cls_token is not None:
@@ -385,54 +397,66 @@ def init_mae(self: ViT) -> ViT:  # itself
 
 @patch
 def init_pycls(self: ViT) -> ViT:  # itself
-    "Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel, zero class token and head. (pycls, vit.py)"
-    for name, m in self.named_modules():
-        if not isinstance(m, nn.Linear):
-            continue
-        if m.bias is not None:
-            nn.init.zeros_(m.bias)
-        if 'mlp' in name:
-            nn.init.xavier_uniform_(m.weight)
-            nn.init.normal_(m.bias, std=1e-6)
-        elif name.endswith('qkv'):
-            nn.init.xavier_uniform_(m.weight)
-        elif name == 'head':
-            nn.init.zeros_(m.weight)
-        else:
-            nn.init.kaiming_uniform_(
-                m.weight, a=5**0.5
-            )  # MultiheadAttention leaves its output projection at Linear's default
+    """Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel, zero class token and head.
+
+    (pycls, vit.py)
+    """
+    for name, layer in self.named_modules():
+        if isinstance(layer, nn.Linear):
+            _init_pycls_linear(name, layer)
     if isinstance(self.patch_embed, PatchEmbed):
-        proj = self.patch_embed.proj
-        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5)
-        nn.init.zeros_(proj.bias)
+        conv = self.patch_embed.proj
+        nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
     if self.cls_token is not None:
         nn.init.zeros_(self.cls_token)
     if self.pos_embed is not None and self.pos_embed.requires_grad:
         nn.init.normal_(self.pos_embed, std=0.02)
     return self
 
-# %% ../../nbs/encoders/01_vit.ipynb #d192ca94
-@patch(cls_method=True)
-def from_timm(
-    cls: ViT,
-    model: VisionTransformer | str,  # a timm Vision Transformer, or its name
-    **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
-) -> ViT:  # with the same weights; a model is copied
-    "Turn a timm Vision Transformer of any variant into a `ViT`."
-    model = (
-        timm.create_model(model, **{'num_classes': 0, **kw})
-        if isinstance(model, str)
-        else copy.deepcopy(model)
-    )
-    if not isinstance(model, VisionTransformer):
+
+def _init_pycls_linear(name: str, layer: nn.Linear) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    if 'mlp' in name:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(layer.bias, std=1e-6)
+    elif name.endswith('qkv'):
+        nn.init.xavier_uniform_(layer.weight)
+    elif name == 'head':
+        nn.init.zeros_(layer.weight)
+    else:  # MultiheadAttention leaves its output projection at Linear's default
+        nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
+
+# %% ../../nbs/encoders/01_vit.ipynb #8b87ac6c
+def timm_model(
+    model: nn.Module | str,  # of timm, which is copied, or the name of one
+    kind: type,  # timm's class for the family
+    cls: type,  # what it is to become
+    hint: str,  # which names are of this family
+    **kw,  # with a name: of timm.create_model
+) -> Any:  # a timm model that nobody else holds
+    "A timm model of one family, by name or copied. Raises ValueError for another family."
+    if isinstance(model, str):
+        kw.setdefault('num_classes', 0)
+        model = timm.create_model(model, **kw)
+    else:
+        model = copy.deepcopy(model)
+    if not isinstance(model, kind):
         raise ValueError(
-            f"Only timm's VisionTransformer can become a ViT, not {type(model).__name__}: choose a timm name that starts with vit_ or deit_; encoders.resnet.ResNet.from_timm takes a ResNet."
+            f"Only timm's {kind.__name__} can become a {cls.__name__}, not {type(model).__name__}: {hint}."
         )
-    model.__class__ = cls
-    if type(model.patch_embed) is PatchEmbed:
-        model.patch_embed.__class__ = PatchifyStem
-    for b in model.blocks:
-        if type(b) is Block:
-            b.__class__ = LeanBlock
     return model
+
+
+def trained_size(
+    model: nn.Module,  # of timm
+) -> tuple[int, int]:  # (H, W) pixels; 224 if the model doesn't say
+    "The picture's size for which timm made a model."
+    config = getattr(model, 'pretrained_cfg', {})
+    _, height, width = config.get('input_size', (3, 224, 224))
+    return height, width
+
+# %% ../../nbs/encoders/01_vit.ipynb #532a1d81
+__getattr__ = renamed(__name__, encoder='vit_ssl_lab.encoders.encoder')

@@ -41,7 +41,7 @@ def recolour(
         (1.0,) * images.shape[1],
         [Policy(crop='center', flip=0.0, jitter=jitter, jitter_p=0.8, grey=float(grey))],
     )
-    draws = v.draw(len(images), tuple(images.shape[-2:]), Generator().manual_seed(seed))
+    draws = v.sample(len(images), tuple(images.shape[-2:]), Generator().manual_seed(seed))
     return (v.pixels(images, draws)[0] * 255).round().to(torch.uint8)
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 from .. import check
 from ..core import choose, renamed
-from ..data.views import PRESETS, Draw, Policy, Views, views
+from ..data.views import PRESETS, ViewParams, Policy, Views, views
 from vit_ssl_lab.explorers.base import (
     Explorer,
     draw_box,
@@ -54,7 +54,7 @@ def strengthen(
 
 # %% ../../nbs/explorers/05_views.ipynb #cf1584e4
 def parameters_in_words(
-    draw: Draw,  # of a batch
+    draw: ViewParams,  # of a batch
     i: int,  # which picture of it
     add: bool = False,  # the policy adds brightness instead of multiplying
 ) -> str:  # "crop 24 x 30 px, mirrored, brightness × 1.20, ..."
@@ -150,12 +150,12 @@ class ViewsExplorer(Explorer):
     def make_views(
         self,
         picture: int,  # which
-    ) -> tuple[list[Tensor], list[Draw], Views]:
+    ) -> tuple[list[Tensor], list[ViewParams], Views]:
         "The views as pictures in 0..1, (R, C, S, S) each, their random parameters, and the module itself."
         module: Any = self.view_module()
         batch = self.pictures[picture].expand(self.rolls, -1, -1, -1)
         generator = Generator().manual_seed(self.seed)
-        draws = module.draw(self.rolls, batch.shape[-2:], generator=generator)
+        draws = module.sample(self.rolls, batch.shape[-2:], generator=generator)
         return module.pixels(batch, draws), draws, module
 
     def _answer_traits(self, picture: int) -> dict:
@@ -180,7 +180,7 @@ class ViewsExplorer(Explorer):
         return ['picture'], [([i], self._answer_traits(i)) for i in range(self.shape[0])]
 
 # %% ../../nbs/explorers/05_views.ipynb #60798729
-def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, draw: Draw, color: str) -> None:
+def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, draw: ViewParams, color: str) -> None:
     "One row: the source with the crop boxes of one view, and the view as often as it was drawn."
     draw_picture(axes[0], source)
     for box in draw.box.tolist():

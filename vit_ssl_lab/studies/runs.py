@@ -18,7 +18,7 @@ from ..core import write_whole
 from ..data import load
 from ..data.views import PRESETS
 from ..evaluation import RawPixels, knn, linear_probe, random_encoder_like
-from ..encoders import ENCODERS
+from ..encoders import family
 from ..notebook import IN_TEST
 from ..results import compare, load_result, over_seeds, results_dir, run_arms, verdict
 from ..show import show
@@ -87,7 +87,7 @@ def fashion_mnist_variant(
     if any(strength for p in policies for strength in p.jitter):
         bright, contrast = plan.views_options.get('jitter', (0.4, 0.4))[:2]
         changes = dict(jitter=(bright, contrast, 0.0, 0.0), grey=0.0)
-    masks, kind = 'noise' in method_class(plan.method).needs, ENCODERS[plan.encoder]
+    masks, kind = 'noise' in method_class(plan.method).needs, family(plan.encoder)
     if masks:
         changes = dict(changes, scale=(0.8, 1.0))
     if kind == 'swin' or plan.patch_size is None:

@@ -6,9 +6,9 @@
 __all__ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']
 
 # %% ../../nbs/training/00_training.ipynb #d83333b7
-from .loop import pretrain
-from .history import History
-from .build import build, recipe
 from ..recipe import Recipe
+from .build import build, recipe
+from .history import History
+from .loop import pretrain
 
 _all_ = ['pretrain', 'History', 'Recipe', 'recipe', 'build']

@@ -30,8 +30,8 @@ def _method_module(name: str) -> ModuleType:
     missing = [part for part in ('METHOD', 'RECIPES') if not hasattr(module, part)]
     if missing:
         raise AttributeError(
-            f"{module.__name__} has no {' and no '.join(missing)}: end the exported code of its notebook with "
-            "METHOD, the method's class, and RECIPES, a dictionary from scale to recipe."
+            f"{module.__name__} has no {' and no '.join(missing)}: end the exported code of its notebook "
+            "with METHOD, the method's class, and RECIPES, a dictionary from scale to recipe."
         )
     return module
 
@@ -58,12 +58,12 @@ def make_text_encoder(
     data: Any,  # whose captions it will read
 ) -> nn.Module:
     "The text encoder a recipe names. With `own_words` it knows the word pieces of the data's captions only."
-    from vit_ssl_lab.encoders.text import own_words, text_encoder  # open_clip takes seconds to import
+    from vit_ssl_lab.encoders.text import vocabulary_of, text_encoder  # open_clip takes seconds to import
 
     text_options = dict(options.get('text_options', {}))
     if text_options.pop('own_words', False):
         words = getattr(data, 'words', None)
-        text_options['words'] = own_words(captions_of(data)) if words is None else words
+        text_options['words'] = vocabulary_of(captions_of(data)) if words is None else words
     return text_encoder(options.get('text_encoder', 'text_base'), **text_options)
 
 
@@ -82,7 +82,7 @@ def build(
     data: Any,  # its data set: channels, mean, std, and what the method learns from (classes, captions)
 ) -> nn.Module:  # the method, with its encoder and its views
     """The method a recipe describes, its weights drawn from the recipe's seed.
-    Raises ValueError for a name that is not there, and where the data set lacks what the method learns from."""
+    Raises ValueError for a name that is not there, and where the data set lacks what it learns from."""
     method = method_class(recipe.method)
     arguments = inspect.signature(method).parameters
     options = dict(recipe.method_options)

@@ -15,7 +15,8 @@ from .build import build, recipe
 def settings(
     pairs: Sequence[str],  # "base_lr=1e-3", "encoder_options.depth=6"
 ) -> dict[str, Any]:  # as `recipe` takes them
-    "Read `--set` arguments. A value is a Python literal where it can be, else a string."
+    """The values of `--set` arguments: a Python literal where it can be one, else a string.
+    Raises ValueError for what is no pair."""
     found = {}
     for pair in pairs:
         name, equals, text = pair.partition('=')
@@ -39,45 +40,43 @@ def parse(
     argv: Sequence[str] | None = None,  # None: of the command
 ) -> argparse.Namespace:
     "Read the command line."
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog='python -m vit_ssl_lab.training.cli',
-        description="Pre-train a method with a recipe; started again with the same arguments it goes on where it stopped.",
+        description="Pre-train a method with a recipe; started again with the same arguments it goes on "
+        "where it stopped.",
     )
-    p.add_argument('method', help="mae, ...")
-    p.add_argument('scale', nargs='?', default='laptop', help="laptop, slow, gpu or paper")
-    p.add_argument('--data', help="data set, if not the recipe's: scenes, fashion-mnist, folder:<path>, ...")
-    p.add_argument('--out', required=True, help="folder of the run: log and checkpoints")
-    p.add_argument(
-        '--set',
-        action='append',
-        default=[],
-        metavar='NAME=VALUE',
-        help="change a field of the recipe; NAME.ENTRY for an entry of a dictionary",
-    )
-    p.add_argument(
-        '--no-resume', action='store_true', help="start over, and replace the run that is in --out"
-    )
-    p.add_argument('--tracker', action='append', default=[], help="one of accelerate's, such as tensorboard")
-    p.add_argument('--device', help="cpu, cuda, ...; the best there is if not given")
-    p.add_argument('--show', action='store_true', help="print the recipe and stop")
-    return p.parse_args(argv)
+    add = parser.add_argument
+    add('method', help="mae, ...")
+    add('scale', nargs='?', default='laptop', help="laptop, slow, gpu or paper")
+    add('--data', help="data set, if not the recipe's: scenes, fashion-mnist, folder:<path>, ...")
+    add('--out', required=True, help="folder of the run: log and checkpoints")
+    change = "change a field of the recipe; NAME.ENTRY for an entry of a dictionary"
+    add('--set', action='append', default=[], metavar='NAME=VALUE', help=change)
+    add('--no-resume', action='store_true', help="start over, and replace the run that is in --out")
+    add('--tracker', action='append', default=[], help="one of accelerate's, such as tensorboard")
+    add('--device', help="cpu, cuda, ...; the best there is if not given")
+    add('--show', action='store_true', help="print the recipe and stop")
+    return parser.parse_args(argv)
 
 
 def run(
     args: argparse.Namespace,  # from `parse`
 ) -> None:
-    "What the command does."
+    "What the command does. Raises what `recipe`, `load`, `build` and `pretrain` raise."
     from accelerate import PartialState
     from vit_ssl_lab.data import load
     from vit_ssl_lab.training.loop import pretrain
 
-    r = recipe(args.method, args.scale, **({'data': args.data} if args.data else {}), **settings(args.set))
+    changes = settings(args.set)
+    if args.data:
+        changes = dict(data=args.data) | changes
+    r = recipe(args.method, args.scale, **changes)
     if args.show:
         print(r.to_json())
         return
     state = PartialState(cpu=args.device == 'cpu' or not torch.cuda.is_available())
-    with state.local_main_process_first():
-        data = load(r.data, split='train', **r.data_options)  # one process a machine downloads
+    with state.local_main_process_first():  # one process a machine downloads
+        data = load(r.data, split='train', **r.data_options)
     pretrain(
         build(r, data),
         data,

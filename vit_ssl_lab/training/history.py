@@ -14,6 +14,7 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, on_main_process
 from IPython import get_ipython
 from IPython.display import display
+from matplotlib.figure import Figure
 from torch import nn
 from tqdm.std import tqdm
 from .. import show as pictures
@@ -67,7 +68,7 @@ class History:
         speed = f"{last['step']} steps in {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s"
         return f"{what}: {state}, loss {last['loss']:.4f}, {speed}"
 
-    def figure(self) -> plt.Figure:
+    def figure(self) -> Figure:
         "The loss and the learning rate over the steps."
         fig, ax = plt.subplots(figsize=(5.5, 2.6), layout='constrained')
         steps = [row['step'] for row in self.rows]

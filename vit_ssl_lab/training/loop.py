@@ -122,13 +122,13 @@ def make_views(
     set_seed(seed, images.device)
     if hi - lo == total:
         return views(images)
-    if not hasattr(views, 'draw'):
+    if not hasattr(views, 'sample'):
         # views of another make: other pictures on every number of processes, but never twice the same chance
         set_seed(seed_of(seed, lo), images.device)
         return views(images)
-    draws = views.draw(total, images.shape[-2:], device=images.device)
+    draws = views.sample(total, images.shape[-2:], device=images.device)
     part = [type(draw)(*(values[lo:hi] for values in draw)) for draw in draws]
-    return views(images, draws=part)
+    return views(images, params=part)
 
 
 def make_noise(
@@ -148,7 +148,7 @@ def make_noise(
 
 # %% ../../nbs/training/05_pretrain.ipynb #c1lop007
 def check_method(
-    method: nn.Module,  # what is to be trained
+    method: Any,  # what is to be trained
 ) -> None:
     """Refuse what is no method of the contract (`core.Method`). Raises TypeError with what is missing,
     and ValueError where a method needs what the loop does not have."""
@@ -405,15 +405,16 @@ def update(
     if hasattr(method, 'before_step'):
         method.before_step(step / total)
     grads = [p.grad for p in run.params if p.grad is not None]
-    grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]: only so is it one call
+    grad_norm = torch.linalg.vector_norm(torch.stack(norms))
     record_nonfinite(run, step, metrics['loss'], grad_norm)
     if recipe.clip_grad is not None:
         shrink = (recipe.clip_grad / (grad_norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, shrink)
+        torch._foreach_mul_(grads, shrink)  # pyright: ignore[reportPrivateImportUsage]: as above
     run.optimizer.step()
     run.optimizer.zero_grad()
     method.after_step((step + 1) / total)
-    if run.ema is not None:
+    if run.ema is not None and recipe.ema is not None:
         momentum_update(run.ema, method.encoder, recipe.ema)
     return dict(metrics, grad_norm=grad_norm)
 
@@ -445,8 +446,10 @@ def raise_if_nonfinite(
     "Raise FloatingPointError, in every process, if a step went wrong in any."
     if run.first_nonfinite is None:
         return
-    steps, losses = (run.accelerator.gather(value.reshape(1)).tolist() for value in run.first_nonfinite)
-    wrong = [(step, loss) for step, loss in zip(steps, losses) if step >= 0]
+    first_step, first_loss = run.first_nonfinite
+    steps: Any = run.accelerator.gather(first_step.reshape(1))  # one of each process
+    losses: Any = run.accelerator.gather(first_loss.reshape(1))
+    wrong = [(step, loss) for step, loss in zip(steps.tolist(), losses.tolist()) if step >= 0]
     if wrong:
         step, loss = min(wrong, key=lambda pair: pair[0])
         raise nonfinite_error(run, step, loss)
@@ -516,7 +519,8 @@ def log_row(
     "A row of the log after `step` updates."
     names = [name for name in metrics if name != 'grad_norm']
     parts = torch.stack([metrics[name] for name in names])
-    values = dict(zip(names, run.accelerator.reduce(parts, 'sum').tolist()))
+    sums: Any = run.accelerator.reduce(parts, 'sum')
+    values = dict(zip(names, sums.tolist()))
     images = run.schedule.seen(step)
     seconds = max(run.seconds - last_seconds, 1e-9)
     images_per_second = (images - run.schedule.seen(last_step)) / seconds
@@ -559,7 +563,7 @@ def train(
             raise_if_nonfinite(run)
             run.seconds = time.perf_counter() - clock
             row = log_row(run, done, metrics, last_step, last_seconds)
-            if is_probed:
+            if probe is not None and is_probed:
                 row |= run_probe(run, probe, done)
             history.rows.append(row)
             run.accelerator.log(row, step=done)
@@ -631,8 +635,8 @@ def pretrain(
     trackers: Iterable[str] = (),  # more of accelerate's: 'tensorboard', ...; they need `out`
     device: str | None = None,  # None: the best there is; 'cpu' forces the CPU
 ) -> History:  # the log; `method` is trained and in eval mode
-    """Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or `torchrun` on many.
-    Raises TypeError for what is no method, ValueError for a recipe, a data set or a folder that does not fit,
+    """Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or
+    `torchrun` on many. Raises TypeError for what is no method, ValueError for a recipe, a data set or a folder that does not fit,
     OSError where the disk refuses, and FloatingPointError where the loss is no number any more."""
     check_method(method)
     for name in trackers:
@@ -682,7 +686,8 @@ def load_run(
     out: str | Path,  # a run's folder
     step: int | None = None,  # which checkpoint; None: the newest
 ) -> nn.Module:  # the method with that checkpoint's weights, in eval mode, on the CPU
-    "Read a run back without its data set: the folder knows its recipe. Raises FileNotFoundError where there is none."
+    """Read a run back without its data set: the folder knows its recipe.
+    Raises FileNotFoundError where there is none."""
     run = ckpt.read_run(out)
     tensors, state = ckpt.load_checkpoint(out, step)
     data = SimpleNamespace(

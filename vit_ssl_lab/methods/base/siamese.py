@@ -24,8 +24,8 @@ def check_two_views(
     if is_tensor or len(views) != 2:
         got = f"one tensor {tuple(views.shape)}" if is_tensor else f"{len(views)}"
         raise ValueError(
-            f"A Siamese method compares two views of each picture, a list [x1, x2] of batches, and got {got}: "
-            "make them with views such as vit_ssl_lab.data.views.views('mocov3', ...)."
+            f"A Siamese method compares two views of each picture, a list [x1, x2] of batches, and got "
+            f"{got}: make them with views such as vit_ssl_lab.data.views.views('mocov3', ...)."
         )
     x1, x2 = views
     if len(x1) != len(x2):
