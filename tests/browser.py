@@ -97,6 +97,13 @@ def jupyter_lab(root: Path, **env: str):
                 process.wait()
 
 
+def nameless(page) -> list[str]:
+    "The controls of a page that a screen reader has no name for."
+    return page.evaluate("""() => [...document.querySelectorAll('button, input, select, [tabindex]')]
+        .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim()))
+        .map(e => e.outerHTML)""")
+
+
 def run_all(page, address: str, token: str, name: str, done: str, timeout: float = 600) -> None:
     """Open a notebook, run all its cells, wait for the text `done` that its last cell prints. `timeout` in
     seconds."""

@@ -13,8 +13,9 @@ OTHER_MARKERS = {'slow', 'browser', 'notebooks', 'processes', 'gpu'}
 
 
 def pytest_collection_modifyitems(items):
-    """A test that has none of the other markers (pytest.ini) is a unit test. Who uses the fixtures of processes below
-    needs no marker of its own, and who needs a browser or a GPU is skipped where there is none."""
+    """A test that has none of the other markers (pytest.ini) is a unit test.
+    A test with the fixtures of processes below needs no marker of its own.
+    A test that needs a browser or a GPU is skipped where there is none."""
     no_browser = pytest.mark.skip(reason="there is no Chromium: `make test` installs it")
     no_gpu = pytest.mark.skip(reason="there is no CUDA device")
     for item in items:

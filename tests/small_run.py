@@ -1,7 +1,9 @@
 """A run of a second that has all a run can have, shared by the tests of training.
 Importable by a child process."""
 
-import os, signal, threading, time
+import multiprocessing, multiprocessing.forkserver, os, signal, threading, time
+from pathlib import Path
+import pytest
 import torch
 import sklearn.datasets  # noqa: F401, so that a fork server has imported all before it makes children
 import vit_ssl_lab.methods.mae  # noqa: F401
@@ -18,6 +20,20 @@ SMALL = dict(
     checkpoint_every=3,
     log_every=1,
 )
+
+
+def fork_server(preload: str) -> multiprocessing.context.BaseContext:
+    """A context whose child processes have imported `preload` already: each is a real process, and starts at
+    once. Before Python 3.13 the server looks for what it preloads only where a new Python would, and is
+    silent if it finds nothing."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([preload])
+    places = [str(Path(__file__).parent), os.environ.get('PYTHONPATH')]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', os.pathsep.join(filter(None, places)))
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 def small(**changes):

@@ -1,4 +1,4 @@
-"""BYOL against lightly's loss, momentum update and schedule, heads of plain torch, and the official formulas."""
+"""BYOL against lightly's loss, momentum update and schedule, plain torch's heads, and official formulas."""
 
 import copy, math
 from helpers import lars_update, equal, seeded

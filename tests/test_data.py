@@ -29,10 +29,10 @@ def nowhere(tmp_path, monkeypatch):
 
     monkeypatch.setattr('urllib.request.urlopen', refuse)
     builtin._fashion_mnist.cache_clear()
-    scenes._made.cache_clear()
+    scenes._dataset.cache_clear()
     yield tmp_path / 'root'
     builtin._fashion_mnist.cache_clear()
-    scenes._made.cache_clear()
+    scenes._dataset.cache_clear()
 
 
 def idx(a: np.ndarray) -> bytes:
@@ -430,7 +430,7 @@ def test_a_scene_depends_on_its_index_alone(difficulty, objects):
 
 def test_size_changes_only_the_resolution():
     small, large = (Scenes('test', s, 'easy').batch(torch.arange(60)) for s in (32, 96))
-    assert equal(small.plan, large.plan)
+    assert equal(small.params, large.params)
     shrunk = F.avg_pool2d(large.masks.float(), 3)
     assert (shrunk - small.masks.float()).abs().mean() < 12  # of 255
 
@@ -438,8 +438,8 @@ def test_size_changes_only_the_resolution():
 @pytest.mark.parametrize('objects', [1, 2])
 def test_masks_say_which_pixels_the_garment_changes(objects):
     s = Scenes('test', 48, 'medium', objects=objects)
-    plan = s.plan(torch.arange(50))
-    a, b = s.render(plan), s.render(plan._replace(colour=1 - plan.colour))  # other tints, all else equal
+    params = s.params(torch.arange(50))
+    a, b = s.render(params), s.render(params._replace(colour=1 - params.colour))  # other tints, all else equal
     changed = (a.images.int() - b.images.int()).abs().amax(1) > 2
     covered = a.masks.int().sum(1)
     assert not (changed & (covered == 0)).any()
@@ -456,7 +456,7 @@ def test_boxes_and_tints_are_true():
         assert mask.any(1).nonzero().squeeze(1)[[0, -1]].tolist() == [y0, y1 - 1]
     solid = b.masks[:, 0] == 255
     for name, channel in (('red', 0), ('green', 1), ('blue', 2)):
-        mine = b.plan.tint[:, 0] == s.tints.index(name)
+        mine = b.params.tint[:, 0] == s.tints.index(name)
         colour = torch.stack(
             [(b.images[:, c].float() * solid)[mine].sum() / solid[mine].sum() for c in range(3)]
         )
@@ -466,23 +466,23 @@ def test_boxes_and_tints_are_true():
 def test_train_and_test_use_other_garments_and_the_first_pass_uses_each_once():
     train, test = Scenes('train'), Scenes('test')
     index = torch.arange(len(test.labels))
-    assert len(test.plan(index).garment.unique()) == len(index)
+    assert len(test.params(index).garment.unique()) == len(index)
     a, b = (set(map(bytes, s.garments.flatten(1).numpy())) for s in (test, train))
     assert len(a & b) < 5  # Fashion-MNIST itself holds a picture or two twice
 
 
 def test_captions():
     s = Scenes('train', objects=2)
-    plan = s.plan(torch.arange(200))
+    params = s.params(torch.arange(200))
     for text, labels, tints, back in zip(
-        s.captions(plan), plan.label.tolist(), plan.tint.tolist(), plan.background.tolist()
+        s.captions(params), params.label.tolist(), params.tint.tolist(), params.background.tolist()
     ):
         assert text.endswith(f' on {s.backgrounds[back]}')
         assert ' and ' in text
         assert 'a orange' not in text
         for c, t in zip(labels, tints):
             assert f'{s.tints[t]} {s.classes[c]}' in text
-    assert 'trouser ' not in ' '.join(s.captions(plan))
+    assert 'trouser ' not in ' '.join(s.captions(params))
 
 
 def test_pairs_correspond():

@@ -461,7 +461,7 @@ def test_a_process_without_an_image(three_processes):
         (lambda: make(EsViT)(crops()[:1]), 'compares two crops of each picture or more'),
         (lambda: make(DINO)([crops()[0], crops()[2]]), 'the first two crops'),
         (lambda: make(DINO)([*crops()[:2], crops(5)[2]]), 'are of 6, 6, 5'),
-        (lambda: make(DINO, temperature=0.0), 'temperature divides logits and must be above 0'),
+        (lambda: make(DINO, temperature=0.0), 'temperature must be above 0, not 0.0: it divides logits'),
         (lambda: make(DINO, warmup_teacher_temperature=-1.0), 'must be above 0, not -1'),
         (lambda: make(EsViT, teacher_temperature=0.0), 'above 0'),
         (lambda: make(DINO, teacher_warmup=30), 'shares of the run'),

@@ -819,8 +819,9 @@ def test_it_trains_in_the_loop_and_stops():
         beats = 0
         explorer.set_state({'running': True})
         assert explorer.step == 0
-        while explorer.step < 20:
+        while explorer.step < 200:  # several pieces of 50 ms
             await asyncio.sleep(0.001)
+            assert explorer.running, explorer.error
             beats += 1
         assert beats > 1, "the loop had time for others"
         explorer.set_state({'running': False})

@@ -4,7 +4,7 @@ kernel answers. Everything is asserted on the DOM, never on pixels."""
 import numpy as np
 import pytest
 import torch
-from browser import PATIENCE, jupyter_lab, run_all
+from browser import PATIENCE, jupyter_lab, nameless, run_all
 from test_explorers import (
     attention,
     collapse,
@@ -362,11 +362,32 @@ def test_collapse_looks_back(open_page):
 def test_everything_has_a_name(open_page, make):
     "What can be focused can be heard: a role and a label."
     page = open_page(make())
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, select, [tabindex]')]
-        .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)""")
-    assert nameless == []
+    assert nameless(page) == []
     assert page.locator('[role=radiogroup]:not([aria-label])').count() == 0
     assert page.locator('.vsl[aria-label]').count() == 1
+
+
+# WCAG's contrast of the text and of the notes with the background.
+CONTRAST = """() => {
+    const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const linear = byte => {
+        const x = byte / 255;
+        return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+    };
+    const luminance = colour => {
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).map(linear);
+        return .2126 * r + .7152 * g + .0722 * b;
+    };
+    const root = getComputedStyle(document.querySelector('.vsl'));
+    const note = getComputedStyle(document.querySelector('.vsl-note'));
+    const back = luminance(root.backgroundColor);
+    return [root.color, note.color].map(colour => {
+        const text = luminance(colour);
+        return (Math.max(text, back) + .05) / (Math.min(text, back) + .05);
+    });
+}"""
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
@@ -374,10 +395,7 @@ def test_readable_in_light_and_dark(browser, tmp_path, scheme):
     positions().to_html(tmp_path / 'page.html')
     page = browser.new_page(color_scheme=scheme)
     page.goto((tmp_path / 'page.html').as_uri())
-    contrast = page.evaluate("""() => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-        const light = colour => { c.fillStyle = colour; c.fillRect(0, 0, 1, 1); const v = [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map(x => (x /= 255, x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)); return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
-        const root = getComputedStyle(document.querySelector('.vsl')), note = getComputedStyle(document.querySelector('.vsl-note')), back = light(root.backgroundColor);
-        return [root.color, note.color].map(x => { const a = light(x), [hi, lo] = a > back ? [a, back] : [back, a]; return (hi + .05) / (lo + .05); }); }""")
+    contrast = page.evaluate(CONTRAST)
     page.close()
     assert min(contrast) >= 4.5, "WCAG AA"
 

@@ -264,7 +264,8 @@ def test_reconstruct():
 
 
 def test_estimated_statistics_know_nothing_of_hidden_patches():
-    "Changing the brightness of hidden patches changes a reconstruction with true statistics, never one with estimated ones."
+    """Changing the brightness of hidden patches changes a reconstruction with true statistics, never one with
+    estimated ones."""
     m = nano(views=MAEViews(24, (0.5,) * 3, (0.25,) * 3)).eval()
     x = torch.rand(1, 3, 24, 24, generator=seeded(0)) * 0.4 + 0.1
     mask = model_mask(m, torch.rand(1, 36, generator=seeded(1)))

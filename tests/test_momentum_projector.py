@@ -84,9 +84,9 @@ def test_how_often_the_backbone_runs(where, passes):
 def test_identities():
     zero = make('projector', momentum=0.0, momentum_schedule='constant')
     control = make('none')
-    for step in range(
-        2
-    ):  # momentum 0: the slow projector is the projector of the step before the update, so the first losses agree and the copies follow at once
+    # With momentum 0 the slow projector is the projector of the step before the update: the first losses
+    # agree, and the copies follow at once.
+    for step in range(2):
         assert zero(two(step))['loss'].item() == pytest.approx(control(two(step))['loss'].item(), abs=1e-12)
         for m in (zero, control):
             with torch.no_grad():

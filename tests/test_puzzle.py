@@ -6,7 +6,7 @@ from helpers import seeded
 import numpy as np
 import pytest
 import torch
-from browser import PATIENCE, jupyter_lab, run_all
+from browser import PATIENCE, jupyter_lab, nameless, run_all
 from matplotlib.figure import Figure
 from torch import nn
 from vit_ssl_lab.components.patches import patchify
@@ -343,12 +343,7 @@ def test_pictures_are_stored_and_the_rest_is_off(open_page):
 @pytest.mark.browser
 def test_everything_has_a_name(open_page):
     page = open_page(puzzle())
-    assert (
-        page.evaluate(
-            """() => [...document.querySelectorAll('button, input, select, [tabindex]')].filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)"""
-        )
-        == []
-    )
+    assert nameless(page) == []
     assert page.locator('canvas:not([aria-label]):not([aria-hidden])').count() == 0
 
 
@@ -366,7 +361,8 @@ import torch; torch.set_num_threads(1); torch.manual_seed(0)
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.explorers import PositionPuzzle
 from vit_ssl_lab.methods.mp3 import MP3
-PositionPuzzle(MP3(vit_nano(img_size=48, patch_size=8, depth=1, positions='none')), torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8))
+method = MP3(vit_nano(img_size=48, patch_size=8, depth=1, positions='none'))
+PositionPuzzle(method, torch.randint(256, (3, 3, 48, 48), dtype=torch.uint8))
 ---
 print('ALL' + 'DONE')
 '''

@@ -1,10 +1,10 @@
 "A run that is killed at any moment goes on to bitwise the same weights."
 
-import json, multiprocessing, multiprocessing.forkserver, os, random, signal
+import json, os, random, signal
 from pathlib import Path
 from helpers import equal
 import pytest, torch
-from small_run import child, die_after, die_while_writing, whole
+from small_run import fork_server, child, die_after, die_while_writing, whole
 from vit_ssl_lab.training import checkpoints as ckpt
 
 pytestmark = [
@@ -16,18 +16,7 @@ RUN = dict(steps=32, batch_size=200, drop_last=False, ema=0.9, accumulate=2, cli
 
 @pytest.fixture(scope='module')
 def context():
-    "Child processes that have imported everything already: each is a real process, and starts at once."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['small_run'])
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # before Python 3.13 the server looks for what it preloads only where a new Python would, and is silent if it finds nothing
-        patch.setenv(
-            'PYTHONPATH',
-            os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')])),
-        )
-        multiprocessing.forkserver.ensure_running()
-    return context
+    return fork_server('small_run')
 
 
 @pytest.fixture(scope='module')

@@ -81,9 +81,9 @@ def test_equal_to_lightly_and_plain_torch(temperature):
     [('sgd', 0.01, 1e-6), ('lars', 0.01, 1e-6), ('official lars', 1e-6, 1e-4)],
 )
 def test_one_step(name, decay, tolerance):
-    """SGD as in torch's documentation; LARS with the trust ratio 0.001 |w| / (|g| + decay |w|), 1-D parameters
-    neither decayed nor adapted. With the paper's decay that is the official update to four digits
-    (lars_optimizer.py). In float64, so that updates of 1e-5 can be compared."""
+    """SGD as in torch's documentation; LARS with the trust ratio 0.001 |w| / (|g| + decay |w|), 1-D
+    parameters neither decayed nor adapted. With the paper's decay that is the official update to four
+    digits (lars_optimizer.py). In float64, so that updates of 1e-5 can be compared."""
     ours, peer, pairs = with_peer()
     ours.double()
     peer.double()

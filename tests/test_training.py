@@ -511,21 +511,21 @@ def test_disk_full(tmp_path, monkeypatch, full):
     kept = ckpt.load_checkpoint(tmp_path)[0]['method']
     true = ckpt.write_file
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    reason = 'the disk is full' if full == 'full disk' else 'file too large'
+    says = (
+        f"Could not write the checkpoint of step 6 to .*: {reason}; "
+        "the checkpoint of step 3 is whole. Make room"
+    )
     if full == 'full disk':
-        monkeypatch.setattr(
-            ckpt,
-            'write_file',
-            lambda path, data: true(
-                Path('/dev/full') if path.name == 'optimizer.safetensors' else path, data
-            ),
-        )
+
+        def write_file(path, data):
+            true(Path('/dev/full') if path.name == 'optimizer.safetensors' else path, data)
+
+        monkeypatch.setattr(ckpt, 'write_file', write_file)
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(
-            OSError,
-            match=f"Could not write the checkpoint of step 6 to .*: {'the disk is full' if full == 'full disk' else 'file too large'}; the checkpoint of step 3 is whole. Make room",
-        ):
+        with pytest.raises(OSError, match=says):
             whole(tmp_path, steps=6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -541,10 +541,8 @@ def test_disk_full(tmp_path, monkeypatch, full):
 
 def test_another_run_s_folder(tmp_path):
     whole(tmp_path, steps=3)
-    with pytest.raises(
-        ValueError,
-        match="belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give another out, or resume=False",
-    ):
+    says = "belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give another out, or resume=False"
+    with pytest.raises(ValueError, match=says):
         whole(tmp_path, steps=3, base_lr=0.5)
     whole(tmp_path, steps=3, log_every=2, keep=1)  # what changes no weight may change
     r = small(steps=3, base_lr=0.5)
@@ -580,10 +578,10 @@ def test_checkpoint_of_another_shape(tmp_path):
     data = load('digits')
     pretrain(build(r, data), data, r, out=tmp_path, quiet=True, device='cpu')
     wide = build(small(steps=3, encoder_options=dict(embed_dim=32, depth=1, num_heads=2)), data)
-    with pytest.raises(
-        ValueError,
-        match=r"The checkpoint of step 3 in .* is of another model: encoder.* is \(.*24\) there and \(.*32\) here",
-    ):
+    says = (
+        r"The checkpoint of step 3 in .* is of another model: encoder.* is \(.*24\) there and \(.*32\) here"
+    )
+    with pytest.raises(ValueError, match=says):
         pretrain(wide, data, r, out=tmp_path, quiet=True, device='cpu')
 
 

@@ -1,9 +1,9 @@
 """Two (or three) real processes over gloo that wait for functions to run, shared by the tests of what
 processes do together. Importable by a child process."""
 
-import contextlib, multiprocessing, multiprocessing.forkserver, os, tempfile, traceback
+import contextlib, os, tempfile, traceback
 from pathlib import Path
-import pytest, torch
+import torch
 import torch.distributed as dist
 import small_run  # noqa: F401, so that a fork server has imported all before it makes children
 
@@ -38,25 +38,15 @@ class Group:
     "A few processes; calling it runs a function in each and gives back what each returned, in rank order."
 
     def __init__(self, world: int, folder: Path):
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['two_processes'])
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # before Python 3.13 the server looks for what it preloads only where a new Python would, and is silent if it finds nothing
-            patch.setenv(
-                'PYTHONPATH',
-                os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')])),
-            )
-            patch.setenv('CUDA_VISIBLE_DEVICES', '')
-            multiprocessing.forkserver.ensure_running()
-            ends = [context.Pipe() for _ in range(world)]
-            self.pipes = [mine for mine, _ in ends]
-            self.processes = [
-                context.Process(target=serve, args=(i, world, str(folder / 'store'), theirs), daemon=True)
-                for i, (_, theirs) in enumerate(ends)
-            ]
-            for p in self.processes:
-                p.start()
+        context = small_run.fork_server('two_processes')
+        ends = [context.Pipe() for _ in range(world)]
+        self.pipes = [mine for mine, _ in ends]
+        self.processes = []
+        for rank, (_, theirs) in enumerate(ends):
+            arguments = (rank, world, str(folder / 'store'), theirs)
+            self.processes.append(context.Process(target=serve, args=arguments, daemon=True))
+        for process in self.processes:
+            process.start()
 
     def __call__(self, function, *args):
         for p in self.pipes:

@@ -136,7 +136,7 @@ def visible(
             f"`keep` must be int64 ({batch}, K) with K from 1 to {n}, one row a picture, "
             f"got {keep.dtype} {tuple(keep.shape)}{_because(hint)}."
         )
-    # Reading values would stop a GPU's queue and break torch.compile's graph: there the lookup fails by itself
+    # reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails
     can_read = keep.device.type == 'cpu' and not torch.compiler.is_compiling()
     if can_read and not (0 <= keep.min() and keep.max() < n):
         raise ValueError(

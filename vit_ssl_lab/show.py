@@ -186,11 +186,12 @@ def draw_bar(
     row: float,  # the bar's place on the y axis
     seeds: np.ndarray,  # (n,) one value a seed
     color: str | None = None,  # None: the next colour of the style
+    dots_from: int = 2,  # the fewest seeds that are drawn as dots
 ) -> None:
-    "Draw one horizontal bar, the mean, with its figure beside it; the seeds as dots, if there are several."
+    "Draw one horizontal bar, the mean, with its figure beside it; and the seeds as dots."
     ax.barh(row, seeds.mean(), height=0.65, alpha=0.75, color=color)
     ax.text(seeds.max(), row, f'  {seeds.mean():.1f}', va='center', fontsize=8)  # beside the last dot
-    if len(seeds) > 1:
+    if len(seeds) >= dots_from:
         ax.plot(seeds, [row] * len(seeds), 'k.', markersize=4)
 
 # %% ../nbs/show.ipynb #e0show02

@@ -40,8 +40,8 @@ def open_file(
 ) -> tuple[dict, dict]:  # name -> tensor, and what the file says about the model ({} if nothing)
     """The weights and the metadata of a file; nothing in it is executed.
 
-    Raises FileNotFoundError for a wrong path, and ValueError for a file that is cut off, that is no checkpoint
-    or that would run code.
+    Raises FileNotFoundError for a wrong path, and ValueError for a file that is cut off, is no checkpoint
+    or would run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,7 +103,7 @@ def find_state_dict(
     content: Any,  # what torch.load gave
     name: str,  # of the file, for the error sentence
 ) -> tuple[dict, dict]:  # name -> tensor, metadata
-    "The state dict inside a training checkpoint, and what stands beside it. Raises ValueError if there is none."
+    "The state dict inside a training checkpoint, and its metadata. Raises ValueError if there is none."
     if not isinstance(content, dict):
         raise ValueError(
             f"{name} holds a {type(content).__name__}, not a state dict: save model.state_dict()."
@@ -696,15 +696,14 @@ def _resample_positions_for(
 def load_encoder(
     source: str | Path,  # "timm:<name>" or a timm name, "hf:<id>", a folder, .safetensors, .pth
     img_size: int | tuple | None = None,  # pixels; other than the checkpoint's: positions are resampled
-    old_size: int
-    | tuple
-    | None = None,  # pixels in training, where positions are no square and no file says it
+    old_size: int | tuple | None = None,  # pixels in training; needed where positions are no square
     pretrained: bool = True,  # False with a timm name: the architecture with random weights
     **kw,  # of `ViT`, `ConvNeXtV2`, `Swin`: to help (num_heads=) or to change (num_classes=, drop_path_rate=)
 ) -> tuple[ViT | ConvNeXtV2 | Swin, Report]:  # in eval mode
     """An encoder from anywhere, and what was used of the source.
 
-    Raises FileNotFoundError or ConnectionError for a source that can't be had, ValueError for one that doesn't fit.
+    Raises FileNotFoundError or ConnectionError for a source that can't be had, ValueError for one that
+    doesn't fit.
     """
     name = timm_name(source)
     if name is not None:
@@ -713,10 +712,8 @@ def load_encoder(
     report = Report(ckpt.source, ckpt.layout)
     encoder = _encoder_for(ckpt, report.assumed, img_size, old_size, kw)
     old_grid = encoder.grid
-    if img_size is not None and isinstance(encoder, ViT):
-        encoder.set_input_size(to_pair(img_size))
-    elif img_size is not None:
-        encoder.set_img_size(to_pair(img_size))
+    if img_size is not None:
+        encoder.set_img_size(img_size)
     copy_weights(encoder, ckpt.state, report, old_grid)
     return encoder.eval(), report
 
@@ -746,11 +743,12 @@ def _vit_for(ckpt: Checkpoint, assumed: list, old_size: int | tuple | None, kw: 
 
 # %% ../nbs/weights.ipynb #c208f8b6
 def timm_name(
-    source: str | Path,
+    source: str | Path,  # as for `load_encoder`
 ) -> str | None:  # "vit_base_patch16_224.mae"; None if the source is a place
     """A source's timm name, if it is one.
 
-    Raises ValueError with the nearest match for an unknown name, FileNotFoundError for what is neither name nor place.
+    Raises ValueError with the nearest match for an unknown name, FileNotFoundError for what is neither a
+    name nor a place.
     """
     text = str(source)
     says_timm = text.startswith('timm:')
@@ -955,7 +953,7 @@ def state_dict_as(
     model: nn.Module,  # a ViT, a ConvNeXtV2 (timm only) or MAE
     layout: str,  # "timm" (of a method the encoder), "transformers" or "mae"
 ) -> dict:  # name -> tensor on the CPU
-    "A state dict with another library's names. Raises ValueError for what transformers' plain ViT can't hold."
+    "A state dict with another library's names. Raises ValueError for what transformers' ViT can't hold."
     encoder: Any = getattr(model, 'encoder', model)
     state = dict(encoder.state_dict())
     if layout != 'timm' and model is not encoder:
@@ -1159,8 +1157,9 @@ def _check_model(model: nn.Module, layout: str) -> None:
         raise ValueError(f"A ConvNeXt goes out in timm's layout: give layout='timm' instead of {layout!r}.")
     if not isinstance(encoder, (ViT, ConvNeXtV2)):
         raise ValueError(
-            f"This door takes Vision Transformers and ConvNeXt, not {type(encoder).__name__}: write its "
-            "state_dict() with safetensors.torch.save_file (a ResNet's names are timm's and torchvision's already)."
+            f"This door takes Vision Transformers and ConvNeXt, not {type(encoder).__name__}: "
+            "write its state_dict() with safetensors.torch.save_file "
+            "(a ResNet's names are timm's and torchvision's already)."
         )
     if model is not encoder and not hasattr(model, 'decoder'):
         raise ValueError(

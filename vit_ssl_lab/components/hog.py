@@ -23,22 +23,25 @@ HISTOGRAM_NORMS = ('none', 'l1', 'l2')
 
 def gradient(
     images: Tensor,  # (B, C, H, W) float, two pixels or more each way
-    kind: str = 'sobel',  # "sobel" (MaskFeat), or "central", the plain difference (Dalal and Triggs; scikit-image)
-) -> tuple[
-    Tensor, Tensor
-]:  # gx, gy, each (B, C, H, W): left minus right, above minus below; the border is mirrored
-    "The gradient of each pixel in each channel. (SlowFast, operators.py: HOGLayerC)"
+    kind: str = 'sobel',  # "sobel" (MaskFeat), or "central", the plain difference (Dalal and Triggs)
+) -> tuple[Tensor, Tensor]:  # gx, gy, each (B, C, H, W): left minus right, above minus below
+    """The gradient of each pixel in each channel; the border is mirrored.
+
+    Raises ValueError for an unknown kind, and for what is no batch of pictures.
+    (SlowFast, operators.py: HOGLayerC; "central": scikit-image)"""
     a, b, c = GRADIENTS[choose(kind, GRADIENTS, 'gradient filter')]
     if images.ndim != 4 or min(images.shape[-2:]) < 2:
         raise ValueError(
-            f"A gradient needs pictures (B, C, H, W) of two pixels or more each way, not {tuple(images.shape)}: frames of a clip go in as a batch."
+            "A gradient needs pictures (B, C, H, W) of two pixels or more each way, not "
+            f"{tuple(images.shape)}: frames of a clip go in as a batch."
         )
     x = F.pad(images, (1, 1, 1, 1), mode='reflect')
-    down = (
-        a * x[..., :-2, :] + b * x[..., 1:-1, :] + c * x[..., 2:, :]
-    )  # slices: several times faster on a CPU than a convolution a channel, and never in half precision
+    # slices: several times faster on a CPU than a convolution a channel, and never in half precision
+    down = a * x[..., :-2, :] + b * x[..., 1:-1, :] + c * x[..., 2:, :]
     across = a * x[..., :-2] + b * x[..., 1:-1] + c * x[..., 2:]
-    return down[..., :-2] - down[..., 2:], across[..., :-2, :] - across[..., 2:, :]
+    gx = down[..., :-2] - down[..., 2:]
+    gy = across[..., :-2, :] - across[..., 2:, :]
+    return gx, gy
 
 # %% ../../nbs/components/17_hog.ipynb #e6a9a2cb
 @torch.no_grad()
@@ -49,26 +52,31 @@ def hog(
     norm: str = 'l2',  # of each cell's bins, a channel by itself: "l2", "l1" or "none"
     kind: str = 'sobel',  # of the gradient, see `gradient`
 ) -> Tensor:  # (B, C, bins, H/cell, W/cell), float32, or float64 for float64
-    "Histograms of oriented gradients, batched, on the pictures' device. (MaskFeat, section 3; SlowFast, operators.py: HOGLayerC)"
+    """Histograms of oriented gradients, batched, on the pictures' device.
+
+    Raises ValueError for cells that don't divide the picture, and for other bad sizes and names.
+    (MaskFeat, section 3; SlowFast, operators.py: HOGLayerC)"""
     choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram")
-    (b, c, h, w) = (
-        images.shape if images.ndim == 4 else (0, 0, 0, 0)
-    )  # other shapes are refused by `gradient`
+    # other shapes are refused by `gradient`
+    b, c, h, w = images.shape if images.ndim == 4 else (0, 0, 0, 0)
     if cell < 1 or h % cell or w % cell:
         raise ValueError(
-            f"Cells of {cell} pixels do not divide a picture of {h} x {w}: choose a cell that divides both, or resize."
+            f"Cells of {cell} pixels do not divide a picture of {h} x {w}: "
+            "choose a cell that divides both, or resize."
         )
     if bins < 1:
         raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
     gx, gy = gradient(images if images.dtype == torch.float64 else images.float(), kind)
-    bin_of = (torch.atan2(gx, gy) / math.pi * bins).floor().long() % bins  # half a turn later is the same bin
-    place = (torch.arange(h, device=gx.device) // cell)[:, None] * (w // cell) + torch.arange(
-        w, device=gx.device
-    ) // cell
-    votes = gx.new_zeros(b * c, h * w // cell**2 * bins).scatter_add_(
-        1, (place * bins + bin_of).reshape(b * c, -1), torch.hypot(gx, gy).reshape(b * c, -1)
-    )  # any memory format
-    cells = votes.view(b, c, h // cell, w // cell, bins).movedim(-1, 2)
+    rows, columns = h // cell, w // cell
+    turns = torch.atan2(gx, gy) / math.pi  # of 180 degrees
+    bin_of = (turns * bins).floor().long() % bins  # half a turn later is the same bin
+    row = torch.arange(h, device=gx.device) // cell
+    column = torch.arange(w, device=gx.device) // cell
+    place = row[:, None] * columns + column  # (H, W) each pixel's cell
+    index = (place * bins + bin_of).reshape(b * c, -1)
+    strength = torch.hypot(gx, gy).reshape(b * c, -1)  # reshape: any memory format
+    votes = gx.new_zeros(b * c, rows * columns * bins).scatter_add_(1, index, strength)
+    cells = votes.view(b, c, rows, columns, bins).movedim(-1, 2)
     return cells if norm == 'none' else F.normalize(cells, p=float(norm[1]), dim=2)
 
 # %% ../../nbs/components/17_hog.ipynb #c1170351
@@ -77,28 +85,31 @@ def hog_strokes(
     size: int = 8,  # pixels of a cell in the picture
 ) -> Tensor:  # (B, rows * size, columns * size), 0 or more; mean over channels
     "Draw histograms: a stroke a bin, along the edge that it stands for."
-    bins, dd = cells.shape[2], dict(dtype=cells.dtype, device=cells.device)
-    angle = (torch.arange(bins, **dd) + 0.5) * math.pi / bins  # the middle of each bin: atan2(gx, gy)
-    at = torch.arange(size, **dd) - (size - 1) / 2
-    off = (
-        angle.sin()[:, None, None] * at + angle.cos()[:, None, None] * at[:, None]
-    )  # distance from the line through the cell's middle
-    inside = at[:, None] ** 2 + at**2 <= (size / 2) ** 2
-    stroke = (1 - off.abs() / max(1.0, size / 9)).clamp(min=0) * inside  # (bins, size, size)
-    return rearrange(
-        torch.einsum('bcorq,oyx->brqyx', cells, stroke) / cells.shape[1], 'b r q y x -> b (r y) (q x)'
-    )
+    bins = cells.shape[2]
+    angle = (torch.arange(bins).to(cells) + 0.5) * math.pi / bins  # the middle of each bin: atan2(gx, gy)
+    x = torch.arange(size).to(cells) - (size - 1) / 2
+    y = x[:, None]
+    # (bins, size, size) distance from the line through the cell's middle
+    distance = angle.sin()[:, None, None] * x + angle.cos()[:, None, None] * y
+    inside = y**2 + x**2 <= (size / 2) ** 2
+    stroke = (1 - distance.abs() / max(1.0, size / 9)).clamp(min=0) * inside
+    drawn = torch.einsum('bcorq,oyx->brqyx', cells, stroke) / cells.shape[1]
+    return rearrange(drawn, 'b r q y x -> b (r y) (q x)')
 
 # %% ../../nbs/components/17_hog.ipynb #9cee5c2a
 def patch_cells(
     cells: Tensor,  # (B, C, bins, rows of cells, columns of cells)
-    grid: tuple[int, int],  # (rows, columns) of patches; a patch holds the same number of cells as any other
+    grid: tuple[int, int],  # (rows, columns) of patches; each holds the same number of cells
 ) -> Tensor:  # (B, N, C * bins * cells of a patch)
-    "Group cells by patch. (SlowFast, masked.py: _get_hog_label_2d)"
-    (rows, cols), (h, w) = grid, cells.shape[-2:]
+    """Group cells by patch. Raises ValueError where a cell doesn't divide the patch.
+
+    (SlowFast, masked.py: _get_hog_label_2d)"""
+    rows, cols = grid
+    h, w = cells.shape[-2:]
     if h % rows or w % cols:
         raise ValueError(
-            f"{h} x {w} cells cannot be shared out among {rows} x {cols} patches: the cell must divide the patch."
+            f"{h} x {w} cells cannot be shared out among {rows} x {cols} patches: "
+            "the cell must divide the patch."
         )
     return rearrange(cells, 'b c o (rows i) (cols j) -> b (rows cols) (c o i j)', rows=rows, cols=cols)
 
@@ -111,13 +122,5 @@ def unpatch_cells(
     cells: tuple[int, int] = (2, 2),  # cells of a patch, downwards and across
 ) -> Tensor:  # (B, C, bins, rows of cells, columns of cells)
     "The inverse of `patch_cells`."
-    return rearrange(
-        tokens,
-        'b (rows cols) (c o i j) -> b c o (rows i) (cols j)',
-        rows=grid[0],
-        cols=grid[1],
-        c=channels,
-        o=bins,
-        i=cells[0],
-        j=cells[1],
-    )
+    sizes = dict(rows=grid[0], cols=grid[1], c=channels, o=bins, i=cells[0], j=cells[1])
+    return rearrange(tokens, 'b (rows cols) (c o i j) -> b c o (rows i) (cols j)', **sizes)

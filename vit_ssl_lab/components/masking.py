@@ -103,7 +103,7 @@ def show_masks(
 
 # %% ../../nbs/components/04_masking.ipynb #f5a79798
 def mask_from(
-    hidden: Tensor,  # (N,), (B, N) or (B, rows, columns); with `grid` also (rows, columns). True or 1 = hidden
+    hidden: Tensor,  # (N,), (B, N) or (B, rows, columns), with `grid` also (rows, columns); 1 = hidden
     grid: tuple[int, int] | None = None,  # (rows, columns): a 2-D `hidden` of this shape is one picture
 ) -> Mask:  # keep in raster order
     """A painted mask. Each picture must hide as many patches as the others, and leave at least one.

@@ -9,6 +9,7 @@ __all__ = ['response_norm', 'GRN', 'replace_norms']
 import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
+from ..core import renamed
 
 # %% ../../nbs/components/18_norms.ipynb #0071672d
 def response_norm(
@@ -19,33 +20,35 @@ def response_norm(
     axis: int = -1,  # where the channels are
     eps: float = 1e-6,  # added to the mean of the energies
 ) -> Tensor:  # as x
-    "Multiply every channel by how its energy over all places of its picture compares with the other channels'. ConvNeXt V2, equations 1 to 3 and algorithm 1."
+    """Multiply every channel by how its energy over all places compares with the other channels'.
+
+    Raises ValueError for another number of channels, and for a tensor without places.
+    (ConvNeXt V2, equations 1 to 3 and algorithm 1)"""
     axis %= x.ndim
-    places, shape = (
-        [i for i in range(1, x.ndim) if i != axis],
-        [-1 if i == axis else 1 for i in range(x.ndim)],
-    )
+    places = [i for i in range(1, x.ndim) if i != axis]
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     if x.shape[axis] != len(weight):
         raise ValueError(
-            f"This norm has {len(weight)} channels, and {tuple(x.shape)} has {x.shape[axis]} on axis {axis}: check the number of channels and where they are."
+            f"This norm has {len(weight)} channels, and {tuple(x.shape)} has {x.shape[axis]} on axis {axis}: "
+            "check the number of channels and where they are."
         )
     if not places:
         raise ValueError(
             f"A response over places needs places: got a tensor of shape {tuple(x.shape)}; give (B, ..., C)."
         )
-    seen = x if mask is None else x * (1 - mask).unsqueeze(axis)
-    energy = torch.linalg.vector_norm(
-        seen,
-        dim=places,
-        keepdim=True,
-        dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None,
-    )  # a sum of thousands of squares
+    visible = x if mask is None else x * (1 - mask).unsqueeze(axis)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half else None  # a sum of thousands of squares
+    energy = torch.linalg.vector_norm(visible, dim=places, keepdim=True, dtype=dtype)
     share = energy / (energy.mean(axis, keepdim=True) + eps)
-    return torch.addcmul(bias.view(shape).to(x.dtype), x, (1 + weight.view(shape) * share).to(x.dtype))
+    factor = 1 + weight.view(shape) * share
+    return torch.addcmul(bias.view(shape).to(x.dtype), x, factor.to(x.dtype))
 
 
 class GRN(nn.Module):
-    "Global Response Normalization; weight and bias are named as in timm, and zero at the start, where it changes nothing. ConvNeXt V2, section 3.3; `models/utils.py: GRN`."
+    """Global Response Normalization. At the start, with weight and bias zero, it changes nothing.
+
+    Weight and bias are named as in timm. (ConvNeXt V2, section 3.3; `models/utils.py: GRN`)"""
 
     def __init__(
         self,
@@ -54,8 +57,10 @@ class GRN(nn.Module):
         eps: float = 1e-6,  # added to the mean of the energies
     ):
         super().__init__()
-        self.axis, self.eps = -1 if channels_last else 1, eps
-        self.weight, self.bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+        self.axis = -1 if channels_last else 1
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -85,3 +90,6 @@ def replace_norms(
             ours.load_state_dict(theirs.state_dict())
             setattr(m, name, ours)
     return model
+
+
+__getattr__ = renamed(__name__, own_norms='replace_norms')

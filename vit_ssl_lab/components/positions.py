@@ -7,7 +7,9 @@ __all__ = ['sincos_1d', 'sincos_nd', 'sincos_2d', 'LearnedPositions', 'position_
            'resample_positions', 'grid_steps', 'with_positions', 'without_positions']
 
 # %% ../../nbs/components/03_positions.ipynb #6a4b1444
-import copy, math
+import copy
+import math
+from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -20,14 +22,16 @@ def sincos_1d(
     positions: Tensor,  # (M,) places along one axis, in patches; any real numbers
     width: int,  # channels, even
 ) -> Tensor:  # (M, width) float32: all sines, then all cosines
-    "Sines and cosines of geometrically falling frequencies 1/10000^(2i/width), computed in float64. Vaswani et al. 2017, section 3.5, in MAE's layout."
+    """Sines and cosines of geometrically falling frequencies 1/10000^(2i/width), computed in float64.
+
+    Raises ValueError for an odd width. (Vaswani et al. 2017, section 3.5, in MAE's layout)"""
     if width < 2 or width % 2:
         raise ValueError(
-            f"A sin-cos table has as many sines as cosines, so its width is even; {width} is not: choose {width + 1}."
+            "A sin-cos table has as many sines as cosines, so its width is even; "
+            f"{width} is not: choose {width + 1}."
         )
-    omega = 10000.0 ** (
-        -torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (width // 2)
-    )
+    i = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
+    omega = 10000.0 ** (-i / (width // 2))
     angles = torch.outer(positions.double(), omega)  # (M, width/2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
@@ -37,17 +41,19 @@ def sincos_nd(
     width: int,  # channels, even, at least two an axis
     prefix: int = 0,  # rows of zeros in front, one for each CLS or register token
 ) -> Tensor:  # (1, prefix + N, width) float32, N = product of grid, raster order
-    "One slice of sincos_1d an axis, the last axis first (for images: columns, then rows, as MAE has it)."
+    """One slice of sincos_1d an axis, the last axis first (for images: columns, then rows, as MAE has it).
+
+    Raises ValueError for an odd width, and for too small a one."""
     pairs, axes = width // 2, len(grid)
     if width % 2 or pairs < axes:
         raise ValueError(
             f"A sin-cos table over {axes} axes needs an even width of at least {2 * axes}, not {width}."
         )
-    share = [
-        pairs // axes + (i < pairs % axes) for i in range(axes)
-    ]  # sine-cosine pairs for each axis, as equal as can be
+    # sine-cosine pairs for each axis, as equal as can be
+    shares = [pairs // axes + (i < pairs % axes) for i in range(axes)]
     places = torch.meshgrid(*[torch.arange(n) for n in grid], indexing='ij')
-    table = torch.cat([sincos_1d(p.flatten(), 2 * s) for p, s in zip(reversed(places), share)], dim=1)
+    slices = [sincos_1d(place.flatten(), 2 * share) for place, share in zip(reversed(places), shares)]
+    table = torch.cat(slices, dim=1)
     return torch.cat([table.new_zeros(prefix, width), table])[None]
 
 
@@ -56,22 +62,25 @@ def sincos_2d(
     width: int,  # channels, divisible by 4
     prefix: int = 0,  # rows of zeros in front, one for each CLS or register token
 ) -> Tensor:  # (1, prefix + rows*columns, width) float32
-    "MAE's fixed table: the first half of the channels encodes the column, the second the row. `util/pos_embed.py: get_2d_sincos_pos_embed`."
+    """MAE's fixed table: the first half of the channels encodes the column, the second the row.
+
+    Raises ValueError for a width that 4 does not divide. (`util/pos_embed.py: get_2d_sincos_pos_embed`)"""
     if width % 4:
         raise ValueError(
-            f"A sin-cos table for images has sines and cosines for two axes, so its width is divisible by 4; {width} is not: choose {width + 4 - width % 4}."
+            "A sin-cos table for images has sines and cosines for two axes, so its width is divisible by 4; "
+            f"{width} is not: choose {width + 4 - width % 4}."
         )
     return sincos_nd(grid, width, prefix)
 
 # %% ../../nbs/components/03_positions.ipynb #13d215d0
 class LearnedPositions(nn.Module):
-    "A free vector for each position, learned with the rest. ViT, section 3.1."
+    "A free vector for each position, learned with the rest. (ViT, section 3.1)"
 
     def __init__(
         self,
         n: int,  # positions
-        width: int,
-    ):  # channels D
+        width: int,  # channels D
+    ):
         super().__init__()
         self.table = nn.Parameter(torch.empty(1, n, width))
         nn.init.trunc_normal_(self.table, std=0.02)
@@ -80,14 +89,17 @@ class LearnedPositions(nn.Module):
         self,
         tokens: Tensor,  # (B, N, D), or (B, K, D) with keep
         keep: Tensor | None = None,  # (B, K) which positions the tokens come from
-    ) -> Tensor:  # like tokens, with each token's position added
-        if keep is None:
-            if tokens.shape[1:] != self.table.shape[1:]:
-                raise ValueError(
-                    f"There are {self.table.shape[1]} positions of width {self.table.shape[2]}, not {tuple(tokens.shape[1:])}: give the missing ones as `keep`, or resample the table."
-                )
-            return tokens + self.table
-        return tokens + self.table[0][keep]
+    ) -> Tensor:  # as tokens, with each token's position added
+        "Add the positions. Raises ValueError for tokens of another shape."
+        if keep is not None:
+            return tokens + self.table[0][keep]
+        _, n, width = self.table.shape
+        if tokens.shape[1:] != (n, width):
+            raise ValueError(
+                f"There are {n} positions of width {width}, not {tuple(tokens.shape[1:])}: "
+                "give the missing ones as `keep`, or resample the table."
+            )
+        return tokens + self.table
 
 # %% ../../nbs/components/03_positions.ipynb #82a755db
 def position_similarity(
@@ -95,11 +107,12 @@ def position_similarity(
     grid: tuple[int, ...],  # N = its product
     prefix: int = 0,  # P, rows to leave out
 ) -> Tensor:  # (N, N) cosine similarity, -1..1
-    "How alike the vectors of two positions are. ViT, figure 7 (centre)."
+    "How alike the vectors of two positions are. Raises ValueError for another grid. (ViT, figure 7, centre)"
     rows = table.detach().reshape(-1, table.shape[-1])[prefix:]
     if len(rows) != math.prod(grid):
         raise ValueError(
-            f"{len(rows)} positions after {prefix} prefix rows are no grid of {tuple(grid)}: check grid and prefix."
+            f"{len(rows)} positions after {prefix} prefix rows are no grid of {tuple(grid)}: "
+            "check grid and prefix."
         )
     rows = F.normalize(rows.float(), dim=-1)
     return rows @ rows.T
@@ -113,20 +126,18 @@ def show_position_similarity(
     title: str = '',  # above the picture
     alt: str = '',  # one sentence; a general one if empty
 ) -> None:
-    "n x n maps: the similarity of one patch to all others, for patches spread evenly over the picture. Colours from -1 to 1."
+    "n x n maps: the similarity of one patch to all others, evenly spread. Colours from -1 to 1."
     rows, cols = grid
     maps = position_similarity(table, grid, prefix).reshape(rows, cols, rows, cols).cpu()
-    fig, axes = plt.subplots(
-        n,
-        n,
-        figsize=(0.62 * n * max(1, cols / rows) + 0.8, 0.62 * n + 0.3),
-        squeeze=False,
-        layout='constrained',
-    )
-    for i, j in torch.cartesian_prod(torch.arange(n), torch.arange(n)).tolist():
-        r, c = round(i * (rows - 1) / max(n - 1, 1)), round(j * (cols - 1) / max(n - 1, 1))
-        image = axes[i, j].imshow(maps[r, c], vmin=-1, vmax=1)
-        axes[i, j].axis('off')
+    size = (0.62 * n * max(1, cols / rows) + 0.8, 0.62 * n + 0.3)
+    fig, axes = plt.subplots(n, n, figsize=size, squeeze=False, layout='constrained')
+    steps = max(n - 1, 1)
+    for k, ax in enumerate(axes.flat):
+        i, j = divmod(k, n)
+        row = round(i * (rows - 1) / steps)
+        column = round(j * (cols - 1) / steps)
+        image = ax.imshow(maps[row, column], vmin=-1, vmax=1)
+        ax.axis('off')
     fig.colorbar(image, ax=axes, shrink=0.8)
     fig.suptitle(title)
     show(fig, alt or f"{n} by {n} maps of position similarity over a grid of {rows} by {cols} patches.")
@@ -137,50 +148,58 @@ def resample_positions(
     old_grid: tuple[int, ...],  # (rows, columns) of `table`, or (n,) of a sequence
     new_grid: tuple[int, ...],  # (rows, columns) wanted, or (n,)
     prefix: int = 1,  # P
-    mode: str = 'bicubic',  # "bicubic": timm's, with antialiasing; "bilinear-aligned": ViT's own, the corners stay in place
+    mode: str = 'bicubic',  # "bicubic": timm's, with antialiasing; "bilinear-aligned": ViT's own
 ) -> Tensor:  # (1, P+N', D), dtype of `table`
-    "Stretch a position table to another grid. ViT, section 3.2."
+    """Stretch a position table to another grid.
+
+    "bilinear-aligned" leaves the corners in place. Raises ValueError where table and grids don't fit.
+    (ViT, section 3.2)"""
     choose(mode, ['bicubic', 'bilinear-aligned'], "way to resample positions")
     if len(old_grid) != len(new_grid) or len(old_grid) > 2:
         raise ValueError(
-            f"Positions are resampled from rows x columns to rows x columns (or from a length to a length), not from {tuple(old_grid)} to {tuple(new_grid)}."
+            "Positions are resampled from rows x columns to rows x columns (or from a length to a length), "
+            f"not from {tuple(old_grid)} to {tuple(new_grid)}."
         )
     if table.shape[1] != prefix + math.prod(old_grid):
         raise ValueError(
-            f"A table of {table.shape[1]} rows does not hold {prefix} prefix rows and a grid of {tuple(old_grid)}: check old_grid and prefix."
+            f"A table of {table.shape[1]} rows does not hold {prefix} prefix rows and a grid of "
+            f"{tuple(old_grid)}: check old_grid and prefix."
         )
     if tuple(old_grid) == tuple(new_grid):
         return table
-    old, new = ((1, *g) if len(g) == 1 else tuple(g) for g in (old_grid, new_grid))
+    old = [1, *old_grid][-2:]  # a sequence is one row
+    new = [1, *new_grid][-2:]
     image = table[:, prefix:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    image = (
-        F.interpolate(image, size=new, mode='bicubic', antialias=True)
-        if mode == 'bicubic'
-        else F.interpolate(image, size=new, mode='bilinear', align_corners=True)
-    )
-    return torch.cat([table[:, :prefix], image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+    if mode == 'bicubic':
+        image = F.interpolate(image, size=new, mode='bicubic', antialias=True)
+    else:
+        image = F.interpolate(image, size=new, mode='bilinear', align_corners=True)
+    resampled = image.flatten(2).transpose(1, 2).to(table.dtype)
+    return torch.cat([table[:, :prefix], resampled], dim=1)
 
 # %% ../../nbs/components/03_positions.ipynb #43b90b4a
 def grid_steps(
     grid: tuple[int, ...],  # (n,), (rows, columns), (frames, rows, columns)
 ) -> Tensor:  # (N, N) float32: steps along the axes from one place to another, raster order
     "Manhattan distance between any two places of a grid."
-    places = torch.stack(torch.meshgrid(*[torch.arange(n) for n in grid], indexing='ij'), -1).flatten(
-        0, -2
-    )  # (N, axes)
+    axes = torch.meshgrid(*[torch.arange(n) for n in grid], indexing='ij')
+    places = torch.stack(axes, -1).flatten(0, -2)  # (N, axes)
     return (places[:, None] - places).abs().sum(-1).float()
 
 # %% ../../nbs/components/03_positions.ipynb #ba0449fe
 def with_positions(
-    encoder: nn.Module,  # has `grid`, `width` and a `pos_embed` of None, as a ViT with positions="none"
-    std: float = 0.0,  # of the normal distribution that draws the table; 0: all zero, which changes nothing yet
+    encoder: Any,  # has `grid`, `width` and a `pos_embed` of None, as a ViT with positions="none"
+    std: float = 0.0,  # of the normal distribution of the table; 0: all zero, which changes nothing yet
     table: Tensor | None = None,  # (1, P+N, D) instead; P prefix rows, as the encoder adds them
     learn: bool = True,  # False: the table stays as it is
-) -> nn.Module:  # a copy of the encoder that adds the table to its tokens
-    "Give a network that learned without positions a table of them."
+) -> Any:  # a copy of the encoder that adds the table to its tokens
+    """Give a network that learned without positions a table of them.
+
+    Raises ValueError where it has one already, and for a table of another shape."""
     if getattr(encoder, 'pos_embed', None) is not None:
         raise ValueError(
-            "This encoder has a table of positions already: take it away with `without_positions` first, or go on with it."
+            "This encoder has a table of positions already: take it away with `without_positions` first, "
+            "or go on with it."
         )
     prefix = 0 if getattr(encoder, 'no_embed_class', False) else getattr(encoder, 'num_prefix_tokens', 0)
     shape = (1, prefix + math.prod(encoder.grid), encoder.width)
@@ -188,16 +207,18 @@ def with_positions(
         table = torch.randn(shape) * std
     if tuple(table.shape) != shape:
         raise ValueError(
-            f"Positions for this encoder are {shape}: {prefix} prefix rows and a grid of {tuple(encoder.grid)}, not {tuple(table.shape)}."
+            f"Positions for this encoder are {shape}: {prefix} prefix rows and a grid of "
+            f"{tuple(encoder.grid)}, not {tuple(table.shape)}."
         )
-    new, home = copy.deepcopy(encoder), next(encoder.parameters())
-    new.pos_embed = nn.Parameter(table.detach().clone().to(home), requires_grad=learn)
+    new = copy.deepcopy(encoder)
+    weight = next(encoder.parameters())
+    new.pos_embed = nn.Parameter(table.detach().clone().to(weight), requires_grad=learn)
     return new
 
 
 def without_positions(
-    encoder: nn.Module,  # adds `pos_embed` to its tokens where that is not None, as timm's
-) -> nn.Module:  # a copy that adds none
+    encoder: Any,  # adds `pos_embed` to its tokens where that is not None, as timm's
+) -> Any:  # a copy that adds none
     "Take the table of positions out of a network: what is left sees a set of patches."
     new = copy.deepcopy(encoder)
     new.pos_embed = None

@@ -10,59 +10,59 @@ __all__ = ['get_world_size', 'get_rank', 'batch_counts', 'all_gather_rows', 'Gat
 # %% ../../nbs/components/14_processes.ipynb #b6de1fce
 import contextlib
 from contextvars import ContextVar
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator, TypeVar
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from ..core import renamed
 
 # %% ../../nbs/components/14_processes.ipynb #7da73434
-_alone = ContextVar('alone', default=False)  # see `alone`
+_local_only = ContextVar('local_only', default=False)  # see `local_only`
 
 
 def get_world_size() -> int:  # 1 where nothing was launched
     "How many processes work together."
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
+    is_launched = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if is_launched and not _local_only.get() else 1
 
 
-def get_rank() -> int:  # 0 .. world() - 1
-    "Which of them this one is."
+def get_rank() -> int:  # 0 .. get_world_size() - 1
+    "Which of the processes this one is."
     return dist.get_rank() if get_world_size() > 1 else 0
 
 # %% ../../nbs/components/14_processes.ipynb #9fc1748b
-_waits = ContextVar('waits', default=False)  # see `bystander`
+_is_idle = ContextVar('is_idle', default=False)  # see `idle_rank`
 
 
 def batch_counts(
     n: int,  # rows of this process
 ) -> list[int]:  # rows of each process, in rank order
-    "Tell each other how many rows each has."
-    device = (
-        torch.device('cuda', torch.cuda.current_device())
-        if 'nccl' in dist.get_backend()
-        else torch.device('cpu')
-    )
-    found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(get_world_size())]
-    dist.all_gather(found, torch.tensor([0 if _waits.get() else n], device=device))
-    return torch.cat(found).tolist()
+    "How many rows each process has. All processes must ask; an idle one has 0."
+    uses_cuda = 'nccl' in dist.get_backend()
+    device = torch.device('cuda', torch.cuda.current_device()) if uses_cuda else torch.device('cpu')
+    mine = torch.tensor([0 if _is_idle.get() else n], device=device)
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(get_world_size())]
+    dist.all_gather(counts, mine)
+    return torch.cat(counts).tolist()
 
 
 def all_gather_rows(
-    x: Tensor,  # (counts[rank()], ...)
-    counts: list[int],  # from `counts_of`
+    x: Tensor,  # (counts[rank], ...)
+    counts: list[int],  # from `batch_counts`
 ) -> Tensor:  # (sum(counts), ...)
-    "Send all rows to all. Messages have equal length: shorter parts are filled up, and cut again."
+    """The rows of all processes, without gradient.
+    Messages have equal length: shorter parts are filled up, and cut again."""
     sent = x.detach().new_zeros(max(counts), *x.shape[1:])
     sent[: len(x)] = x.detach()
     parts = [torch.empty_like(sent) for _ in counts]
     dist.all_gather(parts, sent)
-    return torch.cat([p[:n] for p, n in zip(parts, counts)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
 
 class Gather(torch.autograd.Function):
-    "All rows; the gradient of a row is the sum of what all processes' losses say about it."
+    "`all_gather_rows` with a gradient: that of a row is the sum over all processes' losses."
 
     @staticmethod
     def forward(ctx, x, counts):
@@ -76,20 +76,19 @@ class Gather(torch.autograd.Function):
         return grad.split(ctx.counts)[get_rank()].clone(), None
 
 # %% ../../nbs/components/14_processes.ipynb #bf9f0c8d
-@torch.compiler.disable
-def _gather(x: Tensor) -> Tensor:
-    if _waits.get():
-        x = x[:0]
-    counts = batch_counts(len(x))
-    return (
-        Gather.apply(x, counts) if x.requires_grad and torch.is_grad_enabled() else all_gather_rows(x, counts)
-    )
+_Function = TypeVar('_Function', bound=Callable[..., Any])
+
+
+def _outside_compiled_graphs(function: _Function) -> _Function:
+    # `torch.compiler.disable`, with the type of what it returns
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
 def gather(
     x: Tensor,  # (n, ...), n may differ between processes
 ) -> Tensor:  # (N, ...), with gradient where x has one
-    "The rows of all processes in rank order: the whole batch, in every process."
+    """The rows of all processes in rank order: the whole batch, in every process.
+    Raises ValueError for a single number."""
     if x.ndim == 0:
         raise ValueError(
             "gather joins rows, and this tensor is a single number: make it a row with x.reshape(1)."
@@ -97,54 +96,64 @@ def gather(
     return x if get_world_size() == 1 else _gather(x)
 
 
-@torch.compiler.disable
-def _offset(n: int) -> int:
-    before = sum(batch_counts(n)[: get_rank()])
-    return 0 if _waits.get() else before  # a bystander computes with the first image
+@_outside_compiled_graphs
+def _gather(x: Tensor) -> Tensor:
+    if _is_idle.get():
+        x = x[:0]
+    counts = batch_counts(len(x))
+    if x.requires_grad and torch.is_grad_enabled():
+        return Gather.apply(x, counts)
+    return all_gather_rows(x, counts)
 
 
 def rank_offset(
     n: int,  # rows of this process
 ) -> int:  # 0 in the first process
     "Where this process's rows start among those of `gather`. All processes must ask."
-    return 0 if get_world_size() == 1 else _offset(n)
+    return 0 if get_world_size() == 1 else _rank_offset(n)
+
+
+@_outside_compiled_graphs
+def _rank_offset(n: int) -> int:
+    before = sum(batch_counts(n)[: get_rank()])
+    return 0 if _is_idle.get() else before  # an idle process computes with the first image
 
 # %% ../../nbs/components/14_processes.ipynb #6ebb098b
 @contextlib.contextmanager
 def idle_rank(
-    waits: bool = True,  # False changes nothing
+    idle: bool = True,  # False changes nothing
 ) -> Iterator[None]:
-    "Within it this process takes part in what all do together, but adds no row and no statistics: it had no image left."
-    token = _waits.set(waits)
+    "Within it this process takes part in all messages, but adds no row and no statistics: it has no image."
+    token = _is_idle.set(idle)
     try:
         yield
     finally:
-        _waits.reset(token)
+        _is_idle.reset(token)
 
 # %% ../../nbs/components/14_processes.ipynb #e3060cbd
 @contextlib.contextmanager
 def local_only() -> Iterator[None]:
-    "Within it this process is the only one: nothing waits for the others."
-    token = _alone.set(True)
+    "Within it this process is the only one: it sends no message and waits for none."
+    token = _local_only.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _local_only.reset(token)
 
 # %% ../../nbs/components/14_processes.ipynb #3a367de6
 def shuffle(
     x: Tensor,  # (n, ...) this process's rows
-    generator: torch.Generator
-    | None = None,  # draws the permutation in the first process; None: torch's own, on the CPU
+    generator: torch.Generator | None = None,  # draws in the first process; None: torch's own, on the CPU
 ) -> tuple[Tensor, Tensor]:  # (n, ...) rows from anywhere in the whole batch; (n,) what `unshuffle` needs
-    "Deal the rows of the whole batch anew, with one permutation for all processes. MoCo's shuffled BatchNorm: arXiv 1911.05722, section 3.3."
-    rows, at = gather(x), rank_offset(len(x))
-    order = torch.randperm(
-        len(rows), generator=generator, device=generator.device if generator else 'cpu'
-    ).to(x.device)
+    """Distribute the rows of the whole batch anew, with one permutation for all processes.
+    (MoCo, section 3.3, shuffled BatchNorm)"""
+    rows = gather(x)
+    start = rank_offset(len(x))
+    device = generator.device if generator else 'cpu'
+    order = torch.randperm(len(rows), generator=generator, device=device).to(x.device)
     if get_world_size() > 1:
         dist.broadcast(order, 0)
-    mine = slice(at, at + len(x))
+    mine = slice(start, start + len(x))
     return rows[order[mine]], order.argsort()[mine]
 
 
@@ -152,12 +161,13 @@ def unshuffle(
     x: Tensor,  # (n, ...) results for shuffled rows
     restore: Tensor,  # (n,) from `shuffle`
 ) -> Tensor:  # (n, ...) results for this process's own rows
-    "Bring every row back to where it came from."
+    "Every row back in its own process and place."
     return gather(x)[restore]
 
 # %% ../../nbs/components/14_processes.ipynb #4980006d
 class SplitBatchNorm(_BatchNorm):
-    "BatchNorm with statistics of each group of neighbouring rows, as that many devices would have: one device imitates several. The CIFAR demo of MoCo's authors."
+    """BatchNorm with statistics of each group of neighbouring rows, as that many devices would have:
+    one device imitates several. (The CIFAR demo of MoCo's authors)"""
 
     def __init__(
         self,
@@ -167,6 +177,7 @@ class SplitBatchNorm(_BatchNorm):
         momentum: float = 0.1,  # share of a new batch in the running statistics
     ):
         super().__init__(width, eps, momentum)
+        self.momentum: float = momentum
         self.groups = groups
 
     def _check_input_dim(self, x):
@@ -178,115 +189,135 @@ class SplitBatchNorm(_BatchNorm):
             return super().forward(x)
         if len(x) % self.groups:
             raise ValueError(
-                f"SplitBatchNorm has {self.groups} groups, which do not divide a batch of {len(x)}: choose another batch size, or drop_last=True for an epoch's last batch."
+                f"SplitBatchNorm has {self.groups} groups, which do not divide a batch of {len(x)}: "
+                "choose another batch size, or drop_last=True for an epoch's last batch."
             )
-        parts = x.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1, 2)  # (B/G, G*C, ...)
-        stats = [None if s is None else s.repeat(self.groups) for s in (self.running_mean, self.running_var)]
-        affine = [None if w is None else w.repeat(self.groups) for w in (self.weight, self.bias)]
-        y = F.batch_norm(parts, *stats, *affine, True, self.momentum, self.eps)
-        if self.running_mean is not None:
-            self.track(*stats)
+        grouped = x.unflatten(0, (self.groups, -1))  # (G, B/G, C, ...)
+        as_channels = grouped.transpose(0, 1).flatten(1, 2)  # (B/G, G*C, ...)
+        mean = self.repeated(self.running_mean)
+        var = self.repeated(self.running_var)
+        weight = self.repeated(self.weight)
+        bias = self.repeated(self.bias)
+        y = F.batch_norm(as_channels, mean, var, weight, bias, True, self.momentum, self.eps)
+        if mean is not None and var is not None:
+            self.track(mean, var)
         return y.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1)  # (B, C, ...)
 
+    def repeated(
+        self,
+        x: Tensor | None,  # (C,)
+    ) -> Tensor | None:  # (G*C,)
+        "A number a channel for each group."
+        return None if x is None else x.repeat(self.groups)
+
     @torch.no_grad()
-    def track(self, *stats: Tensor) -> None:
+    def track(
+        self,
+        mean: Tensor,  # (G*C,) running means of the groups
+        var: Tensor,  # (G*C,) running variances of the groups
+    ) -> None:
         "Running statistics: the mean over the groups."
-        for old, new in zip((self.running_mean, self.running_var), stats):
-            old.copy_(new.unflatten(0, (self.groups, -1)).mean(0))
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.copy_(mean.unflatten(0, (self.groups, -1)).mean(0))
+        self.running_var.copy_(var.unflatten(0, (self.groups, -1)).mean(0))
         self.num_batches_tracked += 1
 
 # %% ../../nbs/components/14_processes.ipynb #0e54e7e8
 class SyncBatchNorm(_BatchNorm):
-    "BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold. For gloo, and so for CPUs; torch's own needs CUDA."
+    """BatchNorm with the statistics of the whole batch, whatever parts of it the processes hold.
+    For gloo, and so for CPUs; torch's own needs CUDA."""
 
     def _check_input_dim(self, x):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
         "(n, C, ...) -> (n, C, ...); in eval mode, and with one process, plain BatchNorm."
-        return self.together(x) if self.training and get_world_size() > 1 else super().forward(x)
+        if self.training and get_world_size() > 1:
+            return self.normalise_together(x)
+        return super().forward(x)
 
-    @torch.compiler.disable
-    def together(self, x: Tensor) -> Tensor:
-        "Normalise with mean and variance over all processes."
-        dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
+    @_outside_compiled_graphs
+    def normalise_together(
+        self,
+        x: Tensor,  # (n, C, ...)
+    ) -> Tensor:  # (n, C, ...)
+        """Normalise with mean and variance over all processes.
+        Raises ValueError where all of them together have one value a channel."""
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)  # of one number a channel beside x
         z = x if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(z, dims, correction=0)
-        n = mean.new_full((1,), 0 if _waits.get() else x.numel() / x.shape[1])
-        n, mean, var = self.join(torch.cat([n, mean, var])[None])
+        values = 0 if _is_idle.get() else x.numel() / x.shape[1]  # a channel
+        n, mean, var = self.join(torch.cat([mean.new_full((1,), values), mean, var])[None])
         if n < 2:
             raise ValueError(
-                "Batch normalisation has no spread to divide by where all processes together have one value per channel: give two pictures or more, or leave the last small batch out (drop_last=True)."
+                "Batch normalisation has no spread to divide by where all processes together have one value "
+                "per channel: give two pictures or more, or leave the last small batch out (drop_last=True)."
             )
         y = (z - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.running_mean is not None:
             self.track(n, mean.detach(), var.detach())
         if self.weight is not None:
             y = y * self.weight.view(shape)
-        return (y if self.bias is None else y + self.bias.view(shape)).to(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return y.to(x.dtype)
 
-# %% ../../nbs/components/14_processes.ipynb #8414ae16
-@patch
-def join(
-    self: SyncBatchNorm,
-    row: Tensor,  # (1, 1 + 2C): count, means, variances of this process
-) -> tuple[Tensor, Tensor, Tensor]:  # count, (C,) mean, (C,) variance of the whole batch
-    "Statistics of the whole from those of its parts: within the parts, and between them."
-    rows = (
-        Gather.apply(row, [1] * get_world_size())
-        if row.requires_grad
-        else all_gather_rows(row, [1] * get_world_size())
-    )
-    n, means, variances = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
-    share = n / n.sum()
-    mean = (share * means).sum(0)
-    return n.sum(), mean, (share * (variances + (means - mean) ** 2)).sum(0)
+    def join(
+        self,
+        row: Tensor,  # (1, 1 + 2C): count, means, variances of this process
+    ) -> tuple[Tensor, Tensor, Tensor]:  # count, (C,) mean, (C,) variance of the whole batch
+        "Statistics of the whole batch from those of its parts: within the parts, and between them."
+        one_each = [1] * get_world_size()
+        rows = Gather.apply(row, one_each) if row.requires_grad else all_gather_rows(row, one_each)
+        n = rows[:, :1]
+        means, variances = rows[:, 1:].chunk(2, dim=1)
+        share = n / n.sum()
+        mean = (share * means).sum(0)
+        var = (share * (variances + (means - mean) ** 2)).sum(0)
+        return n.sum(), mean, var
 
-
-@patch
-@torch.no_grad()
-def track(
-    self: SyncBatchNorm,
-    n: Tensor,
-    mean: Tensor,
-    var: Tensor,  # of the whole batch
-) -> None:
-    "Running statistics, with the unbiased variance as in torch."
-    self.num_batches_tracked += 1
-    m = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-    self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
-    self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), m)
+    @torch.no_grad()
+    def track(
+        self,
+        n: Tensor,  # scalar: values a channel in the whole batch
+        mean: Tensor,  # (C,) of the whole batch
+        var: Tensor,  # (C,) of the whole batch, biased
+    ) -> None:
+        "Running statistics, with the unbiased variance as in torch."
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        unbiased = var * n / (n - 1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 # %% ../../nbs/components/14_processes.ipynb #898b37ce
 class CudaSyncBatchNorm(nn.SyncBatchNorm):
-    "torch's own for CUDA, for a process that has no image left as well."
+    "torch's own for CUDA, for an idle process as well."
 
     def forward(self, x: Tensor) -> Tensor:
         "(n, C, ...) -> (n, C, ...)."
-        if not (self.training and _waits.get() and get_world_size() > 1):
+        if not (self.training and _is_idle.get() and get_world_size() > 1):
             return super().forward(x)
         none = super().forward(x[:0])  # no rows, but a part in the messages of both passes
-        return torch.cat(
-            [
-                none,
-                F.batch_norm(
-                    x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-                ),
-            ]
-        )
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        return torch.cat([none, F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)])
 
 # %% ../../nbs/components/14_processes.ipynb #e2392e31
 def replace_batchnorm(
     module: nn.Module,  # changed in place, unless it is a BatchNorm itself
     make: Callable[[_BatchNorm], nn.Module],  # one BatchNorm -> what takes its place
 ) -> nn.Module:  # the module, or what took its place
-    "Put something else in the place of every BatchNorm."
-    if isinstance(module, _BatchNorm) and not isinstance(
-        module, (SplitBatchNorm, SyncBatchNorm, nn.SyncBatchNorm)
-    ):
+    "Replace every plain BatchNorm. Raises TypeError for one with a forward of its own."
+    replaced_before = isinstance(module, (SplitBatchNorm, SyncBatchNorm, nn.SyncBatchNorm))
+    if isinstance(module, _BatchNorm) and not replaced_before:
         if type(module).forward is not _BatchNorm.forward:
             raise TypeError(
-                f"{type(module).__name__} has a forward of its own, so no other BatchNorm can take its place: use sync_bn=False, or build the network with nn.BatchNorm2d."
+                f"{type(module).__name__} has a forward of its own, so no other BatchNorm can take its "
+                "place: use sync_bn=False, or build the network with nn.BatchNorm2d."
             )
         return make(module)
     for name, child in module.named_children():
@@ -297,18 +328,18 @@ def replace_batchnorm(
 def convert_batchnorm(
     bn: _BatchNorm,  # a BatchNorm
     kind: type,  # its new class
-    **more,  # attributes that the new class has besides
+    **attributes,  # that the new class has besides
 ) -> nn.Module:  # with the very same parameters, buffers and hooks
     "A BatchNorm as an object of another class."
-    new = kind.__new__(kind)
-    new.__dict__.update(bn.__dict__, **more)
+    new = object.__new__(kind)
+    new.__dict__.update(bn.__dict__, **attributes)
     return new
 
 
 def split_batchnorm(
     module: nn.Module,  # a network
     groups: int,  # imitated devices
-) -> nn.Module:
+) -> nn.Module:  # the network
     "Let every BatchNorm of a network see groups of the batch."
     return replace_batchnorm(module, lambda bn: convert_batchnorm(bn, SplitBatchNorm, groups=groups))
 
@@ -316,11 +347,26 @@ def split_batchnorm(
 def sync_batchnorm(
     module: nn.Module,  # a network or a method
     device: torch.device | None = None,  # where it trains; None: where its first parameter is
-) -> nn.Module:
-    "Let every BatchNorm see the whole batch of all processes, values and gradients; with one process nothing changes. A SplitBatchNorm stays."
+) -> nn.Module:  # the network
+    """Let every BatchNorm see the whole batch of all processes, values and gradients; with one process
+    nothing changes. A SplitBatchNorm stays."""
     device = torch.device(device or next(module.parameters()).device)
     if device.type == 'cuda':
         return replace_batchnorm(
             module, lambda bn: convert_batchnorm(bn, CudaSyncBatchNorm, process_group=None)
         )
     return replace_batchnorm(module, lambda bn: convert_batchnorm(bn, SyncBatchNorm))
+
+# %% ../../nbs/components/14_processes.ipynb #2bc8bb91
+# names of version 0.1
+__getattr__ = renamed(
+    __name__,
+    world='get_world_size',
+    rank='get_rank',
+    offset='rank_offset',
+    counts_of='batch_counts',
+    all_rows='all_gather_rows',
+    bystander='idle_rank',
+    alone='local_only',
+    as_class='convert_batchnorm',
+)

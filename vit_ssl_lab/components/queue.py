@@ -8,13 +8,16 @@ __all__ = ['Queue']
 # %% ../../nbs/components/13_queue.ipynb #83df3dcc
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
 from .processes import batch_counts, gather, get_rank, get_world_size
 
 # %% ../../nbs/components/13_queue.ipynb #1c6e62c8
 class Queue(nn.Module):
-    "The keys of the last batches, first in first out. MoCo, arXiv 1911.05722, section 3.2 and algorithm 1."
+    "The keys of the last batches, first in first out. (MoCo, section 3.2 and algorithm 1)"
+
+    keys: Tensor  # (K, d) rows of length 1
+    pointer: Tensor  # (1,) int64: row where the next batch starts
+    seen: Tensor  # (1,) int64: keys that were ever put in
 
     def __init__(
         self,
@@ -25,12 +28,13 @@ class Queue(nn.Module):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"A queue of {size} keys of width {dim} holds nothing: both must be at least 1.")
-        self.size, self.dim, self.batch, self.staged = size, dim, None, []
-        self.register_buffer(
-            'keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1)
-        )  # (K, d) unit rows
-        self.register_buffer('pointer', torch.zeros(1, dtype=torch.int64))  # row where the next batch starts
-        self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))  # keys that were ever put in
+        self.size = size
+        self.dim = dim
+        self.batch: int | None = None  # keys of a step, known after the first one
+        self.staged: list[Tensor] = []  # keys of this step, one tensor a forward pass
+        self.register_buffer('keys', F.normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.register_buffer('pointer', torch.zeros(1, dtype=torch.int64))
+        self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))
 
     @property
     def filled(self) -> int:
@@ -42,44 +46,47 @@ class Queue(nn.Module):
         self,
         keys: Tensor,  # (n, d) this process's keys of one step, of any length
     ) -> None:
-        "Put the whole batch of all processes in the place of the oldest keys, as unit rows. After use: a batch must not meet its own keys as negatives."
+        """Put the whole batch of all processes in the place of the oldest keys, as rows of length 1.
+        To be called after the loss: a batch must not meet its own keys as negatives.
+        Raises ValueError for keys of another width, and for batches that don't fill the queue evenly."""
         if keys.ndim != 2 or keys.shape[1] != self.dim:
             raise ValueError(
-                f"The queue holds keys of width {self.dim} and got a tensor of shape {tuple(keys.shape)}: give (batch, {self.dim})."
+                f"The queue holds keys of width {self.dim} and got a tensor of shape {tuple(keys.shape)}: "
+                f"give (batch, {self.dim})."
             )
         keys = F.normalize(gather(keys.detach()).float(), dim=1)
         n = len(keys)
         if n == 0 or self.size % n:
             raise ValueError(
-                f"A queue of {self.size} keys can't be filled with batches of {n}: choose a size that is a multiple of the batch, and drop_last=True if this is an epoch's smaller last batch."
+                f"A queue of {self.size} keys can't be filled with batches of {n}: choose a size that is a "
+                "multiple of the batch, and drop_last=True if this is an epoch's smaller last batch."
             )
         if self.batch not in (None, n):
             raise ValueError(
-                f"The queue got batches of {self.batch} keys and now one of {n}: use drop_last=True, so that an epoch has no smaller last batch."
+                f"The queue got batches of {self.batch} keys and now one of {n}: use drop_last=True, "
+                "so that an epoch has no smaller last batch."
             )
         self.batch = n
-        self.keys[(self.pointer + torch.arange(n, device=self.pointer.device)) % self.size] = keys.to(
-            self.keys.dtype
-        )
+        rows = (self.pointer + torch.arange(n, device=self.pointer.device)) % self.size
+        self.keys[rows] = keys.to(self.keys.dtype)
         self.pointer.add_(n).remainder_(self.size)
         self.seen.add_(n)
 
+    def stage(
+        self,
+        keys: Tensor,  # (n, d) of this process's part of a batch
+    ) -> None:
+        """Keep the keys of a forward pass until the step is done.
+        A process that borrowed a picture, because the last batch has too few, stages none for it."""
+        if get_world_size() > 1:
+            keys = keys[: batch_counts(len(keys))[get_rank()]]
+        self.staged.append(keys)
+
+    def enqueue_staged(self) -> None:
+        "Enqueue the keys that the step's forward passes have staged."
+        if self.staged:
+            self.enqueue(torch.cat(self.staged))
+            self.staged = []
+
     def extra_repr(self) -> str:
         return f"{self.size}, {self.dim}"
-
-# %% ../../nbs/components/13_queue.ipynb #f1bfafa3
-@patch
-def stage(
-    self: Queue,
-    keys: Tensor,  # (n, d) of this process's part of a batch
-) -> None:
-    "Remember keys until the step is done. Where the last batch doesn't go round, a process's borrowed picture adds none."
-    self.staged.append(keys[: batch_counts(len(keys))[get_rank()]] if get_world_size() > 1 else keys)
-
-
-@patch
-def enqueue_staged(self: Queue) -> None:
-    "Put the keys in that the step's forward passes have held."
-    if self.staged:
-        self.enqueue(torch.cat(self.staged))
-        self.staged = []

@@ -14,19 +14,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .masking import gather_tokens
 from .patches import grid_of, mask_to_pixels, to_pair
+from ..core import renamed
 
 # %% ../../nbs/components/02_stems.ipynb #d77715db
 class PatchifyStem(PatchEmbed):
-    "timm's `PatchEmbed`, a convolution with kernel = stride = patch, which can also embed the visible patches only. (ViT, equation 1)"
+    """A convolution with kernel = stride = patch, which can also embed the visible patches only.
+
+    timm's `PatchEmbed`, with the same keys. Raises ValueError where patches don't fit. (ViT, equation 1)"""
 
     def _init_img_size(self, img_size):
         if img_size is not None:
-            grid_of(to_pair(img_size), self.patch_size)  # timm would cut the rest off without a word
+            ph, pw = self.patch_size
+            grid_of(to_pair(img_size), (int(ph), int(pw)))  # timm would cut the rest off without a word
         return super()._init_img_size(img_size)
 
     def visible(
@@ -35,21 +39,23 @@ class PatchifyStem(PatchEmbed):
         keep: Tensor,  # (B, K) int64 indices of the visible patches, raster order of the grid
     ) -> Tensor:  # (B, K, D) their tokens, in the order of `keep`
         "Embed only the patches in `keep`; hidden pixels are never read."
+        assert self.grid_size is not None
         rows, cols = self.grid_size
         if keep.shape[1] == rows * cols:
             return gather_tokens(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
-        ph, pw = self.patch_size
-        cut = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))  # (B, C, rows, ph, cols, pw), a view
+        height, width = images.shape[-2:]
+        cells = images.unflatten(3, (cols, width // cols))
+        cells = cells.unflatten(2, (rows, height // rows))  # (B, C, rows, ph, cols, pw), a view
         sample = torch.arange(len(images), device=keep.device)[:, None]
-        patches = cut[sample, :, keep // cols, :, keep % cols]  # (B, K, C, ph, pw), the only copy
+        patches = cells[sample, :, keep // cols, :, keep % cols]  # (B, K, C, ph, pw), the only copy
         return self.norm(F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias))
 
 # %% ../../nbs/components/02_stems.ipynb #c1467ce3
 class StemLayout(NamedTuple):
     "The 3x3 convolutions of a convolutional stem; the bare 1x1 to the encoder's width comes after them."
 
-    channels: tuple  # output channels of each 3x3 convolution
-    strides: tuple  # 1 or 2 each; their product is the patch size
+    channels: tuple[int, ...]  # output channels of each 3x3 convolution
+    strides: tuple[int, ...]  # 1 or 2 each; their product is the patch size
 
 
 CONV_STEMS = {
@@ -63,69 +69,74 @@ CONV_STEMS = {
 
 # %% ../../nbs/components/02_stems.ipynb #9187fd28
 def conv_stem_layout(
-    patch_size: int | tuple,  # pixels; a power of two, 2 or more
+    patch_size: int | tuple[int, int],  # pixels; a power of two, 2 or more
     width: int,  # D, the encoder's width
 ) -> StemLayout:  # channels and strides
-    "The paper's stem for a patch size and a width. (Early Convolutions, section 4)"
+    """The paper's stem for a patch size and a width.
+
+    Raises ValueError for a patch that isn't square or no power of two. (Early Convolutions, section 4)"""
     ph, pw = to_pair(patch_size)
-    if ph != pw or ph < 2 or ph & (ph - 1):
+    is_power_of_two = ph >= 2 and not ph & (ph - 1)
+    if ph != pw or not is_power_of_two:
         raise ValueError(
-            f"A convolutional stem halves the picture again and again, so it has no patch size {ph}x{pw}: choose 4, 8 or 16, or stem='patchify'."
+            "A convolutional stem halves the picture again and again, so it has no patch size "
+            f"{ph}x{pw}: choose 4, 8 or 16, or stem='patchify'."
         )
     if ph == 16 and width >= 768:
         return CONV_STEMS['18GF']
     depth = int(log2(ph))
-    return StemLayout(tuple(width // 2 ** (depth - 1 - i) for i in range(depth)), (2,) * depth)
+    channels = tuple(width // 2 ** (depth - 1 - i) for i in range(depth))
+    return StemLayout(channels, (2,) * depth)
 
 # %% ../../nbs/components/02_stems.ipynb #455218ee
 class ConvStem(nn.Module):
-    "3x3 convolutions with BatchNorm and ReLU, then a bare 1x1, in place of the patchify convolution. (Early Convolutions, section 4)"
+    """3x3 convolutions with BatchNorm and ReLU, then a bare 1x1, in place of the patchify convolution.
+
+    Raises ValueError where the strides don't make the patch. (Early Convolutions, section 4)"""
+
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    num_patches: int
 
     def __init__(
         self,
-        img_size: int | tuple = 224,  # pixels: (H, W) or one number
-        patch_size: int | tuple = 16,  # pixels; the product of the strides
+        img_size: int | tuple[int, int] = 224,  # pixels: (H, W) or one number
+        patch_size: int | tuple[int, int] = 16,  # pixels; the product of the strides
         in_chans: int = 3,  # C
         embed_dim: int = 768,  # D
-        channels: tuple
-        | None = None,  # of the 3x3 convolutions; None: the paper's for this patch size and width
-        strides: tuple | None = None,  # of the 3x3 convolutions; None: 2 each
+        channels: tuple[int, ...] | None = None,  # of the 3x3 convolutions; None: the paper's
+        strides: tuple[int, ...] | None = None,  # of the 3x3 convolutions; None: 2 each
         bias: bool = True,  # of the 1x1
         dynamic_img_pad: bool = False,  # timm passes it; this stem never pads pictures
-        strict_img_size: bool = True,  # timm passes it where pictures have several sizes; the convolutions take any
-        output_fmt: str
-        | None = None,  # "NHWC": the grid stays a grid, as timm wants it where pictures have several sizes
-        device=None,
-        dtype=None,  # where and as what the weights are made
+        strict_img_size: bool = True,  # timm passes it for pictures of several sizes; convolutions take any
+        output_fmt: str | None = None,  # "NHWC": the grid stays a grid, for pictures of several sizes
+        device: torch.device | str | None = None,  # where the weights are made
+        dtype: torch.dtype | None = None,  # as what the weights are made
     ):
         super().__init__()
-        self.layout = (
-            conv_stem_layout(patch_size, embed_dim)
-            if channels is None
-            else StemLayout(tuple(channels), tuple(strides or (2,) * len(channels)))
-        )
-        self.patch_size, self.as_grid = to_pair(patch_size), output_fmt == 'NHWC'
-        if len(self.layout.channels) != len(self.layout.strides) or {prod(self.layout.strides)} != set(
-            self.patch_size
-        ):
+        if channels is None:
+            self.layout = conv_stem_layout(patch_size, embed_dim)
+        else:
+            self.layout = StemLayout(tuple(channels), tuple(strides or (2,) * len(channels)))
+        self.patch_size = to_pair(patch_size)
+        self.as_grid = output_fmt == 'NHWC'
+        channels, strides = self.layout
+        if len(channels) != len(strides) or {prod(strides)} != set(self.patch_size):
             raise ValueError(
-                f"Strides {self.layout.strides} with channels {self.layout.channels} do not make patches of {self.patch_size[0]}x{self.patch_size[1]}: "
+                f"Strides {strides} with channels {channels} do not make patches of "
+                f"{self.patch_size[0]}x{self.patch_size[1]}: "
                 "give one stride a convolution, and the patch size as their product."
             )
         self.set_input_size(img_size)
-        widths, dd = [in_chans, *self.layout.channels], dict(device=device, dtype=dtype)
-        layers = [
-            OrderedDict(
-                conv=nn.Conv2d(i, o, 3, s, padding=1, bias=False, **dd),
-                bn=nn.BatchNorm2d(o, **dd),
-                act=nn.ReLU(),
-            )
-            for i, o, s in zip(widths, widths[1:], self.layout.strides)
-        ]
-        layers.append(OrderedDict(conv=nn.Conv2d(widths[-1], embed_dim, 1, bias=bias, **dd)))
-        self.backbone = nn.Sequential(
-            *map(nn.Sequential, layers)
-        )  # the keys of timm's ConvStem inside a HybridEmbed
+        layers = []
+        widths = (in_chans, *channels)
+        for i, o, stride in zip(widths, channels, strides):
+            conv = nn.Conv2d(i, o, 3, stride, padding=1, bias=False, device=device, dtype=dtype)
+            norm = nn.BatchNorm2d(o, device=device, dtype=dtype)
+            layers.append(nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.ReLU())))
+        last = nn.Conv2d(widths[-1], embed_dim, 1, bias=bias, device=device, dtype=dtype)
+        layers.append(nn.Sequential(OrderedDict(conv=last)))
+        self.backbone = nn.Sequential(*layers)  # the keys of timm's ConvStem inside a HybridEmbed
         self.init_weights()
 
     def forward(
@@ -133,9 +144,8 @@ class ConvStem(nn.Module):
         images: Tensor,  # (B, C, H, W) float
     ) -> Tensor:  # (B, N, D), raster order; (B, rows, columns, D) with output_fmt="NHWC"
         "A token for every patch of the picture."
-        return rearrange(
-            self.backbone(images), 'b d h w -> b h w d' if self.as_grid else 'b d h w -> b (h w) d'
-        )
+        pattern = 'b d h w -> b h w d' if self.as_grid else 'b d h w -> b (h w) d'
+        return rearrange(self.backbone(images), pattern)
 
     def visible(
         self,
@@ -145,81 +155,76 @@ class ConvStem(nn.Module):
         "Tokens of the visible patches, made from a picture in which hidden pixels are 0."
         return gather_tokens(self(hide_pixels(images, keep, self.grid_size)), keep)
 
+    def init_weights(self) -> None:
+        """Normal with std sqrt(2 / channels out) for the 3x3, sqrt(1 / channels out) and bias 0 for the 1x1.
+
+        (pycls, blocks.py and vit.py)"""
+        *convs, last = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        for conv in convs:
+            nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** 0.5)
+        nn.init.normal_(last.weight, std=(1 / last.out_channels) ** 0.5)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,  # pixels
+        patch_size: int | tuple[int, int] | None = None,  # pixels; only the one that it has
+    ) -> None:
+        "timm's hook for another picture size. Raises ValueError for another patch size."
+        if patch_size is not None and to_pair(patch_size) != self.patch_size:
+            raise ValueError(
+                f"The patch size of this convolutional stem is {self.patch_size[0]}, the product of its "
+                f"strides: build another stem for {patch_size}."
+            )
+        if img_size is None:
+            return
+        self.img_size = to_pair(img_size)
+        self.grid_size = grid_of(self.img_size, self.patch_size)
+        self.num_patches = prod(self.grid_size)
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:  # pixels of a patch
+        "timm's hook: how much smaller the grid is than the picture."
+        return max(self.patch_size) if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:  # pixels -> (rows, columns)
+        "timm's hook: the grid of a picture of any size."
+        return grid_of(to_pair(img_size), self.patch_size)
+
 # %% ../../nbs/components/02_stems.ipynb #2ffb1e18
 def hide_pixels(
     images: Tensor,  # (B, C, H, W)
     keep: Tensor,  # (B, K) int64 indices of the visible patches
-    grid: tuple,  # (rows, columns) of patches
+    grid: tuple[int, int],  # (rows, columns) of patches
 ) -> Tensor:  # (B, C, H, W), hidden patches 0
     "Set the pixels of hidden patches to 0, the mean of normalised pixels."
     rows, cols = grid
-    visible = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device).scatter(
-        1, keep, True
-    )
-    return images.where(
-        mask_to_pixels(visible, (images.shape[-2] // rows, images.shape[-1] // cols), grid), 0
-    )
-
-# %% ../../nbs/components/02_stems.ipynb #88520346
-from fastcore.basics import patch
+    height, width = images.shape[-2:]
+    visible = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device)
+    visible = visible.scatter(1, keep, True)
+    return images.where(mask_to_pixels(visible, (height // rows, width // cols), grid), 0)
 
 
-@patch
-def init_weights(self: ConvStem) -> None:
-    "Normal with std sqrt(2 / channels out) for the 3x3, sqrt(1 / channels out) and bias 0 for the 1x1. (pycls, blocks.py and vit.py)"
-    *convs, last = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
-    for conv in convs:
-        nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** 0.5)
-    nn.init.normal_(last.weight, std=(1 / last.out_channels) ** 0.5)
-    if last.bias is not None:
-        nn.init.zeros_(last.bias)
-
-
-@patch
-def set_input_size(
-    self: ConvStem,
-    img_size: int | tuple | None = None,  # pixels
-    patch_size: int | tuple | None = None,  # pixels; only the one that it has
-) -> None:
-    "timm's hook for another picture size."
-    if patch_size is not None and to_pair(patch_size) != self.patch_size:
-        raise ValueError(
-            f"The patch size of this convolutional stem is {self.patch_size[0]}, the product of its strides: build another stem for {patch_size}."
-        )
-    if img_size is None:
-        return
-    self.img_size, self.grid_size = to_pair(img_size), grid_of(to_pair(img_size), self.patch_size)
-    self.num_patches = prod(self.grid_size)
-
-
-@patch
-def feat_ratio(self: ConvStem, as_scalar: bool = True) -> int | tuple:  # pixels of a patch
-    "timm's hook: how much smaller the grid is than the picture."
-    return max(self.patch_size) if as_scalar else self.patch_size
-
-
-@patch
-def dynamic_feat_size(self: ConvStem, img_size: tuple) -> tuple:  # (H, W) pixels -> (rows, columns)
-    "timm's hook: the grid of a picture of any size."
-    return grid_of(tuple(img_size), self.patch_size)
+__getattr__ = renamed(__name__, StemPlan='StemLayout', plan_for='conv_stem_layout')
 
 # %% ../../nbs/components/02_stems.ipynb #1b9f5441
 def receptive_field(
-    strides: tuple,  # of the 3x3 convolutions, first to last
+    strides: tuple[int, ...],  # of the 3x3 convolutions, first to last
 ) -> int:  # pixels
     "The side of the square of pixels that reach one token of a convolutional stem."
     field, step = 1, 1
-    for s in strides:
-        field, step = field + 2 * step, step * s
+    for stride in strides:
+        field += 2 * step
+        step *= stride
     return field
 
 # %% ../../nbs/components/02_stems.ipynb #96c7528f
 def multiply_adds(
     module: nn.Module,  # any module; it is not changed
-    *shapes: tuple,  # of its inputs, (B, C, H, W)
+    *shapes: tuple[int, ...],  # of its inputs, (B, C, H, W)
 ) -> int:  # multiply-adds of one forward pass
     "Count the multiply-adds of convolutions and matrix products, those of attention too."
     module = copy.deepcopy(module).to('meta').eval()
     with FlopCounterMode(display=False) as counter:
-        module(*[torch.empty(s, device='meta') for s in shapes])
+        module(*[torch.empty(shape, device='meta') for shape in shapes])
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two

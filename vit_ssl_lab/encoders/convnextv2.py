@@ -292,8 +292,8 @@ def _check_cells(model: Any) -> None:  # of timm; raises ValueError if cells can
     overlap = any(conv.kernel_size != conv.stride for conv in convs)
     if overlap or not isinstance(model.norm_pre, nn.Identity):
         raise ValueError(
-            "This ConvNeXt has convolutions between its stages that overlap, or its last norm before the mean, "
-            "so cells can't be encoded by themselves: "
+            "This ConvNeXt has convolutions between its stages that overlap, "
+            "or its last norm before the mean, so cells can't be encoded by themselves: "
             "choose one with a patch stem, no output_stride and the plain head."
         )
 

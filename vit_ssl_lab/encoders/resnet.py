@@ -27,19 +27,17 @@ class ResNet(TimmResNet):
 
     zero_last = True  # what `init_weights` does when it isn't told
     img_size: tuple[int, int]  # (H, W) pixels
-    feature_info: list[dict[str, Any]]  # timm's: channels and stride of each stage
 
     def __init__(
         self,
-        block: str = 'basic',  # "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1; four times as wide at its end)
+        block: str = 'basic',  # "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1; ends four times as wide)
         layers: tuple = (2, 2, 2, 2),  # blocks in each stage
         channels: tuple = (64, 128, 256, 512),  # width of each stage; the stem is as wide as the first
-        img_size: int
-        | tuple = 224,  # pixels: (H, W) or one number; sets `grid`, other sizes can be encoded too
+        img_size: int | tuple = 224,  # pixels, (H, W) or one number; sets `grid`, others can be encoded
         in_chans: int = 3,  # C
         stem: str = 'imagenet',  # "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, no pool)
         num_classes: int = 0,  # outputs of timm's head `fc`; 0: no head
-        zero_init_last: bool = True,  # gamma 0 in each block's last norm: SimCLR, SimSiam, MoCo v3; False: MoCo
+        zero_init_last: bool = True,  # gamma 0 in a block's last norm: SimCLR, SimSiam, MoCo v3; False: MoCo
         **kw,  # the rest of timm's `ResNet`: drop_path_rate, norm_layer, ...
     ):
         choose(block, RESNET_BLOCKS, 'kind of block')
@@ -71,7 +69,8 @@ class ResNet(TimmResNet):
             nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         if small:
             self.maxpool = nn.Identity()
-            for info in self.feature_info:
+            stages: list[dict[str, Any]] = self.feature_info
+            for info in stages:
                 info['reduction'] = max(1, info['reduction'] // 4)
         self.img_size = to_pair(img_size)
 
@@ -98,7 +97,8 @@ class ResNet(TimmResNet):
 
     @property
     def stride(self) -> int:
-        return self.feature_info[-1]['reduction']  # pixels from one place to the next
+        last_stage: dict[str, Any] = self.feature_info[-1]
+        return last_stage['reduction']  # pixels from one place to the next
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -27,8 +27,9 @@ from .vit import timm_model
 
 # %% ../../nbs/encoders/04_swin.ipynb #cf3ab5d4
 class SwinBlock(SwinTransformerBlock):
-    """timm's block, which pads before it rolls, as the original: the mask then fits crops that windows don't divide.
+    """timm's block, which pads before it rolls, as the original.
 
+    So the mask fits crops that windows don't divide.
     (Swin-Transformer, `swin_transformer.py: SwinTransformerBlock`)
     """
 
@@ -55,23 +56,23 @@ class SwinBlock(SwinTransformerBlock):
 
 # %% ../../nbs/encoders/04_swin.ipynb #7f2f4954
 class Swin(SwinTransformer):
-    """timm's Swin Transformer, same state-dict keys, that returns `Features` and takes pictures of several sizes.
+    """timm's Swin Transformer, same state-dict keys, that returns `Features`.
 
+    It takes pictures of several sizes.
     (Swin, section 3; EsViT, table 6)
     """
 
+    patch_embed: Any  # timm's; the types of its parts aren't declared
+
     def __init__(
         self,
-        img_size: int
-        | tuple = 224,  # pixels: (H, W) or one number; sets `grid` and windows, others can be encoded
+        img_size: int | tuple = 224,  # pixels, (H, W) or one number; sets `grid` and windows
         patch_size: int | tuple = 4,  # pixels of a patch in the first stage
         in_chans: int = 3,  # C
         embed_dim: int = 96,  # width of the first stage; each later one is twice as wide
         depths: tuple = (2, 2, 6, 2),  # blocks of each stage; every second one has shifted windows
         num_heads: tuple = (3, 6, 12, 24),  # attention heads of each stage
-        window_size: int
-        | tuple
-        | None = None,  # patches, a side or (rows, columns); None: the last stage's grid
+        window_size: int | tuple | None = None,  # patches, one number or two; None: the last grid
         num_classes: int = 0,  # outputs of timm's head; 0: no head
         drop_path_rate: float = 0.0,  # of the last block: EsViT has .1 (tiny) and .2, for the student only
         **kw,  # the rest of timm's `SwinTransformer`: norm_layer, qkv_bias, ...
@@ -217,7 +218,7 @@ def use_swin_blocks(
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
             block.dynamic_mask = True
-            block.attn_mask = None
+            block.attn_mask = None  # pyright: ignore[reportArgumentType]  # a buffer may be None
 
 # %% ../../nbs/encoders/04_swin.ipynb #3884c367
 def _swin(

@@ -52,8 +52,7 @@ class TextEncoder(TextTransformer):
         width: int = 512,  # D
         layers: int = 12,  # blocks
         heads: int = 8,  # attention heads; must divide the width
-        words: Tensor
-        | None = None,  # (V,) the only word pieces it can read: `vocabulary_of`; None: all 49,408
+        words: Tensor | None = None,  # (V,) the word pieces it can read: `vocabulary_of`; None: all
         pad_mask: bool = False,  # hide padding from attention; False: as published
         truncate: bool = False,  # cut captions that are too long, as published; False: refuse them
     ):
@@ -138,7 +137,9 @@ class TextEncoder(TextTransformer):
                 f"This text encoder takes int64 tokens (B, {length}), "
                 f"got {tokens.dtype} {tuple(tokens.shape)}: use tokenize()."
             )
-        return super().forward(tokens)
+        features = super().forward(tokens)
+        assert isinstance(features, Tensor)  # open_clip gives a pair only where it is told to
+        return features
 
 # %% ../../nbs/encoders/05_text.ipynb #fe814b99
 TEXT_ENCODERS: dict[str, dict[str, Any]] = {  # name -> its sizes

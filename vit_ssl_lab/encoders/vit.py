@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import check
 from ..components.attention import ClassAttentionPool, block_in_context
 from ..components.lean import LeanBlock
+from ..components.patches import to_pair
 from ..components.positions import sincos_2d
 from ..components.stems import ConvStem, PatchifyStem, hide_pixels
 from ..core import Features, Mask, choose, renamed
@@ -31,7 +32,7 @@ STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
 
 
 class ViT(VisionTransformer):
-    """timm's Vision Transformer, same state-dict keys, that encodes visible patches only and returns `Features`.
+    """timm's Vision Transformer, same state-dict keys, that returns `Features` and can leave patches out.
 
     (ViT, section 3.1)
     """
@@ -49,8 +50,7 @@ class ViT(VisionTransformer):
         img_size: int | tuple = 224,  # pixels: (H, W) or one number
         patch_size: int | tuple = 16,  # pixels; must divide the picture
         in_chans: int = 3,  # C
-        stem: str
-        | Callable = 'patchify',  # "patchify", "conv", or a class with timm's `embed_layer` interface
+        stem: str | Callable = 'patchify',  # "patchify", "conv", or a class like timm's `PatchEmbed`
         positions: str = 'learn',  # "learn", "sincos" (MAE's table, frozen) or "none"
         num_classes: int = 0,  # outputs of timm's head; 0: no head
         global_pool: str = 'token',  # timm's, or "class_attention": a class token that reads after the blocks
@@ -101,6 +101,14 @@ class ViT(VisionTransformer):
             if type(block) is Block:
                 block.__class__ = LeanBlock
         return vit
+
+    def set_img_size(
+        self,
+        img_size: int | tuple,  # pixels: (H, W) or one number; a multiple of the patch
+    ) -> 'ViT':  # itself
+        "Take pictures of another size: positions are resampled. (timm's `set_input_size`)"
+        self.set_input_size(to_pair(img_size))
+        return self
 
     @property
     def width(self) -> int:
@@ -236,7 +244,8 @@ def set_grad_checkpointing(
 ) -> None:
     "timm's switch: keep each block's input only and run the block again in the backward pass."
     self.grad_checkpointing = enable
-    for block in self.blocks:
+    blocks: list[Any] = list(self.blocks)  # timm doesn't declare their types
+    for block in blocks:
         block.lean = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #84225721
@@ -397,8 +406,9 @@ def init_mae(self: ViT) -> ViT:  # itself
 
 @patch
 def init_pycls(self: ViT) -> ViT:  # itself
-    """Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel, zero class token and head.
+    """Xavier-uniform MLPs, attention as torch's MultiheadAttention, LeCun-like patch kernel.
 
+    The class token and the head are zero.
     (pycls, vit.py)
     """
     for name, layer in self.named_modules():

@@ -92,7 +92,8 @@ def gradient_norms(
 def channel_distance(
     maps: Tensor,  # (B, C, H, W) one layer's features
 ) -> float:  # 0 (channels are copies of each other) .. 0.5
-    "Mean cosine distance of a map's channels, pairs of each picture, mean over pictures (ConvNeXt V2, section 3.2)."
+    """Mean cosine distance of a map's channels: over all pairs of a picture, then over pictures.
+    Raises ValueError for anything but maps. (ConvNeXt V2, section 3.2)"""
     if maps.ndim != 4:
         raise ValueError(f"Channels are compared on maps (B, C, H, W), got shape {tuple(maps.shape)}.")
     directions = F.normalize(maps.detach().flatten(2).double(), dim=2)  # (B, C, H*W)
@@ -103,10 +104,8 @@ def health(
     z: Tensor,  # (n, D) features
     z2: Tensor | None = None,  # (n, D) of a second view, for alignment
     sample: int = 2000,  # at most so many rows, evenly taken
-) -> dict[
-    str, float
-]:  # std (mean of `dimension_std`), effective_rank, participation, uniformity (and alignment)
-    "All monitors that need no label, as scalars for a log."
+) -> dict[str, float]:  # std, effective_rank, participation, uniformity (and alignment)
+    "All monitors that need no label, as scalars for a log; std is the mean of `dimension_std`."
     every = -(-len(z) // sample)
     rows = z[::every]
     out = dict(

@@ -152,7 +152,7 @@ class Explorer(anywidget.AnyWidget):
             self.set_trait(name, value)
 
     def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
-        "Names of traits that an exported page answers; for each combination of values the traits that follow."
+        "Traits that an exported page answers; for each combination of values the traits that follow."
         return [], []
 
     def state(self) -> dict[str, Any]:

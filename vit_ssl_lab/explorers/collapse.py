@@ -61,7 +61,7 @@ class CollapseRun:
         mean = images.mean if is_dataset else (0.5,) * channels
         std = images.std if is_dataset else (0.25,) * channels
         policy = Policy(scale=(0.3, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0))
-        self.views: Any = Views(size, mean, std, [policy] * 2)
+        self.views = Views(size, mean, std, [policy] * 2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder = mlp_head((channels * size * size, width, width), last_norm='batch')
@@ -92,8 +92,8 @@ class CollapseRun:
         elif self.momentum_net is None:
             self.momentum_net = momentum_copy(self.net)
         batch = self.images[torch.randint(len(self.images), (self.batch,), generator=self.generator)]
-        draws = self.views.draw(self.batch, batch.shape[-2:], generator=self.generator)
-        x1, x2 = self.views(batch, draws)
+        params = self.views.sample(self.batch, batch.shape[-2:], generator=self.generator)
+        x1, x2 = self.views(batch, params)
         loss = symmetric_loss(self, x1, x2)
         if not loss.isfinite():
             raise ValueError(
@@ -207,6 +207,8 @@ class CollapseExplorer(Explorer):
     points = T.Bytes(help="(n, 2) float32: unit vectors on their two main axes").tag(sync=True)
     labels = T.List(T.Int()).tag(sync=True)
     sentence = T.Unicode(help="of evaluation.describe_health").tag(sync=True)
+    run: CollapseRun  # the present one
+    _task: asyncio.Task  # that trains it
 
     def __init__(
         self,

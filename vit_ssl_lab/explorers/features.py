@@ -203,7 +203,8 @@ def _draw_patches(explorer: FeatureExplorer, fig: SubFigure) -> None:
 def figure(self: FeatureExplorer) -> Figure:
     "The map, the chosen picture with its patches in colours, its neighbours, and the patch similarity."
     fig = plt.figure(figsize=(9, 4.6), layout='constrained')
-    left, right = np.ravel(fig.subfigures(1, 2, width_ratios=[1, 1.5]))
+    halves: Any = fig.subfigures(1, 2, width_ratios=[1, 1.5])
+    left, right = halves
     _draw_map(self, left.subplots())
     _draw_patches(self, right)
     return fig

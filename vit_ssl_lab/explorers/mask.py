@@ -61,11 +61,11 @@ class MaskExplorer(Explorer):
         **traits,  # any other trait
     ):
         self.pictures = pictures_of(images)
-        n, _, *size = self.pictures.shape
+        n, _, height, width = self.pictures.shape
         super().__init__(
             images=rgb_bytes(self.pictures),
-            shape=[n, *size],
-            grid=list(grid_of(tuple(size), patch_size)),
+            shape=[n, height, width],
+            grid=list(grid_of((height, width), patch_size)),
             names=names_of(images, n),
             kind=kind,
             ratio=ratio,
@@ -131,7 +131,8 @@ def masked_picture(
 ) -> Tensor:  # (C, H, W) float in 0..1
     "The present picture with grey where a patch is hidden."
     image = explorer.pictures[explorer.picture].float() / 255
-    hidden = mask_to_pixels(explorer.mask.mask, explorer._patch_size(), tuple(explorer.grid))[0]
+    rows, cols = explorer.grid
+    hidden = mask_to_pixels(explorer.mask.mask, explorer._patch_size(), (rows, cols))[0]
     return image * (1 - hidden) + 0.54 * hidden
 
 
@@ -224,7 +225,8 @@ class ReconstructionExplorer(MaskExplorer):
         error = r.error[0].float().cpu()
         top = float(r.error.max())
         error_bytes = (error / max(top, 1e-12) * 255).round().to(torch.uint8).numpy().tobytes()
-        hidden = mask_to_pixels(r.mask.float().cpu(), self._patch_size(), tuple(self.grid))
+        rows, cols = self.grid
+        hidden = mask_to_pixels(r.mask.float().cpu(), self._patch_size(), (rows, cols))
         squares = (r.prediction.float().cpu() - r.input.float().cpu()).square().mean(1, keepdim=True)
         return dict(
             results=rgb_bytes(r.prediction) + rgb_bytes(r.composite) + error_bytes,

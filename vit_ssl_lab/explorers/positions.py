@@ -45,9 +45,8 @@ def table_of(
             "give grid=(rows, columns)."
         )
     rows, cols = grid
-    if prefix is None:
-        prefix = max(table.shape[-2] - rows * cols, 0)
-    return table, (rows, cols), prefix
+    left_over = max(table.shape[-2] - rows * cols, 0)
+    return table, (rows, cols), left_over if prefix is None else prefix
 
 # %% ../../nbs/explorers/04_positions.ipynb #328cb7f5
 class PositionExplorer(Explorer):

@@ -187,8 +187,8 @@ class _Batch(NamedTuple):
     "Both views of the whole batch, and what the method makes of them."
 
     pictures: list[Tensor]  # 2 times (N, C, h, w) in 0..1
-    draws: list[ViewParams]  # one a view; empty for views of another make
-    module: Any  # the Views at the present strength; None for views of another make
+    params: list[ViewParams]  # one a view; empty for views of another make
+    module: Views | None  # the Views at the present strength; None for views of another make
     embeddings: list[dict[str, Tensor]]  # one a view
     thumbs: Tensor  # (N, C, h, w) second views, at most 64 pixels
 
@@ -217,46 +217,47 @@ def _batch_of(explorer: SiameseExplorer) -> _Batch:
         return explorer._batches[key]
     source = explorer.batch_pictures
     own = movable_views(explorer.method)
-    draws, module = [], None
+    params, module = [], None
     if own is None:
         normalised, pictures = _views_of_another_make(explorer)
     else:
         s = explorer.strength
         policies = [strengthen(p, colour=s, grey=s, blur=s, solarize=s) for p in own.policies[:2]]
-        module: Any = Views(own.size, own.mean.tolist(), own.std.tolist(), policies)
+        module = Views(own.size, own.mean.tolist(), own.std.tolist(), policies)
         generator = Generator().manual_seed(explorer.seed)
-        draws = module.sample(len(source), source.shape[-2:], generator=generator)
-        normalised = module(source, draws)
-        pictures = module.pixels(source, draws)
+        params = module.sample(len(source), source.shape[-2:], generator=generator)
+        normalised = module(source, params)
+        pictures = module.pixels(source, params)
     thumbs = pictures[1]
     largest = max(thumbs.shape[-2:])
     if largest > 64:
         thumbs = F.interpolate(thumbs, scale_factor=64 / largest, mode='bilinear', antialias=True)
     made = [embeddings(explorer.method, view) for view in normalised]
-    batch = _Batch(pictures, draws, module, made, thumbs)
+    batch = _Batch(pictures, params, module, made, thumbs)
     explorer._batches = {key: batch}
     return batch
 
 # %% ../../nbs/explorers/07_siamese.ipynb #cf3879fe
-def _draws_of(
+def _params_of(
     explorer: SiameseExplorer,
     picture: int,  # of the batch
-    draws: list[ViewParams],  # of the batch, one a view
+    params: list[ViewParams],  # of the batch, one a view
 ) -> list[ViewParams]:  # of this picture, with the boxes that were set by hand
     "The parameters of one picture. Raises ValueError for a crop that leaves the picture."
-    draws = [draw.take(slice(picture, picture + 1)) for draw in draws]
+    params = [view_params.take(slice(picture, picture + 1)) for view_params in params]
     if not explorer.hand:
-        return draws
+        return params
     boxes = [[float(v) for v in box] for box in explorer.boxes]
     _, h, w = explorer.shape
     for top, left, height, width in boxes:
         inside = min(top, left) >= 0 and top + height <= h + 1e-6 and left + width <= w + 1e-6
         if not (inside and min(height, width) >= 1):
             raise ValueError(
-                f"A crop lies within the picture of {h} x {w} pixels and is at least one pixel high and wide: "
+                f"A crop lies within the picture of {h} x {w} pixels "
+                "and is at least one pixel high and wide: "
                 f"got top {top:g}, left {left:g}, height {height:g}, width {width:g}."
             )
-    return [draw._replace(box=torch.tensor([box])) for draw, box in zip(draws, boxes)]
+    return [view_params._replace(box=torch.tensor([box])) for view_params, box in zip(params, boxes)]
 
 # %% ../../nbs/explorers/07_siamese.ipynb #dd304d42
 def _picture_traits(
@@ -271,15 +272,15 @@ def _picture_traits(
     words = ['', '']
     traits = {}
     if batch.module is not None:
-        draws = _draws_of(explorer, picture, batch.draws)
-        words = [parameters_in_words(d, 0, policy.add) for d, policy in zip(draws, batch.module.policies)]
+        params = _params_of(explorer, picture, batch.params)
+        words = [parameters_in_words(d, 0, policy.add) for d, policy in zip(params, batch.module.policies)]
         if explorer.hand:
             image = explorer.batch_pictures[picture : picture + 1]
-            shots = batch.module.pixels(image, draws)
-            moved = [embeddings(explorer.method, view) for view in batch.module(image, draws)]
+            shots = batch.module.pixels(image, params)
+            moved = [embeddings(explorer.method, view) for view in batch.module(image, params)]
             made = [{name: v[0] for name, v in of_view.items()} for of_view in moved]
         else:
-            traits['boxes'] = [draw.box[0].tolist() for draw in draws]
+            traits['boxes'] = [view_params.box[0].tolist() for view_params in params]
     elif not explorer.hand:
         traits['boxes'] = []
     return dict(
@@ -395,7 +396,8 @@ def _draw_row(explorer: SiameseExplorer, fig: SubFigure, second_view: np.ndarray
 def figure(self: SiameseExplorer) -> Figure:
     "The source with its crops, both views, the vectors, and the InfoNCE row at the present temperature."
     fig = plt.figure(figsize=(9, 5.2), layout='constrained')
-    top, bottom = np.ravel(fig.subfigures(2, 1, height_ratios=[1.15, 1]))
+    halves: Any = fig.subfigures(2, 1, height_ratios=[1.15, 1])
+    top, bottom = halves
     shots = np.frombuffer(self.views, np.uint8).reshape(2, *self.size, 3)
     axes = top.subplots(1, 4, width_ratios=[1, 1, 1, 1.8])
     _draw_crops(self, axes[:3], shots)

@@ -30,7 +30,7 @@ from vit_ssl_lab.explorers.base import (
 # %% ../../nbs/explorers/05_views.ipynb #488c72c0
 def strengthen(
     policy: Policy,  # of one view
-    crop: float = 1.0,  # 0: always the largest crop that the policy allows; 1: its own range; 2: down to crops of 1 %
+    crop: float = 1.0,  # 0: always the largest crop; 1: the policy's own range; 2: down to crops of 1 %
     colour: float = 1.0,  # times brightness, contrast, saturation and hue
     grey: float = 1.0,  # times its probability
     blur: float = 1.0,  # times its probability
@@ -54,16 +54,16 @@ def strengthen(
 
 # %% ../../nbs/explorers/05_views.ipynb #cf1584e4
 def parameters_in_words(
-    draw: ViewParams,  # of a batch
+    view_params: ViewParams,  # of a batch
     i: int,  # which picture of it
     add: bool = False,  # the policy adds brightness instead of multiplying
 ) -> str:  # "crop 24 x 30 px, mirrored, brightness × 1.20, ..."
     "The parameters of one view in words; what did nothing is left out."
-    _, _, height, width = (round(v) for v in draw.box[i].tolist())
+    _, _, height, width = (round(v) for v in view_params.box[i].tolist())
     words = [f'crop {height} x {width} px']
-    if draw.flip[i]:
+    if view_params.flip[i]:
         words.append('mirrored')
-    *factors, hue = draw.factors[i].tolist()
+    *factors, hue = view_params.factors[i].tolist()
     for name, factor in zip(('brightness', 'contrast', 'saturation'), factors):
         if abs(factor - 1) <= 5e-3:
             continue
@@ -71,11 +71,11 @@ def parameters_in_words(
         words.append(f'{name} {factor - 1:+.2f}' if added else f'{name} × {factor:.2f}')
     if abs(hue) > 5e-4:
         words.append(f'hue {360 * hue:+.0f}°')
-    if draw.grey[i]:
+    if view_params.grey[i]:
         words.append('grey')
-    if draw.sigma[i] > 0:
-        words.append(f'blur {float(draw.sigma[i]):.1f} px')
-    if draw.solarize[i]:
+    if view_params.sigma[i] > 0:
+        words.append(f'blur {float(view_params.sigma[i]):.1f} px')
+    if view_params.solarize[i]:
         words.append('solarized')
     return ', '.join(words)
 
@@ -107,7 +107,8 @@ class ViewsExplorer(Explorer):
     crop = _strength_trait()
     colour = _strength_trait()
     grey = _strength_trait()
-    blur = _strength_trait()  # pyright: ignore[reportAssignmentType]  # ipywidgets' blur() takes the focus away
+    # ipywidgets has a method of this name, which takes the focus away: it isn't used here
+    blur = _strength_trait()  # pyright: ignore[reportAssignmentType]
     solarize = _strength_trait()
     views = T.Bytes(help="(V, R, h, w, 3) uint8, the views one after another").tag(sync=True)
     sizes = T.List(help="V times [h, w]").tag(sync=True)
@@ -152,23 +153,23 @@ class ViewsExplorer(Explorer):
         picture: int,  # which
     ) -> tuple[list[Tensor], list[ViewParams], Views]:
         "The views as pictures in 0..1, (R, C, S, S) each, their random parameters, and the module itself."
-        module: Any = self.view_module()
+        module = self.view_module()
         batch = self.pictures[picture].expand(self.rolls, -1, -1, -1)
         generator = Generator().manual_seed(self.seed)
-        draws = module.sample(self.rolls, batch.shape[-2:], generator=generator)
-        return module.pixels(batch, draws), draws, module
+        params = module.sample(self.rolls, batch.shape[-2:], generator=generator)
+        return module.pixels(batch, params), params, module
 
     def _answer_traits(self, picture: int) -> dict:
         "What the browser needs to know of one picture's views."
         check.index(picture, self.shape[0], "picture")
-        pictures, draws, module = self.make_views(picture)
+        pictures, params, module = self.make_views(picture)
         words = []
-        for draw, policy in zip(draws, module.policies):
-            words += [parameters_in_words(draw, i, policy.add) for i in range(self.rolls)]
+        for view_params, policy in zip(params, module.policies):
+            words += [parameters_in_words(view_params, i, policy.add) for i in range(self.rolls)]
         return dict(
             views=b''.join(map(rgb_bytes, pictures)),
             sizes=[list(p.shape[-2:]) for p in pictures],
-            boxes=[box for draw in draws for box in draw.box.tolist()],
+            boxes=[box for view_params in params for box in view_params.box.tolist()],
             words=words,
         )
 
@@ -180,10 +181,10 @@ class ViewsExplorer(Explorer):
         return ['picture'], [([i], self._answer_traits(i)) for i in range(self.shape[0])]
 
 # %% ../../nbs/explorers/05_views.ipynb #60798729
-def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, draw: ViewParams, color: str) -> None:
+def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, view_params: ViewParams, color: str) -> None:
     "One row: the source with the crop boxes of one view, and the view as often as it was drawn."
     draw_picture(axes[0], source)
-    for box in draw.box.tolist():
+    for box in view_params.box.tolist():
         draw_box(axes[0], box, color, linewidth=1.2)
     for ax, shot in zip(axes[1:], shots):
         draw_picture(ax, shot)
@@ -192,13 +193,13 @@ def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, draw: ViewParam
 @patch
 def figure(self: ViewsExplorer) -> Figure:
     "The source with its crop boxes, and the views."
-    pictures, draws, _ = self.make_views(self.picture)
+    pictures, params, _ = self.make_views(self.picture)
     rows, cols = len(pictures), self.rolls + 1
     size = (1.3 * cols, 1.4 * rows)
     fig, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout='constrained')
     source = self.pictures[self.picture]
-    for row, (shots, draw) in enumerate(zip(pictures, draws)):
-        _draw_views(axes[row], source, shots, draw, VIEW_COLORS[row % len(VIEW_COLORS)])
+    for row, (shots, view_params) in enumerate(zip(pictures, params)):
+        _draw_views(axes[row], source, shots, view_params, VIEW_COLORS[row % len(VIEW_COLORS)])
         axes[row, 0].set_ylabel(f'view {row + 1}')
     strengths = {name: getattr(self, name) for name in _STRENGTHS}
     changed = [f'{name} × {value:g}' for name, value in strengths.items() if value != 1]

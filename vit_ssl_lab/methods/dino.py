@@ -6,46 +6,50 @@
 __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'DINO']
 
 # %% ../../nbs/methods/17_dino.ipynb #682931a0
+from typing import Any
 import torch
 from torch import nn
 from ..components.distillation import other_views, view_pairs
-from .base.distillation import SelfDistillation, encode_crops
 from ..components.losses import feature_std
 from ..data.views import default_views
+from .base.distillation import SelfDistillation, encode_crops
 from .base.recipes import gpu_vit, laptop_multicrop
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/17_dino.ipynb #0debaee2
 class DINO(SelfDistillation):
-    "Say about every crop what a slow copy of yourself, centred and sharpened, says about another one. (Caron et al. 2021, algorithm 1; `main_dino.py: DINOLoss`)"
+    """The student's distribution for every crop matches the centred and sharpened teacher's for another crop.
+    (Caron et al. 2021, algorithm 1; `main_dino.py: DINOLoss`)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
-        views: nn.Module
-        | None = None,  # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
-        **options,  # of `methods.base.distillation.SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
+        # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
+        encoder: nn.Module,
+        # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
+        views: nn.Module | None = None,
+        **options: Any,  # of `SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
-        super().__init__(encoder, views=default_views(encoder, 'dino') if views is None else views, **options)
+        if views is None:
+            views = default_views(encoder, 'dino')
+        super().__init__(encoder, views=views, **options)
 
     def forward(
         self,
-        views: list,  # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
-    ) -> dict:  # loss; entropy of the teacher's answers, fullness (of their mean) and kl to the student, in nats; std of the student's features
-        "One step's loss. (equation 3)"
+        # [x1, x2, ...], each (B, C, h, w) normalised, from `self.views`; the teacher sees the first two
+        views: list,
+    ) -> dict:
+        """One step's loss; entropy of the teacher's distributions and of their mean, and KL to the student,
+        in nats; std of the student's features. (equation 3)"""
         groups = self.crops(views)  # [(2, B, C, H, W), (8, B, C, h, w)]
         with torch.no_grad():
-            t = self.momentum_projector(
-                encode_crops(self.momentum_encoder, groups[0][:2]).pooled
-            )  # (2, B, K) logits
-        pooled = [
-            encode_crops(self.encoder, g).pooled for g in groups
-        ]  # (2, B, D), (8, B, D): one pass a size
-        s = torch.cat([self.projector(z) for z in pooled])  # (10, B, K) logits
-        p = self.center(t, self.teacher_temperature_now)  # what the teacher says
-        loss = other_views(view_pairs(s, p, self.temperature))
+            teacher = encode_crops(self.momentum_encoder, groups[0][:2])
+            teacher_logits = self.momentum_projector(teacher.pooled)  # (2, B, K)
+        pooled = [encode_crops(self.encoder, crops).pooled for crops in groups]  # one pass a size
+        student_logits = torch.cat([self.projector(z) for z in pooled])  # (10, B, K)
+        p = self.center(teacher_logits, self.teacher_temperature_now)  # (2, B, K) probabilities
+        loss = other_views(view_pairs(student_logits, p, self.temperature))
         if self.training:
-            self.center.stage(t)
+            self.center.stage(teacher_logits)
         return dict(loss=loss, **self.metrics(p, loss), std=feature_std(pooled[0][0].detach()))
 
 # %% ../../nbs/methods/17_dino.ipynb #recdino1

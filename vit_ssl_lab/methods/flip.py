@@ -7,17 +7,18 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'FLIP']
 
 # %% ../../nbs/methods/19_flip.ipynb #3d379365
 import math, warnings
-from typing import ClassVar, Sequence
+from typing import Any, ClassVar, Sequence
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from ..components.clip import LogitScale, clip_loss
 from ..components.losses import feature_std
 from ..components.masking import num_visible, random_masking
-from ..core import Mask
+from ..core import Mask, needs
 from ..data.views import MAEViews
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
-from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 # %% ../../nbs/methods/19_flip.ipynb #9240e1aa
 class FLIP(nn.Module):
@@ -27,37 +28,42 @@ class FLIP(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,  # of pictures, the Encoder contract: width, grid, img_size, in_chans
-        text_encoder: nn.Module,  # width, tokenize(texts) -> (n, L) int64, forward(tokens) -> (n, width)
+        encoder: Any,  # of pictures, the Encoder contract: width, grid, img_size, in_chans
+        text_encoder: Any,  # width, tokenize(texts) -> (n, L) int64, forward(tokens) -> (n, width)
         dim: int = 512,  # d of the space that pictures and captions share
         mask_ratio: float = 0.5,  # share of hidden patches, 0 <= ratio < 1; 0: CLIP
         temperature: float = 0.07,  # tau at the start; learned
         largest_scale: float = 100.0,  # bound of 1 / tau
         clamp: str = 'forward',  # how the bound acts: "forward" (FLIP) or "step" (CLIP, open_clip)
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: crops of 0.5 to 1, flips, ImageNet's mean and std
+        # makes the one augmented view; None: crops of 0.5 to 1, flips, ImageNet's mean and std
+        views: nn.Module | None = None,
     ):
         super().__init__()
-        for one, needs in ((encoder, ('width', 'grid', 'img_size')), (text_encoder, ('width', 'tokenize'))):
-            if missing := [a for a in needs if not hasattr(one, a)]:
-                raise TypeError(
-                    f"FLIP needs {', '.join(missing)} of {type(one).__name__}: give an image encoder of vit_ssl_lab.encoders that can leave patches out, and a text encoder of vit_ssl_lab.encoders.text."
-                )
-        num_visible(
-            math.prod(encoder.grid), mask_ratio
-        )  # refuses a ratio that hides all, or more than there is
-        self.encoder, self.text_encoder, self.mask_ratio = encoder, text_encoder, mask_ratio
-        self.image_head, self.text_head = (
-            nn.Linear(one.width, dim, bias=False) for one in (encoder, text_encoder)
+        needs(
+            encoder,
+            'width grid img_size',
+            for_=self,
+            hint="give an image encoder of vit_ssl_lab.encoders that can leave patches out",
         )
+        needs(
+            text_encoder,
+            'width tokenize',
+            for_=self,
+            what="a text encoder",
+            hint="give a text encoder of vit_ssl_lab.encoders.text",
+        )
+        num_visible(math.prod(encoder.grid), mask_ratio)  # refuses a ratio that hides all
+        self.encoder = encoder
+        self.text_encoder = text_encoder
+        self.mask_ratio = mask_ratio
+        self.image_head = nn.Linear(encoder.width, dim, bias=False)
+        self.text_head = nn.Linear(text_encoder.width, dim, bias=False)
         for head in (self.image_head, self.text_head):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
         self.scale = LogitScale(temperature, largest_scale, clamp)
-        self.views = (
-            MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
-            if views is None
-            else views
-        )
+        if views is None:
+            views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+        self.views = views
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -95,13 +101,9 @@ class FLIP(nn.Module):
         "A random mask, as MAE draws it. (section 3, image masking)"
         if mask is not None:
             return mask.to(images.device)
+        batch, grid = len(images), self.encoder.grid
         return random_masking(
-            len(images),
-            self.encoder.grid,
-            self.mask_ratio,
-            noise=noise,
-            generator=generator,
-            device=images.device,
+            batch, grid, self.mask_ratio, noise=noise, generator=generator, device=images.device
         )
 
     def forward(
@@ -110,37 +112,40 @@ class FLIP(nn.Module):
         captions: Tensor,  # (B, L) int64 tokens of their captions, from `tokenize`
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> dict:  # loss (ln B by chance), accuracy of finding the caption, temperature, std of the pictures (1 = spread out, 0 = collapsed)
+    ) -> (
+        dict
+    ):  # loss (ln B by chance), accuracy of finding the caption, temperature, std of the pictures (0..1)
         "One step's loss: which caption belongs to which masked picture, and which picture to which caption."
         if len(views) != len(captions):
             raise ValueError(
                 f"Each picture needs its own caption: got {len(views)} pictures and {len(captions)} captions."
             )
-        keep = (
-            self.draw_mask(views, noise, mask).keep if self.mask_ratio or mask is not None else None
-        )  # intact pictures need no order
-        u, v, s = (
-            self.embed_images(views, keep),
-            self.embed_texts(captions),
-            self.scale(),
-        )  # (B, d), (B, d), 1 / tau
-        loss, accuracy = clip_loss(u, v, s)
-        return dict(loss=loss, accuracy=accuracy, temperature=1 / s.detach(), std=feature_std(u))
+        masked = bool(self.mask_ratio) or mask is not None
+        keep = self.draw_mask(views, noise, mask).keep if masked else None  # intact pictures need no order
+        image_features = self.embed_images(views, keep)  # (B, d)
+        text_features = self.embed_texts(captions)  # (B, d)
+        scale = self.scale()  # 1 / tau
+        loss, accuracy = clip_loss(image_features, text_features, scale)
+        std = feature_std(image_features)
+        return dict(loss=loss, accuracy=accuracy, temperature=1 / scale.detach(), std=std)
 
     def after_step(self, progress: float) -> None:
         "Bound the temperature, and say at the end of a run if it has reached its bound."
         self.scale.after_step()
-        if progress >= 1 and (said := self.scale.at_bound):
-            warnings.warn(said, stacklevel=2)
+        warning = self.scale.at_bound
+        if progress >= 1 and warning:
+            warnings.warn(warning, stacklevel=2)
 
     @torch.no_grad()
     def embed_patches(
         self,
         images: Tensor,  # (B, C, H, W) normalised
-    ) -> Tensor:  # (B, N, d); its dot product with a caption of length 1 says what a patch adds to the cosine
-        "Patches in the shared space, in units of their picture's length. Where an encoder pools by the mean of its patches, their mean is the picture."
-        f = self.encoder(images)
-        return self.image_head(f.patches) / self.image_head(f.pooled).norm(dim=1)[:, None, None]
+    ) -> Tensor:  # (B, N, d); its dot product with a caption of length 1 is a patch's part of the cosine
+        """Patches in the shared space, in units of their picture's length. Where an encoder pools by the mean of
+        its patches, their mean is the picture."""
+        features = self.encoder(images)
+        lengths = self.image_head(features.pooled).norm(dim=1)  # (B,)
+        return self.image_head(features.patches) / lengths[:, None, None]
 
 # %% ../../nbs/methods/19_flip.ipynb #recflip1
 METHOD = FLIP

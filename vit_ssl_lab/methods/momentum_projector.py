@@ -8,69 +8,67 @@ __all__ = ['PLACES', 'METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'Mom
 # %% ../../nbs/methods/07_momentum_projector.ipynb #786005f4
 import torch
 from torch import Tensor, nn
+from .. import check
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, feature_std
-from .base.recipes import gpu_vit, laptop_resnet
-from .base.siamese import MomentumSiamese
+from ..components.losses import feature_std, info_nce
 from ..core import choose
 from ..data.views import default_views
+from .base.recipes import gpu_vit, laptop_resnet
+from .base.siamese import MomentumSiamese
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/07_momentum_projector.ipynb #7d2e3c7a
+# where -> parts with a momentum copy
 PLACES = {
     'projector': ('projector',),
     'encoder': ('encoder',),
     'both': ('encoder', 'projector'),
     'none': (),
-}  # where -> parts with a slow copy
+}
 
 
 class MomentumProjector(MomentumSiamese):
-    "Contrast the views with keys from a network of which the projector, the encoder, both or nothing is a slow copy. (Pham et al. 2022, abstract)"
+    """Contrast the views with keys from a network of which the projector, the encoder, both or nothing is a
+    momentum copy. (Pham et al. 2022, abstract)"""
 
     def __init__(
         self,
         encoder: nn.Module,  # the Encoder contract
-        where: str = 'projector',  # which parts have a slow copy: "projector", "encoder", "both" or "none"
+        where: str = 'projector',  # which parts have a momentum copy: "projector", "encoder", "both", "none"
         hidden: int = 2048,  # hidden width of the projector
         dim: int = 256,  # d
         temperature: float = 0.2,  # tau
-        momentum: float = 0.99,  # of the slow parts, at the start
+        momentum: float = 0.99,  # of the momentum copies, at the start
         momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
-        stop_gradient: bool = True,  # False, with "none" only: keys with gradient, a framework without momentum as it was
+        stop_gradient: bool = True,  # False, with "none" only: keys with gradient, as without any momentum
         views: nn.Module | None = None,  # makes the two views; None: SimCLR's, with ImageNet's mean and std
     ):
-        if not temperature > 0:
+        check.temperature(temperature, "0.2 is usual here")
+        momentum_parts = PLACES[choose(where, PLACES, 'place for momentum')]
+        if momentum_parts and not stop_gradient:
             raise ValueError(
-                f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 is usual here."
+                f"A momentum copy gets no gradient, so where={where!r} can't go with stop_gradient=False: "
+                "use where='none'."
             )
-        slow = PLACES[choose(where, PLACES, 'place for momentum')]
-        if slow and not stop_gradient:
-            raise ValueError(
-                f"A slow copy gets no gradient, so where={where!r} can't go with stop_gradient=False: use where='none'."
-            )
-        super().__init__(
-            encoder,
-            mlp_head((getattr(encoder, 'width', dim), hidden, dim)),
-            views,
-            momentum,
-            momentum_schedule,
-            slow,
-        )
+        projector = mlp_head((getattr(encoder, 'width', dim), hidden, dim))
+        super().__init__(encoder, projector, views, momentum, momentum_schedule, momentum_parts)
         if views is None:
             self.views = default_views(encoder, 'simclr')
-        self.where, self.temperature, self.stop_gradient = where, temperature, stop_gradient
+        self.where = where
+        self.temperature = temperature
+        self.stop_gradient = stop_gradient
 
     def keys(
         self,
         x: Tensor,  # (B, C, H, W)
-        h: Tensor,  # (B, D) what the encoder makes of it
-        z: Tensor,  # (B, d) what the projector makes of that
+        h: Tensor,  # (B, D) the encoder's vector of x
+        z: Tensor,  # (B, d) the projection of h
     ) -> Tensor:  # (B, d)
-        "What the other view's queries look for. The encoder runs a second time only where it has a slow copy."
+        "The keys of a view. The encoder runs a second time only where it has a momentum copy."
         if self.where == 'none':
             return z.detach() if self.stop_gradient else z
         if self.where == 'projector':
+            assert self.momentum_projector is not None
             with torch.no_grad():
                 return self.momentum_projector(h)
         return self.momentum_embed(x)
@@ -83,15 +81,11 @@ class MomentumProjector(MomentumSiamese):
         x1, x2 = self.check_views(views)
         h1, h2 = self.encoder(x1).pooled, self.encoder(x2).pooled  # (B, D), once a view
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, d)
-        one, other = (
-            info_nce(z1, self.keys(x2, h2, z2), self.temperature),
-            info_nce(z2, self.keys(x1, h1, z1), self.temperature),
-        )
-        return dict(
-            loss=(one.loss + other.loss) / 2,
-            accuracy=(one.accuracy + other.accuracy) / 2,
-            std=feature_std(z1),
-        )
+        loss1, accuracy1 = info_nce(z1, self.keys(x2, h2, z2), self.temperature)
+        loss2, accuracy2 = info_nce(z2, self.keys(x1, h1, z1), self.temperature)
+        loss = (loss1 + loss2) / 2
+        accuracy = (accuracy1 + accuracy2) / 2
+        return dict(loss=loss, accuracy=accuracy, std=feature_std(z1))
 
 # %% ../../nbs/methods/07_momentum_projector.ipynb #recmomen1
 METHOD = MomentumProjector

@@ -8,15 +8,17 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'SimCLR']
 # %% ../../nbs/methods/02_simclr.ipynb #16007879
 import torch
 from torch import Tensor, nn
+from .. import check
 from ..components.heads import simclr_head
-from ..components.losses import nt_xent, feature_std
+from ..components.losses import feature_std, nt_xent
+from ..data.views import default_views
 from .base.recipes import gpu_vit, laptop_resnet, paper_resnet50
 from .base.siamese import Siamese
-from ..data.views import default_views
 
 # %% ../../nbs/methods/02_simclr.ipynb #c18f7424
 class SimCLR(Siamese):
-    "Two views of each picture find each other among all views of the batch. (Chen et al. 2020, algorithm 1; `objective.py`, `model_util.py`)"
+    """Two views of each picture find each other among all views of the batch.
+    (Chen et al. 2020, algorithm 1; `objective.py`, `model_util.py`)"""
 
     def __init__(
         self,
@@ -25,18 +27,16 @@ class SimCLR(Siamese):
         dim: int = 128,  # d of z
         layers: int = 2,  # of the head; 3 in version 2
         temperature: float = 0.1,  # tau, above 0
-        views: nn.Module
-        | None = None,  # makes the two views; None: the paper's, with ImageNet's mean and std
+        views: nn.Module | None = None,  # makes the two views; None: the paper's, ImageNet's mean and std
     ):
-        if not temperature > 0:
-            raise ValueError(
-                f"A temperature divides the cosines and must be above 0, not {temperature}: the paper uses 0.1 on ImageNet, 0.5 on CIFAR-10."
-            )
+        check.temperature(temperature, "the paper uses 0.1 on ImageNet, 0.5 on CIFAR-10")
         if layers < 1:
             raise ValueError(
-                f"SimCLR's head has one linear layer or more, not {layers}: the paper uses 2, version 2 uses 3."
+                f"SimCLR's head has one linear layer or more, not {layers}: "
+                "the paper uses 2, version 2 uses 3."
             )
-        super().__init__(encoder, simclr_head(getattr(encoder, 'width', 1), hidden, dim, layers), views)
+        head = simclr_head(getattr(encoder, 'width', 1), hidden, dim, layers)
+        super().__init__(encoder, head, views)
         if views is None:
             self.views = default_views(encoder, 'simclr')
         self.temperature = temperature
@@ -47,10 +47,7 @@ class SimCLR(Siamese):
     ) -> dict:  # loss, accuracy (0..1), std (1 = spread out, 0 = collapsed)
         "One step's loss: the mean over 2B views; both views pass through the network together. (equation 1)"
         x1, x2 = self.check_views(views)
-        if x1.shape != x2.shape:
-            raise ValueError(
-                f"SimCLR's two views pass through the network as one batch and need one size: got {tuple(x1.shape)} and {tuple(x2.shape)}."
-            )
+        check.same_shape(x1, x2, "SimCLR's two views pass through the network as one batch and need one size")
         z = self.embed(torch.cat([x1, x2]))  # (2B, d): BatchNorm sees both views at once
         z1, z2 = z.chunk(2)
         loss, accuracy = nt_xent(z1, z2, self.temperature)

@@ -4,25 +4,22 @@
 
 # %% auto #0
 __all__ = ['PREDICTORS', 'SIMILARITIES', 'HEAD_NORMS', 'METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES',
-           'cross_entropy_similarity', 'SimSiam']
+           'cross_entropy_similarity', 'SimSiam', 'make_predictor']
 
 # %% ../../nbs/methods/05_simsiam.ipynb #d60d7d73
 from torch import Tensor, nn
 from ..components.heads import mlp_head, simsiam_predictor, simsiam_projector
-from ..components.losses import negative_cosine, feature_std
-from .base.recipes import gpu_vit, laptop_resnet, paper_resnet50
-from .base.siamese import Siamese
+from ..components.losses import feature_std, negative_cosine
 from ..core import choose
 from ..data.views import default_views
+from .base.recipes import gpu_vit, laptop_resnet, paper_resnet50
+from .base.siamese import Siamese
 
 # %% ../../nbs/methods/05_simsiam.ipynb #bf1ff467
 PREDICTORS = ('learned', 'fixed', None)
 SIMILARITIES = ('cosine', 'cross-entropy')
-HEAD_NORMS = {
-    'all': ('batch', 'batch-without-affine'),
-    'hidden': ('batch', None),
-    None: (None, None),
-}  # of the projector: hidden layers, output
+# of the projector: (its hidden layers, its output)
+HEAD_NORMS = {'all': ('batch', 'batch-without-affine'), 'hidden': ('batch', None), None: (None, None)}
 
 
 def cross_entropy_similarity(
@@ -34,7 +31,8 @@ def cross_entropy_similarity(
 
 
 class SimSiam(Siamese):
-    "Two views, one encoder, a predictor on one side and no gradient on the other. (Chen & He 2020, algorithm 1; `simsiam/builder.py`)"
+    """Two views, one encoder, a predictor on one side and no gradient on the other.
+    (Chen & He 2020, algorithm 1; `simsiam/builder.py`)"""
 
     def __init__(
         self,
@@ -46,37 +44,27 @@ class SimSiam(Siamese):
         predictor: str | None = 'learned',  # "fixed": at its random start; None: no predictor, p = z
         similarity: str = 'cosine',  # or "cross-entropy"
         symmetric: bool = True,  # False: only the first view predicts
-        head_norm: str
-        | None = 'all',  # BatchNorm of the projector: "all", "hidden" (not at its output), None: none in any head
-        views: nn.Module
-        | None = None,  # makes the two views; None: the paper's, with ImageNet's mean and std
+        # BatchNorm of the projector: "all", "hidden" (not at its output), None: none in any head
+        head_norm: str | None = 'all',
+        views: nn.Module | None = None,  # makes the two views; None: the paper's, ImageNet's mean and std
     ):
-        for value, options, what in (
-            (predictor, PREDICTORS, "kind of predictor"),
-            (similarity, SIMILARITIES, "similarity"),
-            (head_norm, HEAD_NORMS, "way to normalise the heads"),
-        ):
-            choose(str(value), map(str, options), what)
-        norm, last = HEAD_NORMS[head_norm]
+        choose(str(predictor), map(str, PREDICTORS), "kind of predictor")
+        choose(similarity, SIMILARITIES, "similarity")
+        choose(str(head_norm), map(str, HEAD_NORMS), "way to normalise the heads")
+        norm, last_norm = HEAD_NORMS[head_norm]
         width = getattr(encoder, 'width', dim)  # Siamese refuses an encoder without one
-        projector = (
-            simsiam_projector(width, dim, layers)
-            if head_norm == 'all'
-            else mlp_head((width, *[dim] * layers), norm, last)
-        )
+        if head_norm == 'all':
+            projector = simsiam_projector(width, dim, layers)
+        else:
+            projector = mlp_head((width, *[dim] * layers), norm, last_norm)
         super().__init__(encoder, projector, views)
         if views is None:
             self.views = default_views(encoder, 'simsiam')
-        self.predictor = (
-            nn.Identity()
-            if predictor is None
-            else simsiam_predictor(dim, pred_dim)
-            if norm
-            else mlp_head((dim, pred_dim, dim), norm)
-        )
+        self.predictor = make_predictor(dim, pred_dim, norm) if predictor else nn.Identity()
         if predictor == 'fixed':
             self.predictor.requires_grad_(False)
-        self.stop_gradient, self.symmetric = stop_gradient, symmetric
+        self.stop_gradient = stop_gradient
+        self.symmetric = symmetric
         self.distance = negative_cosine if similarity == 'cosine' else cross_entropy_similarity
 
     def target(self, z: Tensor) -> Tensor:
@@ -95,6 +83,15 @@ class SimSiam(Siamese):
         if self.symmetric:
             loss = (loss + self.distance(p2, self.target(z1))) / 2
         return dict(loss=loss, std=feature_std(z1))
+
+
+def make_predictor(
+    dim: int,  # d of z and p
+    hidden: int,  # its hidden width
+    norm: str | None,  # of its hidden layer; None: without BatchNorm
+) -> nn.Module:  # (B, d) -> (B, d)
+    "The official predictor, or the same without BatchNorm."
+    return simsiam_predictor(dim, hidden) if norm else mlp_head((dim, hidden, dim), norm)
 
 # %% ../../nbs/methods/05_simsiam.ipynb #recsimsi1
 METHOD = SimSiam

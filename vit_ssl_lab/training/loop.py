@@ -270,7 +270,7 @@ def make_accelerator(
     device: torch.device,  # where to train
     **options: Any,  # more arguments of `Accelerator`
 ) -> Accelerator:
-    "accelerate for this run. What an earlier run in the same kernel chose is forgotten, except its processes."
+    "accelerate for this run; what an earlier run in this kernel chose is forgotten, except its processes."
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=precision, **options)
 
@@ -463,11 +463,9 @@ def nonfinite_error(
     "What went wrong, what is saved, and what to try."
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     steps = ckpt.checkpoints(run.out) if run.out else []
-    saved = (
-        f"the last good checkpoint is step {steps[-1]} in {run.out}"
-        if steps
-        else "there is no checkpoint yet"
-    )
+    saved = "there is no checkpoint yet"
+    if steps:
+        saved = f"the last good checkpoint is step {steps[-1]} in {run.out}"
     return FloatingPointError(
         f"Training stopped at step {step + 1} of {run.schedule.total}: {what}; {saved}. "
         f"Try a smaller base_lr than {run.recipe.base_lr}, a longer warmup, or clip_grad=1."
@@ -636,8 +634,8 @@ def pretrain(
     device: str | None = None,  # None: the best there is; 'cpu' forces the CPU
 ) -> History:  # the log; `method` is trained and in eval mode
     """Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or
-    `torchrun` on many. Raises TypeError for what is no method, ValueError for a recipe, a data set or a folder that does not fit,
-    OSError where the disk refuses, and FloatingPointError where the loss is no number any more."""
+    `torchrun` on many. Raises TypeError for what is no method, ValueError for a recipe, a data set or a
+    folder that does not fit, OSError where the disk refuses, FloatingPointError for a loss of nan."""
     check_method(method)
     for name in trackers:
         choose(name, [str(t.value) for t in get_available_trackers()], 'tracker')

@@ -106,8 +106,8 @@ def param_groups(
     lr_factors: dict[str, float] | None = None,
     constant_lr: Iterable[str] = (),  # prefixes of names whose lr stays at its peak
 ) -> list[dict]:  # for an optimizer; each group has its `lr_scale`
-    """Parameters grouped by weight decay and layer: 1-D tensors and biases don't decay, frozen ones are left out.
-    Raises ValueError for a prefix that no parameter has.
+    """Parameters grouped by weight decay and layer: 1-D tensors and biases don't decay, frozen ones are
+    left out. Raises ValueError for a prefix that no parameter has.
     (MAE: add_weight_decay, param_groups_lrd; SimSiam: fix_lr)"""
     encoder = getattr(model, 'encoder', model)
     layers, depth = layers_of(encoder)

@@ -76,6 +76,8 @@ class SelfDistillation(MomentumSiamese):
     (DINO, algorithm 1; `main_dino.py`)"""
 
     projector: DINOHead
+    momentum_encoder: nn.Module
+    momentum_projector: DINOHead
     heat: Tensor  # scalar: the teacher's temperature now; checkpoints know it by this name
 
     def __init__(
@@ -118,7 +120,6 @@ class SelfDistillation(MomentumSiamese):
         head = DINOHead(width, **self.head_options)
         super().__init__(encoder, head, views, momentum, momentum_schedule)
         self.refuse_crops_that_do_not_fit()
-        assert self.momentum_encoder is not None  # both parts have a momentum copy
         disable_dropout(self.momentum_encoder)
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature
@@ -132,10 +133,11 @@ class SelfDistillation(MomentumSiamese):
     def refuse_crops_that_do_not_fit(self) -> None:
         "Raise the encoder's ValueError for a crop size that it can't take now, not in the first step."
         encoder: Any = self.encoder
-        if not hasattr(encoder, 'check'):
+        if not hasattr(encoder, 'check_input'):
             return
-        for size in dict.fromkeys(getattr(self.views, 'sizes', ())):
-            encoder.check(torch.empty(1, encoder.in_chans, *size))
+        sizes: Any = getattr(self.views, 'sizes', ())
+        for size in dict.fromkeys(sizes):
+            encoder.check_input(torch.empty(1, encoder.in_chans, *size))
 
     def crops(
         self,
