@@ -56,9 +56,7 @@ OWN_ENCODER = {  # what a method can't do without; the rest is the common encode
 
 def plan_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = replace(
-        recipe(row, 'laptop'), **OPTIONS, **({} if 'noise' in method_class(row).needs else VIEWS)
-    )
+    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if 'noise' in method_class(row).needs else VIEWS))
     return replace(
         base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed
     )

@@ -29,6 +29,45 @@ def matmul_peak(n: int = 8192) -> float:
     return 2 * n**3 / timed(lambda: a @ b) / 1e12
 
 
+def optimizer_of(model) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+
+def training_step(model, x):
+    "A function that does one update of a model on pictures in bf16."
+    optimizer = optimizer_of(model)
+
+    def step():
+        with torch.autocast('cuda', torch.bfloat16):
+            out = model(x)
+        loss = out['loss'] if isinstance(out, dict) else out.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def two_view_step(method, images):
+    "A function that makes views and does one update, and tells a `mark` where each phase starts."
+    optimizer = optimizer_of(method)
+
+    def step(mark=lambda phase: None):
+        mark('augmentation')
+        views = method.views(images)
+        mark('forward')
+        with torch.autocast('cuda', torch.bfloat16):
+            loss = method(views)['loss']
+        mark('backward')
+        loss.backward()
+        mark('update')
+        optimizer.step()
+        optimizer.zero_grad()
+        mark('end')
+
+    return step
+
+
 def mae_rows(batch: int, peak: float) -> list[dict]:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
     from vit_ssl_lab.encoders.vit import vit_large
@@ -52,17 +91,7 @@ def mae_rows(batch: int, peak: float) -> list[dict]:
     for name, make in arms.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        model = make().cuda().train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-
-        def step():
-            with torch.autocast('cuda', torch.bfloat16):
-                out = model(x)
-            loss = out['loss'] if isinstance(out, dict) else out.loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
+        step = training_step(make().cuda().train(), x)
         if name == 'ours':
             with FlopCounterMode(display=False) as counter:
                 step()
@@ -79,7 +108,7 @@ def mae_rows(batch: int, peak: float) -> list[dict]:
                 share_of_matmul_peak=round(work / seconds / 1e12 / peak, 3),
             )
         )
-        del model, optimizer
+        del step  # with its network, before the next one is made
     return rows
 
 
@@ -101,10 +130,12 @@ def phases(step, rounds: int = 20, warm: int = 5) -> dict[str, float]:
         events()
     runs = [events() for _ in range(rounds)]
     torch.cuda.synchronize()
-    return {
-        a[0]: round(median(r[i][1].elapsed_time(r[i + 1][1]) for r in runs), 2)
-        for i, a in enumerate(runs[0][:-1])
-    }
+    times = {}
+    for i, (phase, _) in enumerate(runs[0][:-1]):
+        starts = [run[i][1] for run in runs]
+        ends = [run[i + 1][1] for run in runs]
+        times[phase] = round(median(start.elapsed_time(end) for start, end in zip(starts, ends)), 2)
+    return times
 
 
 def two_view_rows(batch: int = 256) -> list[dict]:
@@ -117,23 +148,7 @@ def two_view_rows(batch: int = 256) -> list[dict]:
         method = SimCLR(vit_small()).cuda().train()
         if 'compiled' in name:
             method.encoder = torch.compile(method.encoder)
-        optimizer = torch.optim.AdamW(
-            [p for p in method.parameters() if p.requires_grad], lr=1e-4, fused=True
-        )
-
-        def step(mark=lambda phase: None):
-            mark('augmentation')
-            views = method.views(images)
-            mark('forward')
-            with torch.autocast('cuda', torch.bfloat16):
-                loss = method(views)['loss']
-            mark('backward')
-            loss.backward()
-            mark('update')
-            optimizer.step()
-            optimizer.zero_grad()
-            mark('end')
-
+        step = two_view_step(method, images)
         whole = timed(step)
         parts = phases(step)
         rows.append(
@@ -153,7 +168,8 @@ def two_view_rows(batch: int = 256) -> list[dict]:
 def main() -> dict:
     if not torch.cuda.is_available():
         raise SystemExit(
-            "This benchmark needs a CUDA GPU, and there is none here: run the others with python -m benchmarks."
+            "This benchmark needs a CUDA GPU, and there is none here: "
+            "run the others with python -m benchmarks."
         )
     torch.set_float32_matmul_precision('high')
     peak = matmul_peak()

@@ -100,6 +100,11 @@ def turns(threads: int, rounds: int, images) -> dict:
     return times
 
 
+def ratio_to_ours(times: dict, name: str, clock: int) -> float:
+    "The median over the rounds of an arm's time to ours; clock 0: wall, 1: CPU."
+    return median(sum(t[clock]) / sum(ours[clock]) for t, ours in zip(times[name], times['ours']))
+
+
 def main(rounds: int = 21) -> dict:
     warnings.filterwarnings('ignore')
     images = load('scenes').images[:1024]
@@ -107,20 +112,17 @@ def main(rounds: int = 21) -> dict:
     for threads in (1, 2):
         times = turns(threads, rounds, images)
         for name in ARMS:
-            ratios = [
-                median(sum(t[i]) / sum(o[i]) for t, o in zip(times[name], times['ours'])) for i in (0, 1)
-            ]
-            phases = {
-                f'{phase}_ms': round(1000 * median(t[0][p] for t in times[name]), 1)
-                for p, phase in enumerate(PHASES)
-            }
+            wall_ratio, cpu_ratio = (ratio_to_ours(times, name, clock) for clock in (0, 1))
+            phases = {}
+            for p, phase in enumerate(PHASES):
+                phases[f'{phase}_ms'] = round(1000 * median(t[0][p] for t in times[name]), 1)
             rows.append(
                 dict(
                     arm=name,
                     threads=threads,
                     step_ms=round(1000 * median(sum(t[0]) for t in times[name]), 1),
-                    time_to_ours=round(ratios[0], 3),
-                    cpu_to_ours=round(ratios[1], 3),
+                    time_to_ours=round(wall_ratio, 3),
+                    cpu_to_ours=round(cpu_ratio, 3),
                     augmentation_share=round(median(t[0][0] / sum(t[0]) for t in times[name]), 3),
                     **phases,
                 )

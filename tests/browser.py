@@ -43,17 +43,15 @@ def jupyter_lab(root: Path, **env: str):
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
     log = root / 'lab.log'
-    folders = {
-        name: str(root / '.jupyter' / name.lower())
-        for name in (
-            'JUPYTER_CONFIG_DIR',
-            'JUPYTER_DATA_DIR',
-            'JUPYTER_RUNTIME_DIR',
-            'JUPYTERLAB_SETTINGS_DIR',
-            'JUPYTERLAB_WORKSPACES_DIR',
-            'IPYTHONDIR',
-        )
-    }
+    names = [
+        'JUPYTER_CONFIG_DIR',
+        'JUPYTER_DATA_DIR',
+        'JUPYTER_RUNTIME_DIR',
+        'JUPYTERLAB_SETTINGS_DIR',
+        'JUPYTERLAB_WORKSPACES_DIR',
+        'IPYTHONDIR',
+    ]
+    folders = {name: str(root / '.jupyter' / name.lower()) for name in names}
     quiet = Path(folders['JUPYTERLAB_SETTINGS_DIR']) / '@jupyterlab/apputils-extension'
     quiet.mkdir(parents=True)
     (quiet / 'notification.jupyterlab-settings').write_text(

@@ -1,7 +1,7 @@
 """BYOL against lightly's loss, momentum update and schedule, plain torch's heads, and official formulas."""
 
 import copy, math
-from helpers import lars_update, equal, seeded
+from helpers import differing, equal, lars_update, seeded
 import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
@@ -74,10 +74,9 @@ def with_peer(**kw) -> tuple[BYOL, Peer, dict]:
 def test_equal_to_lightly_over_three_steps():
     "Loss, gradients and one step; then two more with the target on its way."
     ours, peer, pairs = with_peer()
-    mine, his = (
-        torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4)
-        for p in (list(pairs.keys()), list(pairs.values()))
-    )
+    options = dict(lr=0.1, momentum=0.9, weight_decay=1e-4)
+    mine = torch.optim.SGD(list(pairs.keys()), **options)
+    his = torch.optim.SGD(list(pairs.values()), **options)
     for step in range(3):
         x = two(seed=step)
         res = ours(x)
@@ -275,13 +274,8 @@ def test_recipe():
     from vit_ssl_lab.training.build import recipe
 
     r = recipe('byol', 'paper')
-    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (
-        'resnet50',
-        4096,
-        1000,
-        'lars',
-        1.5e-6,
-        10,
+    assert not differing(
+        r, encoder='resnet50', batch_size=4096, epochs=1000, optimizer='lars', weight_decay=1.5e-6, warmup=10
     )
     assert r.lr == pytest.approx(3.2)
     assert r.method_options['momentum'] == 0.996

@@ -301,9 +301,8 @@ def neighbours(mask, grid):  # share of neighbouring pairs of patches that are b
 
 
 def test_blocks_hang_together_and_cover_the_picture():
-    block, scattered = (
-        f(200, (14, 14), 0.5, generator=seeded(0)).mask for f in (block_masking, random_masking)
-    )
+    block = block_masking(200, (14, 14), 0.5, generator=seeded(0)).mask
+    scattered = random_masking(200, (14, 14), 0.5, generator=seeded(0)).mask
     assert neighbours(block, (14, 14)) > 0.85 > 0.55 > neighbours(scattered, (14, 14))
     # no patch is always hidden or always visible; corners are rarest, since blocks lie inside
     assert 0.02 < block.mean(0).min()

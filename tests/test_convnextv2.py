@@ -1,10 +1,10 @@
 """ConvNeXt V2: GRN against timm's and a sum by hand; the encoder against timm's network, and its visible
 cells against a sparse convolution written site by site; official checkpoints; bad input."""
 
-import argparse, json
+import argparse, itertools, json
 from pathlib import Path
 import helpers
-from helpers import sine_state, gradients, seeded
+from helpers import gradients, seeded, sine_state
 import numpy as np
 import pytest
 import timm
@@ -62,10 +62,9 @@ def test_grn_equals_timm(last, dtype, eps):
         g.manual_seed(0)
         nn.init.normal_(m.weight, generator=g)
         nn.init.normal_(m.bias, generator=g)
-    x1, x2 = (
-        torch.randn((3, 4, 5, 6) if last else (3, 6, 4, 5), generator=seeded(1), dtype=dtype).requires_grad_()
-        for _ in range(2)
-    )
+    shape = (3, 4, 5, 6) if last else (3, 6, 4, 5)
+    x1 = torch.randn(shape, generator=seeded(1), dtype=dtype).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
     a = ours(x1)
     b = theirs(x2)
     close(a, b, eps)
@@ -210,29 +209,23 @@ def sparse(net: ConvNeXtV2, image: torch.Tensor, keep: list[int]) -> torch.Tenso
             norm, conv = stage.downsample
             n = conv.stride[0]
             parents = {(y // n, z // n) for y, z in x}
-            x = {
-                (Y, Z): conv.bias
-                + sum(
-                    conv.weight[:, :, i, j] @ layer_norm(x[Y * n + i, Z * n + j], norm)
-                    for i in range(n)
-                    for j in range(n)
-                )
-                for Y, Z in parents
-            }
+            merged = {}
+            for Y, Z in parents:
+                merged[Y, Z] = conv.bias
+                for i, j in itertools.product(range(n), range(n)):
+                    child = layer_norm(x[Y * n + i, Z * n + j], norm)
+                    merged[Y, Z] = merged[Y, Z] + conv.weight[:, :, i, j] @ child
+            x = merged
         for block in stage.blocks:
             w = block.conv_dw.weight[:, 0]
             b = block.conv_dw.bias
             mlp = block.mlp
-            h = {
-                (y, z): b
-                + sum(
-                    w[:, i + 3, j + 3] * x[y + i, z + j]
-                    for i in range(-3, 4)
-                    for j in range(-3, 4)
-                    if (y + i, z + j) in x
-                )
-                for y, z in x
-            }
+            h = {}
+            for y, z in x:
+                h[y, z] = b
+                for i, j in itertools.product(range(-3, 4), range(-3, 4)):
+                    if (y + i, z + j) in x:
+                        h[y, z] = h[y, z] + w[:, i + 3, j + 3] * x[y + i, z + j]
             h = {
                 p: F.gelu(mlp.fc1.weight.flatten(1) @ layer_norm(v, block.norm) + mlp.fc1.bias)
                 for p, v in h.items()
@@ -373,14 +366,11 @@ def test_layers_are_the_official_ones():
     assert set(layers) == {n for n, _ in net.named_parameters()}
     for name, layer in layers.items():
         part = name.split('.')
-        want = (
-            0
-            if part[0] == 'stem'
-            else 13
-            if part[0] == 'head'
-            else before[int(part[1])] + 1 + (int(part[3]) if part[2] == 'blocks' else 0)
-        )
-        assert layer == want, name
+        if part[0] in ('stem', 'head'):
+            assert layer == (0 if part[0] == 'stem' else 13), name
+            continue
+        block = int(part[3]) if part[2] == 'blocks' else 0
+        assert layer == before[int(part[1])] + 1 + block, name
 
 
 # --- official checkpoints

@@ -130,17 +130,16 @@ def test_colours_change_and_places_do_not():
     assert recolour(x[:, :1]).shape == (8, 1, 32, 32)
 
 
+def two_grids():
+    return CorrespondenceExplorer({'a': Cells(), 'b': RawRegions(4)}, pictures(), mirrored(pictures()))
+
+
 @pytest.mark.parametrize(
     'case, match',
     [
         (lambda: correspondence(Cells(), mirrored(pictures()), MEAN, STD, top=2.0), '10 of 49'),
         (lambda: warped(pictures()), 'Only scenes know the warp'),
-        (
-            lambda: CorrespondenceExplorer(
-                {'a': Cells(), 'b': RawRegions(4)}, pictures(), mirrored(pictures())
-            ),
-            'a 4 x 4, b 8 x 8',
-        ),
+        (two_grids, 'a 4 x 4, b 8 x 8'),
         (lambda: CorrespondenceExplorer(Cells(), pictures(), 'warp'), "Did you mean 'warped'"),
     ],
 )

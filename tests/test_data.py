@@ -439,7 +439,8 @@ def test_size_changes_only_the_resolution():
 def test_masks_say_which_pixels_the_garment_changes(objects):
     s = Scenes('test', 48, 'medium', objects=objects)
     params = s.params(torch.arange(50))
-    a, b = s.render(params), s.render(params._replace(colour=1 - params.colour))  # other tints, all else equal
+    other_tints = params._replace(colour=1 - params.colour)
+    a, b = s.render(params), s.render(other_tints)  # all else equal
     changed = (a.images.int() - b.images.int()).abs().amax(1) > 2
     covered = a.masks.int().sum(1)
     assert not (changed & (covered == 0)).any()

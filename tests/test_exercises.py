@@ -10,6 +10,8 @@ from test_linter import NOTEBOOKS, name_of
 pytestmark = pytest.mark.notebooks
 SET_UP = """
 from vit_ssl_lab.notebook import *
+from vit_ssl_lab.components.hog import *
+from vit_ssl_lab.components.losses import *
 from vit_ssl_lab.components.targets import *
 from vit_ssl_lab.notebook import check_exercise
 """

@@ -4,7 +4,7 @@ pages. The model is a fake that keeps the contracts and nothing else."""
 import asyncio, base64, json, re, statistics, time
 from types import SimpleNamespace
 from typing import NamedTuple
-from helpers import seeded
+from helpers import differing, seeded
 import numpy as np
 import pytest
 import torch
@@ -797,11 +797,7 @@ def test_switches_act_and_are_marked():
     explorer.advance(5)
     explorer.set_state({'momentum': True, 'predictor': False})
     assert explorer.marks == [[20, 'stop-gradient off'], [25, 'momentum on'], [25, 'predictor off']]
-    assert (
-        explorer.run.stop_gradient,
-        explorer.run.momentum,
-        explorer.run.predictor,
-    ) == (False, True, False)
+    assert not differing(explorer.run, stop_gradient=False, momentum=True, predictor=False)
     explorer.set_state({'resets': 1})  # the switches stay, the run is new
     assert explorer.step == 0
     assert explorer.marks == []

@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 import helpers
-from helpers import named_numbers, seeded
+from helpers import differing, named_numbers, seeded
 import numpy as np
 import pytest
 import torch
@@ -140,9 +140,9 @@ def test_official_numbers():
 
 def test_official_loss():
     q, k = named_numbers((5, 8), 'q'), named_numbers((5, 8), 'k')
-    assert small().agree(q, k).item() == pytest.approx(GOLDEN['byol_loss'], abs=1e-11)
+    assert small().agreement_loss(q, k).item() == pytest.approx(GOLDEN['byol_loss'], abs=1e-11)
     logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / 0.3  # contrastive_loss, on one process
-    assert small(loss='info_nce', temperature=0.3).agree(q, k).item() == pytest.approx(
+    assert small(loss='info_nce', temperature=0.3).agreement_loss(q, k).item() == pytest.approx(
         (2 * 0.3 * F.cross_entropy(logits, torch.arange(5))).item(), abs=1e-11
     )
 
@@ -179,7 +179,7 @@ def test_mean_over_the_masks_with_one_target(loss):
     assert calls == [B], "the target is made once"
     k = m.momentum_embed(x2)
     each = [
-        m.agree(m.predictor(m.projector(m.encoder(x1, mask.keep).pooled)), k)
+        m.agreement_loss(m.predictor(m.projector(m.encoder(x1, mask.keep).pooled)), k)
         for mask in disjoint_masking(B, (3, 3), 0.7, V, noise=noise)
     ]
     torch.testing.assert_close(whole, torch.stack(each).mean(), atol=1e-6, rtol=0)
@@ -419,7 +419,7 @@ def test_recipes():
     assert paper.lr == pytest.approx(1.2e-3)
     assert paper.betas == (0.9, 0.95)
     assert paper.weight_decay == 0.1
-    assert (paper.batch_size, paper.epochs, paper.warmup) == (2048, 300, 40)
+    assert not differing(paper, batch_size=2048, epochs=300, warmup=40)
     m = build(recipe('extrema', 'laptop'), SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3))
     assert any(isinstance(x, nn.BatchNorm1d) for x in m.projector)
     assert m(m.views(torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)))['loss'].isfinite()
@@ -447,7 +447,7 @@ def test_recipes():
         (lambda: small(loss='infonce'), "Did you mean 'info_nce'"),
         (lambda: small(temperature=0.0), 'must be above 0'),
         (lambda: small(momentum=1.5), '1.5 is not'),
-        (lambda: ExtreMA(nn.Identity()), 'with a grid'),
+        (lambda: ExtreMA(nn.Identity()), 'with grid'),
         (lambda: ClassAttention(24, 5), 'do not divide'),
         (lambda: ClassAttentionPool(24, 3, depth=0), 'one block or more'),
         (lambda: extrema_head(8, norm='batch-without-affine'), 'normalisation of ExtreMA'),

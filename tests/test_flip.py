@@ -472,10 +472,8 @@ def test_shards_that_webdataset_wrote(tmp_path):
     data = load(f'webdataset:{tmp_path}', 'test', size=20, margin=1.0)
     assert captions_of(data) == [f'picture {i}' for i in range(6)]
     assert torch.equal(data.memory().images, images)
-    there = [
-        (s['__key__'], s['png'])
-        for s in wds.WebDataset([str(tmp_path / f'{i:05}.tar') for i in range(2)], shardshuffle=False)
-    ]
+    shards = [str(tmp_path / f'{i:05}.tar') for i in range(2)]
+    there = [(s['__key__'], s['png']) for s in wds.WebDataset(shards, shardshuffle=False)]
     for member, (key, png) in zip(data.files, there):
         assert member.open().read() == png
         assert member.name.startswith(key)
@@ -515,13 +513,10 @@ def test_recall_is_counted_by_hand():
     found = recall_at_k(u, v, captions, ks=(1, 3), chunk=5)
     for way, ask, answers in (('text to image', v, u), ('image to text', u, v)):
         for k in (1, 3):
-            hits = [
-                any(
-                    captions[j] == captions[i]
-                    for j in sorted(range(12), key=lambda j: -float(ask[i] @ answers[j]))[:k]
-                )
-                for i in range(12)
-            ]
+            hits = []
+            for i in range(12):
+                nearest = (answers @ ask[i]).argsort(descending=True)[:k]
+                hits.append(any(captions[j] == captions[i] for j in nearest))
             assert found[f'{way}, R@{k}'] == pytest.approx(100 * np.mean(hits))
 
 

@@ -209,7 +209,7 @@ def test_costs_by_hand():
     for name in ('labels', 'hard', 'codes'):
         t = targets[name]
         truth = t(x)
-        shares = t.shares(truth).flatten(0, 1).mean(0)
+        shares = t.probabilities(truth).flatten(0, 1).mean(0)
         torch.testing.assert_close(
             t.cost(torch.zeros(2, 24, t.width), truth),
             torch.full((2, 24), math.log(t.width)),
@@ -256,7 +256,7 @@ def test_codebook_is_kmeans():
     z = noise(60, 2, dtype=torch.float32)
     book.codes.copy_(z[:3])
     numbers = book.nearest(z)
-    book.learn(z, numbers)
+    book.update(z, numbers)
     torch.testing.assert_close(book.codes, torch.stack([z[numbers == i].mean(0) for i in range(3)]))
 
 

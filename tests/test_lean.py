@@ -17,7 +17,7 @@ from vit_ssl_lab.methods.mae import MAE
 
 @pytest.fixture(autouse=True)
 def small_inputs_too(monkeypatch):
-    monkeypatch.setattr(LeanBlock, 'least', 0)
+    monkeypatch.setattr(LeanBlock, 'min_bytes', 0)
 
 
 def grads(loss, module) -> list:
@@ -202,7 +202,7 @@ def test_at_under_autocast():
 
 
 def test_small_inputs_are_left_alone(monkeypatch):
-    monkeypatch.setattr(LeanBlock, 'least', 2**18)
+    monkeypatch.setattr(LeanBlock, 'min_bytes', 2**18)
 
     def kept(rows):
         x = torch.randn(rows, 64, 64)

@@ -80,28 +80,22 @@ def from_peer(p):
             table[f'{o}.attn.qkv.{kind}'] = [
                 f'{t}.{qkv.format(k)}.{kind}' for k in ('qkv' if newer else ('query', 'key', 'value'))
             ]
-            table |= {
-                f'{o}.{a}.{kind}': [f'{t}.{b}.{kind}']
-                for a, b in {
-                    'attn.proj': out,
-                    'norm1': 'layernorm_before',
-                    'norm2': 'layernorm_after',
-                    'mlp.fc1': fc1,
-                    'mlp.fc2': fc2,
-                }.items()
+            parts = {
+                'attn.proj': out,
+                'norm1': 'layernorm_before',
+                'norm2': 'layernorm_after',
+                'mlp.fc1': fc1,
+                'mlp.fc2': fc2,
             }
+            table |= {f'{o}.{a}.{kind}': [f'{t}.{b}.{kind}'] for a, b in parts.items()}
     # the peer's pixel shuffle counts channel, row, column; our patches row, column, channel
     order = torch.arange(192).view(3, 8, 8).permute(1, 2, 0).flatten()
 
     def read(name, get):
         value = torch.cat([get(t) for t in table[name]])
-        return (
-            value.flatten(1)[order]
-            if name == 'head.0.weight'
-            else value[order]
-            if name == 'head.0.bias'
-            else value
-        )
+        if name == 'head.0.weight':
+            return value.flatten(1)[order]
+        return value[order] if name == 'head.0.bias' else value
 
     m.load_state_dict({n: read(n, theirs.__getitem__) for n in m.state_dict()}, strict=True)
     return m, lambda name, get: read(name, get)
@@ -212,7 +206,12 @@ def test_only_hidden_patches_count_and_are_not_seen():
     torch.testing.assert_close(conv.predict(x, mask), conv.predict(x + 5 * hole, mask))
     pred = m.predict(x, mask, mask.hidden)
     assert torch.equal(pred, m.predict(x, mask).gather(1, mask.hidden[..., None].expand(-1, -1, 108)))
-    m(x, mask=mask)['loss'].backward()
+    loss = m(x, mask=mask)['loss']
+    costs = m.target.cost(m.predict(x, mask), m.target(x))  # (B, N)
+    over_hidden = costs[mask.mask == 1].mean()
+    torch.testing.assert_close(loss, over_hidden)
+    assert abs(costs.mean() - over_hidden) > 1e-4, "the mean over all patches is another number"
+    loss.backward()
     assert m.mask_token.grad.abs().sum() > 0
     assert m.encoder.cls_token.grad is not None
 
@@ -351,9 +350,9 @@ def test_grey_pictures():
         ),
         (lambda: tiny()(pictures(), noise=torch.rand(3, 24)), ValueError, "noise_shape"),
         (
-            lambda: tiny('pixels', target_options={}).reconstruct(torch.rand(1, 3, 32, 48), pixels='true'),
+            lambda: tiny('pixels', target_options={}).reconstruct(torch.rand(1, 3, 32, 48), pixels='truth'),
             ValueError,
-            'way to un-normalise',
+            'statistics of a hidden patch',
         ),
         (lambda: tiny()(torch.randn(2, 1, 32, 48)), ValueError, 'takes float pictures'),
     ],

@@ -150,10 +150,12 @@ def test_lightly(temperature):
     bank = NTXentLoss(temperature=temperature, memory_bank_size=(12, 8))
     bank.memory_bank.bank = model.queue.keys.clone()
     peer = copy.deepcopy(model)
-    ours, theirs = (
-        torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1, momentum=0.9)
-        for m in (model, peer)
-    )
+
+    def sgd(network):
+        return torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1, momentum=0.9)
+
+    ours = sgd(model)
+    theirs = sgd(peer)
     for t in range(3):  # the queue is full after three: lightly's bank then starts anew, as ours does
         x = two_views(t)
         before = model.queue.keys.clone()

@@ -90,12 +90,14 @@ def test_identities():
         assert zero(two(step))['loss'].item() == pytest.approx(control(two(step))['loss'].item(), abs=1e-12)
         for m in (zero, control):
             with torch.no_grad():
-                [p.add_(0.01) for p in m.parameters() if p.requires_grad]
+                for p in m.parameters():
+                    p.add_(0.01 * p.requires_grad)
             m.after_step(0.5)
     still = make('both', momentum=1.0, momentum_schedule='constant')
     start = {n: p.clone() for n, p in still.named_parameters() if n.startswith('momentum')}
     with torch.no_grad():
-        [p.add_(1.0) for p in still.parameters() if p.requires_grad]
+        for p in still.parameters():
+            p.add_(1.0 * p.requires_grad)
     still.after_step(0.5)
     assert all(torch.equal(p, start[n]) for n, p in still.named_parameters() if n in start)
 

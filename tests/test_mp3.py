@@ -21,7 +21,7 @@ from vit_ssl_lab.data.dataset import Dataset
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.vit import ViT, vit_nano
 from vit_ssl_lab.evaluation import finetune
-from vit_ssl_lab.methods.mp3 import MP3, leaks
+from vit_ssl_lab.methods.mp3 import MP3, position_leak
 from vit_ssl_lab.training import build, pretrain, recipe
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mp3_vit_pytorch.json').read_text())
@@ -53,10 +53,12 @@ class Golden(nn.Module):
 
 def attend_bare(attn, x, context):
     "Attention in loops over heads, before the output projection."
-    q, k, v = (
-        F.linear(t, w).unflatten(-1, (2, 16)) for t, w in zip((x, context, context), attn.qkv.weight.chunk(3))
-    )
-    return torch.cat([(q[:, :, h] @ k[:, :, h].mT / 4).softmax(-1) @ v[:, :, h] for h in range(2)], -1)
+    to_q, to_k, to_v = attn.qkv.weight.chunk(3)
+    q = F.linear(x, to_q).unflatten(-1, (2, 16))
+    k = F.linear(context, to_k).unflatten(-1, (2, 16))
+    v = F.linear(context, to_v).unflatten(-1, (2, 16))
+    heads = [(q[:, :, h] @ k[:, :, h].mT / 4).softmax(-1) @ v[:, :, h] for h in range(2)]
+    return torch.cat(heads, -1)
 
 
 def golden_parts(name: str) -> list[str]:
@@ -161,7 +163,7 @@ def test_a_context_is_a_mask_of_minus_infinities(kind, made):
 
 
 def test_lean_blocks_stay_lean_with_a_context(monkeypatch):
-    monkeypatch.setattr(LeanBlock, 'least', 0)
+    monkeypatch.setattr(LeanBlock, 'min_bytes', 0)
     torch.manual_seed(0)
     lean = LeanBlock(24, 3)
     plain = Block(24, 3)
@@ -466,7 +468,7 @@ def test_recipes_build(scale):
         (0.25,) * 3,
     )
     m = build(r, data)
-    assert not leaks(m.encoder)
+    assert not position_leak(m.encoder)
     assert m(torch.randn(2, 3, *2 * (r.img_size,)))['loss'].isfinite()
 
 
@@ -528,9 +530,7 @@ class Conv1dStem(Frames):
             'keep one token or more',
         ),
         (
-            lambda: context_attention(
-                nn.MultiheadAttention(8, 2), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
-            ),
+            lambda: context_attention(nn.MultiheadAttention(8, 2), *torch.randn(2, 1, 3, 8)),
             "timm's Attention",
         ),
         (lambda: with_positions(vit_nano()), 'already'),
@@ -546,5 +546,5 @@ def test_bad_input(do, says):
 def test_leaks_may_be_let_through():
     for kw in (dict(positions='learn'), dict(stem='conv')):
         assert nano(allow_leaks=True, **kw)(torch.randn(2, 3, 24, 24))['loss'].isfinite()
-    assert not leaks(Conv1dStem(kernel_size=2, stride=2))
-    assert not leaks(ViT(24, 4, positions='none', embed_dim=32, depth=1, num_heads=2))
+    assert not position_leak(Conv1dStem(kernel_size=2, stride=2))
+    assert not position_leak(ViT(24, 4, positions='none', embed_dim=32, depth=1, num_heads=2))

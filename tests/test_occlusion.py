@@ -319,7 +319,7 @@ def test_scales_and_pictures():
     [
         (lambda: make('decode'), "Did you mean 'decoder'"),
         (lambda: make(second='half'), "part for the second pass 'half'"),
-        (lambda: make(strength=-1.0), 'strength is lambda'),
+        (lambda: make(strength=-1.0), 'it is lambda'),
         (lambda: make(temperature=0.0), 'must be above 0'),
         (lambda: make(mask_ratio=1.0), '0 <= ratio < 1'),
         (

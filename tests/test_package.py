@@ -68,6 +68,7 @@ def test_the_packages_notebooks_import_are_named():
 
     known = {
         'PIL': 'matplotlib',
+        'cycler': 'matplotlib',
         'IPython': 'ipykernel',
         'sklearn': 'scikit-learn',
         'skimage': 'scikit-image',
@@ -78,22 +79,17 @@ def test_the_packages_notebooks_import_are_named():
         'open_clip': 'open_clip_torch',
         'resvg_py': 'resvg-py',
     }
-    named = {
-        l.strip().split('>')[0].split('<')[0].split('=')[0]
-        for key in ('requirements', 'emoji_requirements', 'hub_requirements')
-        for l in settings()[key].splitlines()
-        if l.strip()
-    }
+    named = set()
+    for key in ('requirements', 'emoji_requirements', 'hub_requirements'):
+        named |= {Requirement(line).name for line in settings()[key].splitlines() if line.strip()}
     for path in (ROOT / 'vit_ssl_lab').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            tops = (
-                [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module]
-                if isinstance(node, ast.ImportFrom) and not node.level
-                else []
-            )
-            for top in {t.split('.')[0] for t in tops if t}:
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module]
+            for top in {module.split('.')[0] for module in modules if module}:
                 if top in sys.stdlib_module_names or top == 'vit_ssl_lab':
                     continue
                 assert known.get(top, top) in named, f"{path.name} imports {top}"

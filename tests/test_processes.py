@@ -75,15 +75,14 @@ def test_a_bystander_adds_no_row(three_processes, counts):
 
 
 def kinds_job():
-    return [
-        (P.gather(x).dtype, P.gather(x).tolist())
-        for x in (
-            torch.tensor([P.get_rank()]),
-            torch.tensor([P.get_rank() == 0]),
-            torch.tensor([[P.get_rank() + 0.5]], dtype=torch.bfloat16),
-            torch.zeros(2 * P.get_rank(), 1),
-        )
+    rank = P.get_rank()
+    kinds = [
+        torch.tensor([rank]),
+        torch.tensor([rank == 0]),
+        torch.tensor([[rank + 0.5]], dtype=torch.bfloat16),
+        torch.zeros(2 * rank, 1),
     ]
+    return [(P.gather(x).dtype, P.gather(x).tolist()) for x in kinds]
 
 
 def test_gather_other_kinds(two_processes):
@@ -281,6 +280,7 @@ def test_conversions_keep_weights_copies_and_splits():
     assert net[1].weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [P.SyncBatchNorm, lambda width: P.SplitBatchNorm(width, 2)])
 def test_bf16_and_compile(kind):
     net = nn.Sequential(nn.Linear(4, 6), kind(6))

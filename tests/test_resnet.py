@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import equal, seeded, weights
+from helpers import differing, equal, seeded, weights
 import pytest
 import timm
 import torch
@@ -90,12 +90,8 @@ def test_grid_is_known_before_the_first_picture(stem, stride, size):
 def test_small_stem_by_hand():
     "One 3x3 convolution of stride 1 and no pool, as wide as the first stage; the rest has timm's names."
     e = resnet_nano()
-    assert (e.conv1.in_channels, e.conv1.out_channels, e.conv1.kernel_size, e.conv1.stride, e.conv1.bias) == (
-        3,
-        16,
-        (3, 3),
-        (1, 1),
-        None,
+    assert not differing(
+        e.conv1, in_channels=3, out_channels=16, kernel_size=(3, 3), stride=(1, 1), bias=None
     )
     x = pictures(2, size=(48, 48))
     assert torch.equal(e.eval().maxpool(x), x)

@@ -29,6 +29,13 @@ def uninterrupted(context, tmp_path_factory):
     return out
 
 
+def rows_without_times(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
+    for row in rows:
+        del row['seconds'], row['images_per_second']
+    return rows
+
+
 def same(a: Path, b: Path):
     "All tensors of the last checkpoint bit for bit, and every row of the log except its times."
     steps = ckpt.checkpoints(a)
@@ -37,15 +44,8 @@ def same(a: Path, b: Path):
         x, y = (ckpt.load_checkpoint(o)[0][name] for o in (a, b))
         assert x.keys() == y.keys(), name
         assert all(torch.equal(x[k], y[k]) for k in x), name
-    rows = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second')}
-            for line in (o / 'log.jsonl').read_text().splitlines()
-        ]
-        for o in (a, b)
-    ]
-    assert rows[0] == rows[1]
-    assert [r['step'] for r in rows[0]] == list(range(1, RUN['steps'] + 1))
+    assert rows_without_times(a) == rows_without_times(b)
+    assert [row['step'] for row in rows_without_times(a)] == list(range(1, RUN['steps'] + 1))
 
 
 def test_killed_at_random_moments(context, uninterrupted, tmp_path):

@@ -2,7 +2,7 @@
 same weights."""
 
 import copy, math
-from helpers import lars_update, seeded
+from helpers import differing, lars_update, seeded
 import numpy as np
 import pytest
 import torch
@@ -210,13 +210,8 @@ def test_recipe():
     from vit_ssl_lab.training.build import recipe
 
     r = recipe('simclr', 'paper')
-    assert (r.encoder, r.batch_size, r.epochs, r.optimizer, r.weight_decay, r.warmup) == (
-        'resnet50',
-        4096,
-        100,
-        'lars',
-        1e-6,
-        10,
+    assert not differing(
+        r, encoder='resnet50', batch_size=4096, epochs=100, optimizer='lars', weight_decay=1e-6, warmup=10
     )
     assert r.lr == pytest.approx(4.8)
     assert r.method_options['temperature'] == 0.1

@@ -5,7 +5,7 @@ import copy, json, zlib
 from functools import partial
 from pathlib import Path
 import helpers
-from helpers import seeded
+from helpers import differing, seeded
 import numpy as np
 import pytest
 import torch
@@ -234,14 +234,8 @@ def test_recipe():
     from vit_ssl_lab.training.build import recipe
 
     r = recipe('simsiam', 'paper')
-    assert (r.batch_size, r.epochs, r.lr, r.momentum, r.weight_decay, r.optimizer, r.warmup) == (
-        512,
-        100,
-        0.1,
-        0.9,
-        1e-4,
-        'sgd',
-        0,
+    assert not differing(
+        r, batch_size=512, epochs=100, lr=0.1, momentum=0.9, weight_decay=1e-4, optimizer='sgd', warmup=0
     )
     assert r.decay_all
     assert r.constant_lr == ('predictor',)

@@ -182,7 +182,8 @@ def test_only_the_visible_patches_are_classified():
     assert m.classify(m.encoder(x)).shape == (6, 5), "and later all of them"
     assert [type(l).__name__ for l in make(hidden=0).classifier] == ['Linear']
     pooled = make(pool='encoder', encoder=dict(global_pool='avg', fc_norm=False)).eval()
-    pooled.load_state_dict((same := make(encoder=dict(global_pool='avg', fc_norm=False)).eval()).state_dict())
+    same = make(encoder=dict(global_pool='avg', fc_norm=False)).eval()
+    pooled.load_state_dict(same.state_dict())
     torch.testing.assert_close(pooled.classify(pooled.encode(x, mask)), same.classify(same.encode(x, mask)))
 
 

@@ -3,7 +3,7 @@ wrong."""
 
 import json, math, re, sys
 from pathlib import Path
-from helpers import equal, weights
+from helpers import differing, equal, weights
 import numpy as np
 import pytest, torch
 from PIL import Image
@@ -239,13 +239,10 @@ def test_layer_decay_of_a_resnet():
     scale = {id(p): g['lr_scale'] for g in param_groups(model, 0.05, 0.5) for p in g['params']}
 
     def expect(n):
-        return (
-            1.0
-            if n.startswith('head')
-            else 0.5**5
-            if 'layer' not in n
-            else 0.5 ** (5 - int(n.split('.')[1][5]))
-        )
+        if n.startswith('head'):
+            return 1.0
+        stage = int(n.split('.')[1][5]) if 'layer' in n else 0
+        return 0.5 ** (5 - stage)
 
     for n, p in model.named_parameters():
         assert scale[id(p)] == expect(n), n
@@ -298,24 +295,21 @@ def test_adamw_by_hand():
 
 def test_paper_s_recipe():
     r = recipe('mae', 'paper')
-    assert (r.batch_size, r.epochs, r.warmup, r.betas, r.weight_decay, r.optimizer, r.clip_grad) == (
-        4096,
-        800,
-        40,
-        (0.9, 0.95),
-        0.05,
-        'adamw',
-        None,
+    assert not differing(
+        r,
+        batch_size=4096,
+        epochs=800,
+        warmup=40,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+        optimizer='adamw',
+        clip_grad=None,
     )
     assert r.lr == pytest.approx(2.4e-3)
-    assert (r.encoder, r.img_size, r.patch_size) == ('vit_large', 224, 16)
+    assert not differing(r, encoder='vit_large', img_size=224, patch_size=16)
     o = r.method_options
-    assert (o['decoder_width'], o['decoder_depth'], o['decoder_heads'], o['mask_ratio'], o['norm_pix']) == (
-        512,
-        8,
-        16,
-        0.75,
-        True,
+    assert not differing(
+        o, decoder_width=512, decoder_depth=8, decoder_heads=16, mask_ratio=0.75, norm_pix=True
     )
 
 

@@ -5,7 +5,7 @@ import colorsys
 from collections import Counter
 from dataclasses import fields
 import helpers
-from helpers import equal, seeded
+from helpers import differing, equal, seeded
 import numpy as np
 import pytest
 import torch
@@ -338,26 +338,12 @@ def test_published_figures():
     b1, b2 = PRESETS['byol']
     simclr = PRESETS['simclr'][0]
     dino = PRESETS['dino']
-    assert (moco.scale, moco.jitter, moco.jitter_p, moco.grey, moco.blur, moco.solarize) == (
-        (0.2, 1.0),
-        (0.4, 0.4, 0.4, 0.1),
-        0.8,
-        0.2,
-        0.5,
-        0,
+    assert not differing(
+        moco, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey=0.2, blur=0.5, solarize=0
     )
     for a, b in [(v3a, v3b), (b1, b2), dino[:2]]:
         assert (a.blur, b.blur, a.solarize, b.solarize) == (1.0, 0.1, 0.0, 0.2)
-        assert (
-            a.jitter
-            == b.jitter
-            == (
-                0.4,
-                0.4,
-                0.2,
-                0.1,
-            )
-        )
+        assert a.jitter == b.jitter == (0.4, 0.4, 0.2, 0.1)
     assert v3a.scale == b1.scale == simclr.scale == (0.08, 1.0)
     assert simclr.jitter == (0.8, 0.8, 0.8, 0.2)
     assert dino[0].scale == (0.4, 1.0)

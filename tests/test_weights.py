@@ -490,6 +490,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, layout, name):
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
 
 
+@pytest.mark.processes
 def test_a_disk_that_is_really_full(tmp_path):
     "The system refuses to let the file grow beyond 64 kB, in the middle of writing."
     pytest.importorskip('resource')

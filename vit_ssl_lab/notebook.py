@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['IN_TEST', 'VIEW', 'setup', 'check_exercise', 'stable_outputs', 'settled', 'flags_of', 'run_notebook', 'main', 'os',
            'time', 'Path', 'plt', 'np', 'torch', 'F', 'rearrange', 'reduce', 'repeat', 'test_close', 'test_eq',
-           'test_fail', 'Tensor', 'nn', 'Features', 'Mask', 'best_device', 'compare', 'load_result', 'over_seeds',
-           'run_arms', 'save_result', 'verdict', 'show', 'show_bars', 'show_curves', 'show_images', 'show_rows']
+           'test_fail', 'Tensor', 'nn', 'Features', 'Mask', 'best_device', 'compare', 'is_stored', 'judge_claim',
+           'load_arms', 'load_network', 'load_result', 'make_arms', 'over_seeds', 'run_arms', 'save_network',
+           'save_result', 'verdict', 'draw_arrow', 'draw_box', 'show', 'show_bars', 'show_curves', 'show_images',
+           'show_rows']
 
 # %% ../nbs/notebook.ipynb #326ec819
 import base64, copy, hashlib, json, os, random, re, struct, time, warnings
@@ -20,7 +22,9 @@ from einops import rearrange, reduce, repeat
 from fastcore.test import test_close, test_eq, test_fail
 from torch import Tensor, nn
 from .core import Features, Mask, best_device
-from .results import compare, load_result, over_seeds, run_arms, save_result, verdict
+from .results import compare, is_stored, judge_claim, load_arms, load_network, load_result
+from .results import make_arms, over_seeds, run_arms, save_network, save_result, verdict
+from .show import draw_arrow, draw_box
 from .show import show, show_bars, show_curves, show_images, show_rows, use_style
 
 _all_ = [
@@ -43,11 +47,19 @@ _all_ = [
     'Mask',
     'best_device',
     'compare',
+    'is_stored',
+    'judge_claim',
+    'load_arms',
+    'load_network',
     'load_result',
+    'make_arms',
     'over_seeds',
     'run_arms',
+    'save_network',
     'save_result',
     'verdict',
+    'draw_arrow',
+    'draw_box',
     'show',
     'show_bars',
     'show_curves',

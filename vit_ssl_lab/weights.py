@@ -1157,7 +1157,7 @@ def _check_model(model: nn.Module, layout: str) -> None:
         raise ValueError(f"A ConvNeXt goes out in timm's layout: give layout='timm' instead of {layout!r}.")
     if not isinstance(encoder, (ViT, ConvNeXtV2)):
         raise ValueError(
-            f"This door takes Vision Transformers and ConvNeXt, not {type(encoder).__name__}: "
+            f"Vision Transformers and ConvNeXt can be saved here, not {type(encoder).__name__}: "
             "write its state_dict() with safetensors.torch.save_file "
             "(a ResNet's names are timm's and torchvision's already)."
         )

@@ -16,28 +16,29 @@ from ..core import choose
 
 # %% ../../nbs/components/20_clip.ipynb #938f2ba3
 class LogitScale(nn.Module):
-    "exp(t), one learned number between 1 and a bound. (CLIP, section 2.5; FLIP, `models_flip.py: compute_contrastive_loss`)"
+    """exp(t), one learned number between 1 and a bound.
+    (CLIP, section 2.5; FLIP, `models_flip.py: compute_contrastive_loss`)"""
 
     def __init__(
         self,
         temperature: float = 0.07,  # at the start; s = 1 / temperature
         largest: float = 100.0,  # bound of s
-        clamp: str = 'forward',  # "forward": clipped where it is used (FLIP); "step": pushed back after each step (CLIP, open_clip)
+        clamp: str = 'forward',  # "forward": clipped where it is used (FLIP); "step": after each step (CLIP)
     ):
         super().__init__()
-        self.clamp, self.bounds = (
-            choose(clamp, ('forward', 'step'), 'way to bound the temperature'),
-            (0.0, math.log(largest)),
-        )
+        self.clamp = choose(clamp, ('forward', 'step'), 'way to bound the temperature')
+        self.bounds = (0.0, math.log(largest))
         if not (temperature > 0 and 1 <= 1 / temperature <= largest):
             raise ValueError(
-                f"A temperature of {temperature} is a logit scale outside 1 to {largest:g}, where it would not learn: start between {1 / largest:g} and 1 (CLIP: 0.07)."
+                f"A temperature of {temperature} is a logit scale outside 1 to {largest:g}, where it would "
+                f"not learn: start between {1 / largest:g} and 1 (CLIP: 0.07)."
             )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
     def forward(self) -> Tensor:  # scalar s
         "The factor of the cosines."
-        return self.log_scale.clamp(*self.bounds).exp() if self.clamp == 'forward' else self.log_scale.exp()
+        t = self.log_scale.clamp(*self.bounds) if self.clamp == 'forward' else self.log_scale
+        return t.exp()
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -46,14 +47,18 @@ class LogitScale(nn.Module):
             self.log_scale.clamp_(*self.bounds)
 
     @property
-    def at_bound(self) -> str:  # a sentence, or ''
-        "Has the temperature reached a bound?"
+    def at_bound(self) -> str:
+        "A warning, where the scale has reached a bound; else the empty string."
         low, high = self.bounds
         t = self.log_scale.item()
         if low < t < high:
             return ''
+        bound = math.exp(high if t >= high else low)
         then = "it has no gradient there and stays" if self.clamp == 'forward' else "it is held there"
-        return f"The logit scale has reached its bound of {math.exp(high if t >= high else low):g}, {then}: a smaller learning rate, more pictures in a batch, or fewer equal captions keep it inside."
+        return (
+            f"The logit scale has reached its bound of {bound:g}, {then}: a smaller learning rate, "
+            "more pictures in a batch, or fewer equal captions keep it inside."
+        )
 
 # %% ../../nbs/components/20_clip.ipynb #75f05de6
 def clip_loss(
@@ -61,16 +66,18 @@ def clip_loss(
     texts: Tensor,  # (B, d) their captions, row by row
     scale: Tensor | float,  # s, the factor of the cosines
 ) -> ContrastiveOutput:  # loss: mean over the batch and both directions; accuracy of finding the caption
-    "Each picture finds its caption and each caption its picture, among those of all processes, with gradients through both. (CLIP, figure 3; FLIP, section 3)"
+    """Each picture finds its caption and each caption its picture, among those of all processes, with
+    gradients through both. Raises ValueError for unequal shapes. (CLIP, figure 3; FLIP, section 3)"""
     if images.shape != texts.shape:
         raise ValueError(
-            f"Each picture needs its own caption: got {len(images)} pictures {tuple(images.shape)} and {len(texts)} captions {tuple(texts.shape)}."
+            f"Each picture needs its own caption: got {len(images)} pictures {tuple(images.shape)} and "
+            f"{len(texts)} captions {tuple(texts.shape)}."
         )
-    u, v = l2_normalize(images), l2_normalize(texts)
-    to_texts, to_images = (
-        scale * cosine_similarity(u, gather(v)),
-        scale * cosine_similarity(v, gather(u)),
-    )  # (B, N) float32
-    own = torch.arange(len(u), device=u.device) + rank_offset(len(u))
-    loss = (F.cross_entropy(to_texts, own) + F.cross_entropy(to_images, own)) / 2
-    return ContrastiveOutput(loss, (to_texts.detach().argmax(1) == own).float().mean())
+    u = l2_normalize(images)
+    v = l2_normalize(texts)
+    to_texts = scale * cosine_similarity(u, gather(v))  # (B, whole batch) float32
+    to_images = scale * cosine_similarity(v, gather(u))
+    label = torch.arange(len(u), device=u.device) + rank_offset(len(u))  # the column of the positive pair
+    loss = (F.cross_entropy(to_texts, label) + F.cross_entropy(to_images, label)) / 2
+    is_right = to_texts.detach().argmax(1) == label
+    return ContrastiveOutput(loss, is_right.float().mean())

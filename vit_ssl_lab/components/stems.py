@@ -43,9 +43,8 @@ class PatchifyStem(PatchEmbed):
         rows, cols = self.grid_size
         if keep.shape[1] == rows * cols:
             return gather_tokens(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
-        height, width = images.shape[-2:]
-        cells = images.unflatten(3, (cols, width // cols))
-        cells = cells.unflatten(2, (rows, height // rows))  # (B, C, rows, ph, cols, pw), a view
+        ph, pw = map(int, self.patch_size)
+        cells = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))  # (B, C, rows, ph, cols, pw), a view
         sample = torch.arange(len(images), device=keep.device)[:, None]
         patches = cells[sample, :, keep // cols, :, keep % cols]  # (B, K, C, ph, pw), the only copy
         return self.norm(F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias))

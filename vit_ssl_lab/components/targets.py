@@ -8,26 +8,23 @@ __all__ = ['TARGETS', 'Target', 'PixelTarget', 'HOGTarget', 'freeze_teacher', 'F
 
 # %% ../../nbs/components/08_targets.ipynb #2afe8e0e
 import math
+from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .hog import HISTOGRAM_NORMS, hog, patch_cells, unpatch_cells
-from vit_ssl_lab.components.patches import (
-    normalise_patches,
-    to_pair,
-    patchify,
-    unnormalise,
-    unpatchify,
-)
-from ..core import choose
+from .patches import normalise_patches, patchify, to_pair, unnormalise, unpatchify
+from ..core import choose, renamed
 
 # %% ../../nbs/components/08_targets.ipynb #d699785f
 class Target(nn.Module):
-    "What a hidden patch is predicted as. A subclass sets `width` and `name`, and says the truth in `forward`. (MaskFeat, section 3.2)"
+    """What a hidden patch is predicted as.
+
+    A subclass sets `width` and `name`, and returns the truth in `forward`. (MaskFeat, section 3.2)"""
 
     width: int  # numbers that the head gives for each patch
     name: str  # a key of TARGETS
-    has_picture = False  # does it have a picture?
+    has_picture = False  # can a prediction be drawn?
 
     def forward(self, images: Tensor) -> Tensor:
         "The truth of every patch: (B, N, width), or (B, N) int64 classes."
@@ -43,14 +40,25 @@ class Target(nn.Module):
 
     def constant(self, truth: Tensor) -> Tensor:
         "What that answer costs, a scalar."
-        return self.cost(self.best_constant(truth).expand(*truth.shape[:2], -1), truth).mean()
+        answer = self.best_constant(truth).expand(*truth.shape[:2], -1)
+        return self.cost(answer, truth).mean()
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
-    ) -> Tensor:
-        "A prediction of every patch as normalised pixels (B, C, H, W), where that can be."
-        raise ValueError(
-            f"The target {self.name!r} says nothing about pixels, so a prediction is no picture: reconstruct with the target 'pixels' or 'codes', or look at it with the TargetExplorer."
+        self,
+        pred: Tensor,  # (B, N, width)
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Tensor,  # (B, N), 1 = hidden
+        grid: tuple[int, int],  # (rows, columns)
+        pixels: str = 'estimated',  # a hidden patch's statistics, "estimated" or "true"
+    ) -> Tensor:  # (B, C, H, W) normalised pixels
+        "A prediction of every patch as a picture. Raises ValueError for targets that have none."
+        raise self.no_picture()
+
+    def no_picture(self) -> ValueError:
+        "The error of a target whose prediction is no picture."
+        return ValueError(
+            f"The target {self.name!r} says nothing about pixels, so a prediction is no picture: reconstruct "
+            "with the target 'pixels' or 'codes', or look at it with the TargetExplorer."
         )
 
     def freeze(self) -> 'Target':
@@ -63,24 +71,24 @@ class Target(nn.Module):
 
 # %% ../../nbs/components/08_targets.ipynb #6991c09a
 class PixelTarget(Target):
-    "A patch's own pixels, raw or normalised. (MaskFeat, section 3.2; MAE; SimMIM with normalise=False, error='l1')"
+    """A patch's own pixels, raw or normalised.
+
+    (MaskFeat, section 3.2; MAE; SimMIM with normalise=False, error='l1')"""
 
     name, has_picture = 'pixels', True
 
     def __init__(
         self,
-        patch_size: int | tuple,  # pixels
+        patch_size: int | tuple[int, int],  # pixels
         channels: int = 3,  # C
-        normalise: bool = True,  # by each patch's mean and spread, as SlowFast's code does
+        normalise: bool = True,  # by each patch's mean and deviation, as SlowFast's code does
         error: str = 'l2',  # "l2" squared, or "l1" absolute
     ):
         super().__init__()
-        self.patch_size, self.channels, self.normalise, self.error = (
-            to_pair(patch_size),
-            channels,
-            normalise,
-            choose(error, ('l2', 'l1'), "error of pixels"),
-        )
+        self.patch_size = to_pair(patch_size)
+        self.channels = channels
+        self.normalise = normalise
+        self.error = choose(error, ('l2', 'l1'), "error of pixels")
         self.width = math.prod(self.patch_size) * channels
 
     @torch.no_grad()
@@ -89,28 +97,38 @@ class PixelTarget(Target):
         return normalise_patches(patches)[0] if self.normalise else patches
 
     def cost(self, pred: Tensor, truth: Tensor) -> Tensor:
-        return super().cost(pred, truth) if self.error == 'l2' else (pred - truth).abs().mean(-1)
+        if self.error == 'l1':
+            return (pred - truth).abs().mean(-1)
+        return super().cost(pred, truth)
 
     def best_constant(self, truth: Tensor) -> Tensor:
-        return super().best_constant(truth) if self.error == 'l2' else truth.flatten(0, 1).median(0).values
+        if self.error == 'l1':
+            return truth.flatten(0, 1).median(0).values
+        return super().best_constant(truth)
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
+        self,
+        pred: Tensor,
+        images: Tensor,
+        mask: Tensor,
+        grid: tuple[int, int],
+        pixels: str = 'estimated',
     ) -> Tensor:
-        patches = patchify(images, self.patch_size)
         if self.normalise:
-            pred = unnormalise(pred, patches, mask, grid, pixels)
+            pred = unnormalise(pred, patchify(images, self.patch_size), mask, grid, pixels)
         return unpatchify(pred, self.patch_size, grid, self.channels)
 
 # %% ../../nbs/components/08_targets.ipynb #5c545539
 class HOGTarget(Target):
-    "The histograms of a patch's cells. (MaskFeat, section 3; SlowFast, masked.py: _get_hog_label_2d)"
+    """The histograms of a patch's cells. Raises ValueError for cells that don't divide the patch.
+
+    (MaskFeat, section 3; SlowFast, masked.py: _get_hog_label_2d)"""
 
     name = 'hog'
 
     def __init__(
         self,
-        patch_size: int | tuple,  # pixels
+        patch_size: int | tuple[int, int],  # pixels
         channels: int = 3,  # C
         cell: int = 8,  # pixels; divides the patch
         bins: int = 9,  # directions
@@ -118,27 +136,29 @@ class HOGTarget(Target):
         scale: float = 1.0,  # factor of the target
     ):
         super().__init__()
-        self.patch_size, self.channels, self.cell, self.bins, self.norm, self.scale = (
-            to_pair(patch_size),
-            channels,
-            cell,
-            bins,
-            choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram"),
-            scale,
-        )
-        if cell < 1 or any(p % cell for p in self.patch_size):
+        self.patch_size = to_pair(patch_size)
+        self.channels = channels
+        self.cell = cell
+        self.bins = bins
+        self.norm = choose(norm, HISTOGRAM_NORMS, "normalisation of a histogram")
+        self.scale = scale
+        ph, pw = self.patch_size
+        if cell < 1 or ph % cell or pw % cell:
             raise ValueError(
-                f"Cells of {cell} pixels do not divide a patch of {self.patch_size[0]} x {self.patch_size[1]}: choose a cell that divides both sides, MaskFeat has 8 in 16."
+                f"Cells of {cell} pixels do not divide a patch of {ph} x {pw}: "
+                "choose a cell that divides both sides, MaskFeat has 8 in 16."
             )
         if bins < 1:
             raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
-        self.cells = tuple(p // cell for p in self.patch_size)  # of a patch, downwards and across
+        self.cells = (ph // cell, pw // cell)  # of a patch, downwards and across
         self.width = channels * bins * math.prod(self.cells)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        (h, w), (ph, pw) = images.shape[-2:], self.patch_size
-        return patch_cells(hog(images, self.cell, self.bins, self.norm), (h // ph, w // pw)) * self.scale
+        h, w = images.shape[-2:]
+        ph, pw = self.patch_size
+        cells = hog(images, self.cell, self.bins, self.norm)
+        return patch_cells(cells, (h // ph, w // pw)) * self.scale
 
     def histograms(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         "Truth or prediction as cells, (B, C, bins, rows, columns)."
@@ -146,24 +166,28 @@ class HOGTarget(Target):
 
 # %% ../../nbs/components/08_targets.ipynb #a70eb3ee
 def freeze_teacher(
-    teacher: nn.Module | None,  # what the caller gave
+    teacher: Any,  # the Encoder contract; what the caller gave
     what: str,  # the target's name
-    patch_size: tuple,  # pixels, of the method's patches
+    patch_size: tuple[int, int],  # pixels, of the method's patches
     channels: int,  # C
-) -> nn.Module:  # the teacher, in eval mode, without gradient
-    "A teacher that fits, or one sentence."
+) -> Any:  # the teacher, in eval mode, without gradient
+    "A teacher that fits, frozen. Raises ValueError or TypeError for another one, and for none."
     if teacher is None:
         raise ValueError(
             f"The target {what!r} comes from a trained network: give teacher=, an encoder of the workbook."
         )
     if not hasattr(teacher, 'width'):
         raise TypeError(
-            f"A teacher keeps the Encoder contract, `teacher(images).patches` and `teacher.width`; {type(teacher).__name__} has no width: give an encoder, not a whole method (method.encoder)."
+            "A teacher keeps the Encoder contract, `teacher(images).patches` and `teacher.width`; "
+            f"{type(teacher).__name__} has no width: give an encoder, not a whole method (method.encoder)."
         )
-    theirs = getattr(teacher, 'patch_size', patch_size), getattr(teacher, 'in_chans', channels)
-    if (tuple(theirs[0]), theirs[1]) != (tuple(patch_size), channels):
+    ph, pw = getattr(teacher, 'patch_size', patch_size)
+    its_channels = getattr(teacher, 'in_chans', channels)
+    if (ph, pw, its_channels) != (*patch_size, channels):
         raise ValueError(
-            f"The teacher has patches of {theirs[0][0]} x {theirs[0][1]} pixels in {theirs[1]} channels, the student of {patch_size[0]} x {patch_size[1]} in {channels}: a target is given patch by patch, so both must be alike."
+            f"The teacher has patches of {ph} x {pw} pixels in {its_channels} channels, the student of "
+            f"{patch_size[0]} x {patch_size[1]} in {channels}: a target is given patch by patch, so both "
+            "must be alike."
         )
     return teacher.eval().requires_grad_(False)
 
@@ -175,16 +199,14 @@ class FeatureTarget(Target):
 
     def __init__(
         self,
-        patch_size: int | tuple,  # pixels, as the teacher's
+        patch_size: int | tuple[int, int],  # pixels, as the teacher's
         channels: int = 3,  # C
-        teacher: nn.Module | None = None,  # the Encoder contract; it is frozen, and sees the whole picture
-        distance: str = 'cosine',  # "cosine": 2 - 2 cos, the prediction's length is free; "mse": mean squared error against a vector of length 1
+        teacher: Any = None,  # the Encoder contract; it is frozen, and sees the whole picture
+        distance: str = 'cosine',  # 2 - 2 cos, the prediction's length is free; "mse": against a unit vector
     ):
         super().__init__()
-        self.teacher, self.distance = (
-            freeze_teacher(teacher, self.name, to_pair(patch_size), channels),
-            choose(distance, ('cosine', 'mse'), "distance of features"),
-        )
+        self.teacher = freeze_teacher(teacher, self.name, to_pair(patch_size), channels)
+        self.distance = choose(distance, ('cosine', 'mse'), "distance of features")
         self.width = teacher.width
 
     @torch.no_grad()
@@ -192,18 +214,18 @@ class FeatureTarget(Target):
         return F.normalize(self.teacher(images).patches.float(), dim=-1)
 
     def cost(self, pred: Tensor, truth: Tensor) -> Tensor:
-        return (
-            (F.normalize(pred, dim=-1) - truth).square().sum(-1)
-            if self.distance == 'cosine'
-            else super().cost(pred, truth)
-        )
+        if self.distance == 'mse':
+            return super().cost(pred, truth)
+        return (F.normalize(pred, dim=-1) - truth).square().sum(-1)
 
 # %% ../../nbs/components/08_targets.ipynb #c55cec3e
 class ClassTarget(Target):
-    "A class for each patch, (B, N) int64, or the probability of each, (B, N, width); the cost is the cross-entropy in nats."
+    """A class for each patch, (B, N) int64, or the probability of each, (B, N, width).
+
+    The cost is the cross-entropy in nats."""
 
     def probabilities(self, truth: Tensor) -> Tensor:
-        "Probabilities, whether the truth is hard or soft."
+        "The probability of each class, whether the truth is hard or soft."
         return F.one_hot(truth, self.width).float() if truth.ndim == 2 else truth
 
     def cost(self, pred: Tensor, truth: Tensor) -> Tensor:
@@ -216,24 +238,27 @@ class ClassTarget(Target):
 
 
 class LabelTarget(ClassTarget):
-    "What a frozen classifier would call each patch. (MaskFeat, section 3.2, pseudo-label; Token Labeling)"
+    """What a frozen classifier would call each patch. Raises ValueError without a teacher or a head.
+
+    (MaskFeat, section 3.2, pseudo-label; Token Labeling)"""
 
     name = 'labels'
 
     def __init__(
         self,
-        patch_size: int | tuple,  # pixels, as the teacher's
+        patch_size: int | tuple[int, int],  # pixels, as the teacher's
         channels: int = 3,  # C
-        teacher: nn.Module | None = None,  # the Encoder contract; frozen
-        head: nn.Module
-        | None = None,  # (B, N, D) -> (B, N, classes) logits: the classifier's last layers; frozen
+        teacher: Any = None,  # the Encoder contract; frozen
+        head: nn.Module | None = None,  # the classifier's last layers, (B, N, D) -> (B, N, classes); frozen
         hard: bool = False,  # only the most likely class
     ):
         super().__init__()
-        self.teacher, self.hard = freeze_teacher(teacher, self.name, to_pair(patch_size), channels), hard
+        self.teacher = freeze_teacher(teacher, self.name, to_pair(patch_size), channels)
+        self.hard = hard
         if head is None:
             raise ValueError(
-                "Pseudo-labels need the teacher's own classifier: give head=, which turns (B, N, D) features into logits (Classifier(...).head, for one)."
+                "Pseudo-labels need the teacher's own classifier: give head=, which turns (B, N, D) features "
+                "into logits (Classifier(...).head, for one)."
             )
         self.head = head.eval().requires_grad_(False)
         weight = next(head.parameters())
@@ -246,36 +271,49 @@ class LabelTarget(ClassTarget):
 
 # %% ../../nbs/components/08_targets.ipynb #f448ec97
 class CodeTarget(ClassTarget):
-    "A tokenizer's number for each patch. (MaskFeat, section 3.2, dVAE token; BEiT)"
+    """A tokenizer's number for each patch. Raises ValueError without one, and for other patches.
+
+    (MaskFeat, section 3.2, dVAE token; BEiT)"""
 
     name, has_picture = 'codes', True
 
     def __init__(
         self,
-        patch_size: int | tuple,  # pixels, as the tokenizer's
+        patch_size: int | tuple[int, int],  # pixels, as the tokenizer's
         channels: int = 3,  # C
-        tokenizer: nn.Module
-        | None = None,  # has `encode(images) -> (B, N)`, `decode(codes, grid) -> images`, `size` (codes) and `patch_size`; frozen
+        tokenizer: Any = None,  # encode(images) -> (B, N), decode(codes, grid) -> images, size, patch_size
     ):
         super().__init__()
         if tokenizer is None:
             raise ValueError(
-                "The target 'codes' comes from a trained tokenizer: give tokenizer=, such as components.tokenizer.Tokenizer after fit(images)."
+                "The target 'codes' comes from a trained tokenizer: give tokenizer=, such as "
+                "components.tokenizer.Tokenizer after fit(images)."
             )
-        if tuple(tokenizer.patch_size) != to_pair(patch_size):
-            raise ValueError(
-                f"The tokenizer has patches of {tokenizer.patch_size[0]} x {tokenizer.patch_size[1]} pixels, the encoder of {to_pair(patch_size)[0]} x {to_pair(patch_size)[1]}: both must be alike."
-            )
-        self.tokenizer, self.width = tokenizer.eval().requires_grad_(False), tokenizer.size
+        _check_patches(tuple(tokenizer.patch_size), to_pair(patch_size), "The tokenizer has")
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.width = tokenizer.size
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return self.tokenizer.encode(images)
 
     def picture(
-        self, pred: Tensor, images: Tensor, mask: Tensor, grid: tuple, pixels: str = 'estimated'
+        self,
+        pred: Tensor,
+        images: Tensor,
+        mask: Tensor,
+        grid: tuple[int, int],
+        pixels: str = 'estimated',
     ) -> Tensor:
         return self.tokenizer.decode(pred.argmax(-1), grid)
+
+
+def _check_patches(theirs: tuple[int, int], ours: tuple[int, int], who: str) -> None:
+    if theirs != ours:
+        raise ValueError(
+            f"{who} patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {ours[0]} x {ours[1]}: "
+            "both must be alike."
+        )
 
 # %% ../../nbs/components/08_targets.ipynb #af8f08a8
 TARGETS = {t.name: t for t in (PixelTarget, HOGTarget, FeatureTarget, LabelTarget, CodeTarget)}
@@ -283,20 +321,27 @@ TARGETS = {t.name: t for t in (PixelTarget, HOGTarget, FeatureTarget, LabelTarge
 
 def make_target(
     target: str | Target,  # a key of TARGETS, or a ready one
-    patch_size: int | tuple,  # pixels of the encoder's patches
+    patch_size: int | tuple[int, int],  # pixels of the encoder's patches
     channels: int = 3,  # C
     **options,  # of the target with that name
 ) -> Target:  # frozen
-    "A target by name."
+    """A target by name.
+
+    Raises ValueError for an unknown name, and for a ready target with options or with other patches."""
     if not isinstance(target, Target):
         return TARGETS[choose(target, TARGETS, 'target')](patch_size, channels, **options).freeze()
     if options:
-        raise ValueError(
-            f"A ready target has its options already: {', '.join(options)} can be given with a name only."
-        )
-    theirs = getattr(target, 'patch_size', to_pair(patch_size))
-    if theirs != to_pair(patch_size):
-        raise ValueError(
-            f"The target was made for patches of {theirs[0]} x {theirs[1]} pixels, the encoder has {to_pair(patch_size)[0]} x {to_pair(patch_size)[1]}: both must be alike."
-        )
+        names = ', '.join(options)
+        raise ValueError(f"A ready target has its options already: {names} can be given with a name only.")
+    ours = to_pair(patch_size)
+    _check_patches(getattr(target, 'patch_size', ours), ours, "The target was made for")
     return target.freeze()
+
+
+__getattr__ = renamed(
+    __name__,
+    frozen='freeze_teacher',
+    target_of='make_target',
+    unnormalise_honest='vit_ssl_lab.components.patches.unnormalise_estimated',
+    unnormalise_leaky='vit_ssl_lab.components.patches.unnormalise_true',
+)

@@ -6,11 +6,11 @@
 __all__ = ['DataError', 'Dataset', 'FolderDataset', 'load', 'Difficulty', 'Scenes', 'views']
 
 # %% ../../nbs/data/00_data.ipynb #b84d7420
-from .dataset import Dataset
-from .download import DataError
-from .folders import FolderDataset
+from .dataset import Dataset as Dataset
+from .download import DataError as DataError
+from .folders import FolderDataset as FolderDataset
 from .load import load
-from .scenes import Difficulty, Scenes
+from .scenes import Difficulty as Difficulty, Scenes as Scenes
 from .views import views
 
 _all_ = ['DataError', 'Dataset', 'FolderDataset', 'load', 'Difficulty', 'Scenes', 'views']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'decode', 'readable', 'FolderDataset', 'split_folder', 'folder', 'imagenette']
 
-# %% ../../nbs/data/03_folders.ipynb #0862bd88
+# %% ../../nbs/data/03_folders.ipynb #2692c918
 import itertools, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -106,7 +106,7 @@ def _first_occurrences(index: Tensor) -> Tensor:  # (m,) positions, rising
         first.setdefault(value, position)
     return torch.tensor(list(first.values()))
 
-
+# %% ../../nbs/data/03_folders.ipynb #56f6180b
 @dataclass(eq=False)
 class FolderDataset:
     "Pictures on disk, decoded and cropped in worker processes. `batches` is that of `Dataset`."
@@ -290,7 +290,7 @@ def _readable_files(files: list[str], verify: bool) -> list[bool]:
 def _has_bytes(path: str) -> bool:
     return os.path.getsize(path) > 0
 
-# %% ../../nbs/data/03_folders.ipynb #ae918c56
+# %% ../../nbs/data/03_folders.ipynb #fd2d9021
 def imagenette(
     split: str = 'train',  # "train" or "test"
     root: str | Path | None = None,  # a folder to look in first, and to download to

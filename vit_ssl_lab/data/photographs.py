@@ -6,7 +6,7 @@
 __all__ = ['PHOTOGRAPHS', 'Photograph', 'package_file', 'photographs', 'photograph', 'region', 'uniform', 'Atlas', 'atlas',
            'photos']
 
-# %% ../../nbs/data/04_photographs.ipynb #c4231d0c
+# %% ../../nbs/data/04_photographs.ipynb #9086bae9
 import hashlib
 from functools import lru_cache
 from importlib import util
@@ -48,7 +48,7 @@ PHOTOGRAPHS = [
     Photograph('the moon', 'skimage', 'data/moon.png', ((15, 15, 30), (245, 240, 225))),
 ]
 
-# %% ../../nbs/data/04_photographs.ipynb #71e894a5
+# %% ../../nbs/data/04_photographs.ipynb #647742a3
 def package_file(
     package: str,  # "skimage"
     file: str,  # its path in the package

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEE_THROUGH', 'DIFFICULTIES', 'TINTS', 'dilate', 'erode', 'enclosed', 'cut_out', 'garments', 'Difficulty',
-           'SceneParams', 'Scene', 'ScenePair', 'SceneClip', 'boxes_of', 'bounce', 'Scenes', 'scenes']
+           'SceneParams', 'Scene', 'ScenePair', 'SceneClip', 'boxes_of', 'bounce', 'SceneSampler', 'ScenePainter',
+           'Scenes', 'scenes']
 
 # %% ../../nbs/data/07_scenes.ipynb #f2731560
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from ..core import choose, renamed
 from .builtin import digits, fashion_mnist
 from .dataset import Dataset, check_split, statistics
 from .download import DataError
-from .photographs import atlas, photographs, uniform
+from .photographs import Atlas, atlas, photographs, uniform
 
 # %% ../../nbs/data/07_scenes.ipynb #68fb5cfc
 SEE_THROUGH = {'sandal', 'bag'}  # classes with holes that stay open: straps, a handle
@@ -206,8 +207,8 @@ def bounce(
     return low + room * torch.where(t > 1, 2 - t, t)
 
 # %% ../../nbs/data/07_scenes.ipynb #740d7776
-class Scenes:
-    "The maker of scenes: a pure function of index, seed and split, at any size, in batches, on any device."
+class SceneSampler:
+    "Decides what is in each scene: a pure function of index, seed and split."
 
     def __init__(
         self,
@@ -248,13 +249,6 @@ class Scenes:
         things = f"{self.objects} of {len(self.labels)} cut-outs over {len(self.backgrounds)} photographs"
         note = f"; note: {self.note}" if self.note else ''
         return f"Scenes({self.split}, {self.size}x{self.size}, {things}, {self.difficulty}{note})"
-
-    def batch(
-        self,
-        index: Tensor,  # (B,) int64: which scenes; any number
-    ) -> Scene:
-        "The scenes at `index`."
-        return self.render(self.params(index))
 
     def params(
         self,
@@ -311,8 +305,19 @@ class Scenes:
         "Random numbers in [0, 1), one an index, of their own for each purpose."
         return uniform(index, self.seed, f'{self.split} {what}')
 
-    def _atlas(self, size: int):
+# %% ../../nbs/data/07_scenes.ipynb #cd88c618
+class ScenePainter(SceneSampler):
+    "Paints scenes at any size, in batches, on any device."
+
+    def _atlas(self, size: int) -> Atlas:
         return atlas(self.split, size, blur=self.difficulty.blur, device=str(self.device))
+
+    def batch(
+        self,
+        index: Tensor,  # (B,) int64: which scenes; any number
+    ) -> Scene:
+        "The scenes at `index`."
+        return self.render(self.params(index))
 
     def render(
         self,
@@ -368,6 +373,17 @@ class Scenes:
             return f"{words}s"
         article = 'an' if words[0] in 'aeiou' else 'a'
         return f"{article} {words}"
+
+# %% ../../nbs/data/07_scenes.ipynb #4148a2bb
+def _warp(layers: Tensor, view_to_scene: Tensor, shape: list[int]) -> Tensor:
+    "What a view shows of the layers (B, C, H, W), as bytes (B, C, S, S)."
+    grid = F.affine_grid(view_to_scene[:, :2], shape, align_corners=False)
+    warped = F.grid_sample(layers, grid, padding_mode='reflection', align_corners=False)
+    return warped.to(torch.uint8)
+
+
+class Scenes(ScenePainter):
+    "The maker of scenes: a pure function of index, seed and split, at any size, in batches, on any device."
 
     def pair(
         self,
@@ -488,13 +504,6 @@ class Scenes:
                 'train', self.size, self.difficulty, self.seed, self.objects, self.root, self.device
             )
         return statistics(train.batch(torch.arange(1000)).images)
-
-
-def _warp(layers: Tensor, view_to_scene: Tensor, shape: list[int]) -> Tensor:
-    "What a view shows of the layers (B, C, H, W), as bytes (B, C, S, S)."
-    grid = F.affine_grid(view_to_scene[:, :2], shape, align_corners=False)
-    warped = F.grid_sample(layers, grid, padding_mode='reflection', align_corners=False)
-    return warped.to(torch.uint8)
 
 # %% ../../nbs/data/07_scenes.ipynb #10ae2fab
 @lru_cache(maxsize=6)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHE_FLOATS', 'PRESETS', 'GEOMETRY', 'KEEPS_COLOURS', 'Policy', 'ViewParams', 'sample_params', 'view_size',
-           'blur_taps', 'Views', 'augment', 'MAEViews', 'ShiftedViews', 'applies', 'views', 'default_views',
+           'blur_taps', 'Views', 'augment', 'MAEViews', 'ShiftedViews', 'views', 'default_views',
            'random_resized_crop_params']
 
 # %% ../../nbs/data/09_views.ipynb #110bd8e9
@@ -434,7 +434,7 @@ GEOMETRY = ('crop', 'scale', 'ratio', 'mode', 'antialias', 'flip')  # fields of 
 KEEPS_COLOURS = {'cmae': 0, 'macrl': 1}  # preset -> the view whose colours stay as published
 
 
-def applies(
+def _applies(
     field: str,  # of `Policy`, changed by the caller of `views`
     preset: str,  # a name in `PRESETS`
     i: int,  # which view
@@ -468,7 +468,7 @@ def views(
         choose(field, [f.name for f in fields(Policy)], "field of Policy")
     policies = _with_local(name, policies, local, local_size, local_scale)
     for i, policy in enumerate(policies):
-        mine = {field: value for field, value in changes.items() if applies(field, name, i, policy)}
+        mine = {field: value for field, value in changes.items() if _applies(field, name, i, policy)}
         policies[i] = replace(policy, **mine)
     if name == 'cmae':
         return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)

@@ -93,12 +93,11 @@ class ResNet(TimmResNet):
 
     @property
     def width(self) -> int:
-        return self.num_features  # D
+        return int(self.num_features)  # D
 
     @property
     def stride(self) -> int:
-        last_stage: dict[str, Any] = self.feature_info[-1]
-        return last_stage['reduction']  # pixels from one place to the next
+        return int(self.feature_info[-1]['reduction'])  # pixels from one place to the next
 
     @property
     def grid(self) -> tuple[int, int]:

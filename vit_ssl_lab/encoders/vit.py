@@ -246,7 +246,7 @@ def set_grad_checkpointing(
     self.grad_checkpointing = enable
     blocks: list[Any] = list(self.blocks)  # timm doesn't declare their types
     for block in blocks:
-        block.lean = not enable
+        block.recompute = not enable
 
 # %% ../../nbs/encoders/01_vit.ipynb #84225721
 @patch

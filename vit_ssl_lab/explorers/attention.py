@@ -216,7 +216,7 @@ def _draw_head(explorer: AttentionExplorer, ax: Axes, maps: Tensor, head: int) -
 @patch
 def figure(self: AttentionExplorer) -> Figure:
     "The picture with the chosen patch, the mean of the heads, and each head; each map with its own scale."
-    maps = self.current()
+    maps = _attention_of(self, self.picture, self.layer, self.rollout)
     heads = [-1, *range(min(len(maps), 7))] if len(maps) > 1 else [0]
     columns = len(heads) + 1
     fig, axes = plt.subplots(1, columns, figsize=(1.9 * columns, 2.5), layout='constrained')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIGHLIGHT', 'read_static', 'widget_script', 'pictures_of', 'rgb_bytes', 'names_of', 'normalizer', 'Explorer',
-           'hide_ticks', 'draw_picture', 'draw_box', 'draw_marker']
+           'hide_ticks', 'draw_picture', 'draw_frame', 'draw_marker']
 
 # %% ../../nbs/explorers/01_base.ipynb #ae9b9cdf
 import base64, html, json, time
@@ -94,16 +94,19 @@ def normalizer(
 ) -> Callable[[Tensor], Tensor]:  # (B, C, H, W) uint8 -> normalised float
     "How pictures become an encoder's input."
     is_dataset = hasattr(images, 'images')  # a tensor has `mean` and `std` too, as methods
-    if mean is None:
-        mean = images.mean if is_dataset else (0.5,)
-    if std is None:
-        std = images.std if is_dataset else (0.5,)
-    return partial(normalize, mean=mean, std=std)
+    own_mean = images.mean if is_dataset else (0.5,)
+    own_std = images.std if is_dataset else (0.5,)
+    return partial(
+        normalize,
+        mean=own_mean if mean is None else mean,
+        std=own_std if std is None else std,
+    )
 
 # %% ../../nbs/explorers/01_base.ipynb #5b641e6f
 class Explorer(anywidget.AnyWidget):
     "What every explorer shares. A subclass has a script (`_esm`), traits with `sync=True`, and `figure()`."
 
+    _esm: Any  # the script, set by each subclass
     _css = read_static('explorers.css')
     error = T.Unicode('', help="One sentence, shown in the widget; empty when all is well").tag(sync=True)
     live = T.Bool(True, help="False in a page without a kernel").tag(sync=True)
@@ -239,7 +242,7 @@ def draw_picture(
     hide_ticks(ax)
 
 
-def draw_box(
+def draw_frame(
     ax: Axes,  # where
     box: tuple,  # top, left, height, width, in pixels of the picture below
     color: str = HIGHLIGHT,  # of the frame

@@ -77,7 +77,7 @@ class CollapseRun:
         self.count = 0  # steps done
         self.losses = []
         self.records = []
-        self._last_points = None
+        self._last_points: Tensor | None = None
         _record(self)
 
     @property
@@ -223,7 +223,7 @@ class CollapseExplorer(Explorer):
     ):
         self.source = load('digits') if images is None else images
         self.options = run
-        self._made = None  # seed and resets of the present run
+        self._made: tuple[int, int] | None = None  # seed and resets of the present run
         self._turn = 0  # counts the training loops: an older one ends when a newer one has begun
         self._lock = threading.RLock()
         super().__init__(

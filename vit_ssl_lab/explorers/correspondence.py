@@ -22,7 +22,7 @@ from ..evaluation.correspondence import Warp, mirrored, true_points, true_region
 from vit_ssl_lab.explorers.base import (
     HIGHLIGHT,
     Explorer,
-    draw_box,
+    draw_frame,
     hide_ticks,
     names_of,
     normalizer,
@@ -176,7 +176,7 @@ def _draw_match(explorer: CorrespondenceExplorer, ax: Axes, which: int, view: np
     row = cosines[region] if side == 0 else cosines[:, region]
     match, truth = explorer.matches(which)
     _draw_view(ax, view, row.view(rows, cols).numpy(), cmap='viridis')
-    draw_box(ax, _region_box(explorer, int(match[i, region])), linewidth=2.5)
+    draw_frame(ax, _region_box(explorer, int(match[i, region])), linewidth=2.5)
     if truth[i, region] >= 0:
         points = np.frombuffer(explorer.points, np.float32).reshape(2, n, -1, 2)
         y, x = points[side, i, region] * (h / rows, w / cols) - 0.5
@@ -213,7 +213,7 @@ def figure(self: CorrespondenceExplorer) -> Figure:
     for which in range(rows):
         left, middle, right = axes[which]
         _draw_view(left, asked)
-        draw_box(left, _region_box(self, self.region), HIGHLIGHT, linewidth=2.5)
+        draw_frame(left, _region_box(self, self.region), HIGHLIGHT, linewidth=2.5)
         left.set_title(f'view {self.side + 1}: the asked region', fontsize=9)
         _draw_match(self, middle, which, other)
         _draw_judged(self, right, which, asked)

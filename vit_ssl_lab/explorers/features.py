@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
 from .. import check
-from ..core import Features, eval_mode
+from ..core import Features, eval_mode, renamed
 from vit_ssl_lab.explorers.base import (
     Explorer,
     draw_marker,
@@ -208,3 +208,6 @@ def figure(self: FeatureExplorer) -> Figure:
     _draw_map(self, left.subplots())
     _draw_patches(self, right)
     return fig
+
+# %% ../../nbs/explorers/06_features.ipynb #2db5cfd4
+__getattr__ = renamed(__name__, neighbours='nearest_neighbours')

@@ -171,7 +171,7 @@ class ReconstructionExplorer(MaskExplorer):
     ).tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('estimated', help="estimated or true").tag(sync=True)
-    results = T.Bytes(help="prediction (H, W, 3), pasted (H, W, 3), error (H, W), all uint8").tag(sync=True)
+    results = T.Bytes(help="prediction (H, W, 3), composite (H, W, 3), error (H, W), all uint8").tag(sync=True)
     error_top = T.Float(0.0, help="the error that is shown brightest").tag(sync=True)
     mse = T.Float(0.0, help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
 
@@ -200,7 +200,7 @@ class ReconstructionExplorer(MaskExplorer):
         self,
         picture: int,  # which
         pixels: str,  # "estimated" or "true"
-    ) -> Any:  # input, masked, prediction, pasted, error, mask
+    ) -> Any:  # input, masked, prediction, composite, error, mask
         "One picture with the present mask. Raises ValueError for another size of picture than the method's."
         pixels = choose_statistics(pixels)
         with eval_mode(self.method) as device:
@@ -240,7 +240,7 @@ class ReconstructionExplorer(MaskExplorer):
         return ['picture', 'pixels'], [(list(state), self._answer_traits(*state)) for state in states]
 
     def figure(self) -> Figure:
-        "Input, masked, prediction, pasted and error of the present state."
+        "Input, masked, prediction, composite and error of the present state."
         r = self.reconstruction(self.picture, self.pixels)
         panes = {
             'input': r.input[0],

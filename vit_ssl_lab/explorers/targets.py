@@ -20,10 +20,10 @@ from .. import check
 from ..components.hog import HISTOGRAM_NORMS, hog, hog_strokes
 from ..components.patches import mask_to_pixels, unpatchify
 from ..components.targets import Target
-from ..core import Mask, choose, eval_mode
+from ..core import Mask, choose, eval_mode, renamed
 from vit_ssl_lab.explorers.base import (
     Explorer,
-    draw_box,
+    draw_frame,
     draw_picture,
     hide_ticks,
     names_of,
@@ -164,7 +164,7 @@ def figure(
     _draw_cells(self, left, rows, cols)
     _draw_strokes(self, middle, cells, size=16)
     for ax, size in ((left, self.cell), (middle, 16)):
-        draw_box(ax, (row * size, col * size, size, size))
+        draw_frame(ax, (row * size, col * size, size, size))
     _draw_bars(right, cells[0, :, :, row, col])
     right.set_title(f'row {row + 1}, column {col + 1}')
     return fig
@@ -384,3 +384,6 @@ def _draw_target(explorer: TargetExplorer, axes: np.ndarray, column: int, name: 
     draw_picture(axes[1], prediction)
     cost = float((costs * mask[0]).sum() / mask.sum().clamp(min=1))
     axes[1].set_title(f'said, cost {cost:.3f}\n(best constant {explorer.constants[column]:.3f})', fontsize=9)
+
+# %% ../../nbs/explorers/09_targets.ipynb #e3d3424a
+__getattr__ = renamed(__name__, seen='target_picture', PALETTE='LABEL_COLORS')

@@ -19,7 +19,7 @@ from ..core import choose, renamed
 from ..data.views import PRESETS, ViewParams, Policy, Views, views
 from vit_ssl_lab.explorers.base import (
     Explorer,
-    draw_box,
+    draw_frame,
     draw_picture,
     names_of,
     pictures_of,
@@ -185,7 +185,7 @@ def _draw_views(axes: np.ndarray, source: Tensor, shots: Tensor, view_params: Vi
     "One row: the source with the crop boxes of one view, and the view as often as it was drawn."
     draw_picture(axes[0], source)
     for box in view_params.box.tolist():
-        draw_box(axes[0], box, color, linewidth=1.2)
+        draw_frame(axes[0], box, color, linewidth=1.2)
     for ax, shot in zip(axes[1:], shots):
         draw_picture(ax, shot)
 

@@ -6,88 +6,84 @@
 __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'CMAE']
 
 # %% ../../nbs/methods/11_cmae.ipynb #c19a7ea0
+from typing import Any
 import torch
 from torch import Tensor, nn
-from typing import Any
+from .. import check
 from ..components.decoders import FeatureDecoder
 from ..components.heads import cmae_head
-from ..components.losses import info_nce, feature_std
-from .base.masked import MaskedAutoencoder
+from ..components.losses import feature_std, info_nce
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
-from .base.recipes import gpu_vit, laptop_masked, paper_vit_base, small_views
-from .base.siamese import check_two_views, refuse_batch_of_one
 from ..core import Features, Mask, choose
 from ..data.views import default_views
+from .base.masked import MaskedAutoencoder
+from .base.recipes import gpu_vit, laptop_masked, paper_vit_base, small_views
+from .base.siamese import check_two_views, refuse_batch_of_one
 
 # %% ../../nbs/methods/11_cmae.ipynb #c9527619
 class CMAE(MaskedAutoencoder):
-    "Fill in the hidden pixels, and find the whole picture's slow vector with the masked one's. (Huang et al. 2022, section 3; `cmae.py`, `cmae_head.py`)"
+    """Reconstruct the hidden pixels, and find the whole picture's key with the masked picture's query.
+    (Huang et al. 2022, section 3; `cmae.py`, `cmae_head.py`)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # a ViT, or another transformer of the Encoder contract with `forward_intermediates`
+        encoder: Any,  # a ViT, or another transformer of the Encoder contract with `forward_intermediates`
         decoder_width: int = 512,  # Dd, of both decoders
         decoder_depth: int = 8,  # blocks of the pixel decoder
         decoder_heads: int = 16,  # attention heads of both decoders
-        feature_depth: int = 2,  # blocks of the feature decoder; 0: none, the mean of the visible tokens is compared
+        feature_depth: int = 2,  # blocks of the feature decoder; 0: the visible tokens' mean is compared
         hidden: int = 1536,  # hidden width of projector and predictor
         dim: int = 256,  # d
         mask_ratio: float = 0.65,  # share of hidden groups, 0 <= ratio < 1
         masking: str = 'group',  # "group"; "random": single patches, as MAE
         group: int | tuple[int, ...] = 2,  # patches along each axis that are hidden together
-        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and deviation
         pixel_weight: float = 1.0,  # w_r, of the reconstruction
         contrast_weight: float = 1.0,  # w_c, of the contrast; 0: MAE, without the second branch
         temperature: float = 0.07,  # tau
-        momentum: float = 0.996,  # share of the slow copy that stays in a step
+        momentum: float = 0.996,  # share of the momentum encoder that stays in a step
         momentum_schedule: str = 'constant',  # "constant"; "cosine": rises to 1
-        views: nn.Module
-        | None = None,  # makes an online view and a target; None: `ShiftedViews` with ImageNet's mean and std
+        # makes an online view and a target view; None: `ShiftedViews` with ImageNet's mean and std
+        views: nn.Module | None = None,
     ):
-        for name, value in (('pixel_weight', pixel_weight), ('contrast_weight', contrast_weight)):
-            if not value >= 0:
-                raise ValueError(
-                    f"{name} is 0 or more, not {value}: the paper has 1 for both, and 0 leaves a part out."
-                )
-        if not temperature > 0:
-            raise ValueError(
-                f"A temperature divides the cosines and must be above 0, not {temperature}: the official code has 0.07."
-            )
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: the official code has 0.996."
-            )
+        for name, weight in (('pixel_weight', pixel_weight), ('contrast_weight', contrast_weight)):
+            check.at_least(weight, 0, name, "the paper has 1 for both, and 0 leaves a part out")
+        check.temperature(temperature, "the official code has 0.07")
+        check.momentum(momentum, "the official code has 0.996")
         super().__init__(
             encoder,
             views,
-            decoder_width,
-            decoder_depth,
-            decoder_heads,
-            mask_ratio,
-            norm_pix,
-            masking,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+            masking=masking,
             group=group,
         )
         if views is None:
             self.views = default_views(encoder, 'cmae')
-        self.pixel_weight, self.contrast_weight, self.temperature = pixel_weight, contrast_weight, temperature
-        self.momentum, self.momentum_schedule = (
-            momentum,
-            choose(momentum_schedule, ('constant', 'cosine'), 'schedule of momentum'),
-        )
+        self.pixel_weight = pixel_weight
+        self.contrast_weight = contrast_weight
+        self.temperature = temperature
+        self.momentum = momentum
+        self.momentum_schedule = choose(momentum_schedule, ('constant', 'cosine'), 'schedule of momentum')
         if not contrast_weight:
             return
         if not hasattr(encoder, 'forward_intermediates'):
             raise TypeError(
-                f"CMAE's target is the last block of a transformer, read by `forward_intermediates`, and {type(encoder).__name__} has none: use a ViT."
+                "CMAE's target is the last block of a transformer, read by `forward_intermediates`, and "
+                f"{type(encoder).__name__} has none: use a ViT."
             )
-        self.feature_decoder = (
-            FeatureDecoder(encoder.width, self.grid, decoder_width, feature_depth, decoder_heads)
-            if feature_depth
-            else None
-        )
-        self.projector, self.predictor = cmae_head(encoder.width, hidden, dim), cmae_head(dim, hidden, dim)
-        self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(self.projector)
+        self.feature_decoder = None
+        if feature_depth:
+            self.feature_decoder = FeatureDecoder(
+                encoder.width, self.grid, decoder_width, feature_depth, decoder_heads
+            )
+        self.projector = cmae_head(encoder.width, hidden, dim)
+        self.predictor = cmae_head(dim, hidden, dim)
+        self.momentum_encoder: Any = momentum_copy(encoder)
+        self.momentum_projector = momentum_copy(self.projector)
 
     def summary(
         self,
@@ -104,7 +100,8 @@ class CMAE(MaskedAutoencoder):
         self,
         images: Tensor,  # (B, C, H, W) normalised
     ) -> Tensor:  # (B, d), no gradient
-        "What the slow copy makes of whole pictures: the mean patch of its last block, without the last norm, projected."
+        """The momentum projection of whole pictures: of the mean patch of the last block, without the last
+        norm."""
         (patches,) = self.momentum_encoder.forward_intermediates(
             images, indices=1, norm=False, intermediates_only=True, output_fmt='NLC'
         )
@@ -112,12 +109,13 @@ class CMAE(MaskedAutoencoder):
 
     def forward(
         self,
-        views: Any,  # [x, whole], each (B, C, H, W) normalised: the online view and the target, from `self.views`
+        # [x, whole], each (B, C, H, W) normalised: the online view and the target view, from `self.views`
+        views: Any,
         noise: Tensor | None = None,  # (B, G) sort keys of the groups, or (B, N) of the patches; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
     ) -> (
         dict
-    ):  # loss, pixels, contrast (2 tau log B by chance), accuracy of finding the own key, std of the queries
+    ):  # loss, pixels, contrast (2 tau log B by chance), accuracy of the positive key, std of the queries
         "One step's loss: w_r times the reconstruction plus w_c times the contrast."
         x, whole = check_two_views(views)
         refuse_batch_of_one(self, len(x))
@@ -127,29 +125,23 @@ class CMAE(MaskedAutoencoder):
         pixels = self.pixel_loss(pred, self.hidden_patches(x, mask))
         if not self.contrast_weight:
             return dict(loss=self.pixel_weight * pixels, pixels=pixels.detach())
-        q, k = (
-            self.predictor(self.projector(self.summary(latent, mask))),
-            self.momentum_embed(whole),
-        )  # (B, d)
-        found, accuracy = info_nce(q, k, self.temperature)
-        contrast = 2 * self.temperature * found
-        return dict(
-            loss=self.pixel_weight * pixels + self.contrast_weight * contrast,
-            pixels=pixels.detach(),
-            contrast=contrast.detach(),
-            accuracy=accuracy,
-            std=feature_std(q),
-        )
+        q = self.predictor(self.projector(self.summary(latent, mask)))  # (B, d)
+        k = self.momentum_embed(whole)  # (B, d)
+        cross_entropy, accuracy = info_nce(q, k, self.temperature)
+        contrast = 2 * self.temperature * cross_entropy
+        loss = self.pixel_weight * pixels + self.contrast_weight * contrast
+        parts = dict(pixels=pixels.detach(), contrast=contrast.detach())
+        return dict(loss=loss, **parts, accuracy=accuracy, std=feature_std(q))
 
     def after_step(self, progress: float) -> None:
-        "The slow copy follows, parameters only. (`cmae.py: momentum_update`)"
+        "The momentum encoder and projector follow, parameters only. (`cmae.py: momentum_update`)"
         if not self.contrast_weight:
             return
-        momentum = (
-            cosine_momentum(self.momentum, progress) if self.momentum_schedule == 'cosine' else self.momentum
-        )
-        for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
-            momentum_update(slow, fast, momentum, buffers=False)
+        momentum = self.momentum
+        if self.momentum_schedule == 'cosine':
+            momentum = cosine_momentum(momentum, progress)
+        momentum_update(self.momentum_encoder, self.encoder, momentum, buffers=False)
+        momentum_update(self.momentum_projector, self.projector, momentum, buffers=False)
 
 # %% ../../nbs/methods/11_cmae.ipynb #reccmae1
 METHOD = CMAE

@@ -7,48 +7,44 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'FCMAE']
 
 # %% ../../nbs/methods/16_fcmae.ipynb #6f383d5e
 from functools import partial
-from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
+from typing import Any
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from ..components.decoders import ConvDecoder
-from .base.masked import MaskedAutoencoder
 from ..core import Mask
 from ..data.views import MAEViews
+from .base.masked import MaskedAutoencoder
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/16_fcmae.ipynb #7a0f3edb
 class FCMAE(MaskedAutoencoder):
-    "Fully convolutional masked autoencoder: encode the visible cells, fill the gaps with one block, regress the hidden cells. (ConvNeXt V2, section 3.1; `models/fcmae.py`)"
+    """Fully convolutional masked autoencoder: encode the visible cells, fill the gaps with one block, regress
+    the hidden cells. (ConvNeXt V2, section 3.1; `models/fcmae.py`)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # a `ConvNeXtV2`, or any encoder that can leave cells out: width, grid, patch_size, img_size, in_chans
+        # a `ConvNeXtV2`, or any encoder that can leave cells out: width, grid, patch_size, img_size, in_chans
+        encoder: Any,
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 1,  # blocks
         mask_ratio: float = 0.6,  # share of hidden cells, 0 <= ratio < 1
-        norm_pix: bool = True,  # regress each cell's pixels normalised by its own mean and spread
+        norm_pix: bool = True,  # regress each cell's pixels normalised by its own mean and deviation
         masking: str = 'random',  # "random", "block", "grid" or "group", on the grid of the last map
-        decoder_grn: bool = True,  # Global Response Normalization in the decoder; False beside an encoder of V1
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        decoder_grn: bool = True,  # Global Response Normalization in the decoder; False beside V1
+        views: nn.Module | None = None,  # makes the augmented view; None: `MAEViews`, ImageNet's mean and std
     ):
+        decoder = partial(ConvDecoder, decoder_width=decoder_width, depth=decoder_depth, use_grn=decoder_grn)
         super().__init__(
-            encoder,
-            views,
-            mask_ratio=mask_ratio,
-            norm_pix=norm_pix,
-            masking=masking,
-            decoder=partial(
-                ConvDecoder, decoder_width=decoder_width, depth=decoder_depth, use_grn=decoder_grn
-            ),
+            encoder, views, mask_ratio=mask_ratio, norm_pix=norm_pix, masking=masking, decoder=decoder
         )
         if views is None:
             self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
         if isinstance(encoder, ConvNeXt):
-            encoder.head.norm.requires_grad_(
-                False
-            )  # it stands behind the mean over places, which no prediction reads
+            # this norm stands behind the mean over places, which no prediction reads
+            encoder.head.norm.requires_grad_(False)
 
     def forward(
         self,
@@ -60,9 +56,7 @@ class FCMAE(MaskedAutoencoder):
         mask = self.draw_mask(views, noise, mask)  # on the last map's grid, 1 = hidden
         latent = self.encode(views, mask)  # patches (B, K, D): sparse, hidden cells don't exist
         pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C): mask tokens, one block, one layer
-        loss = self.pixel_loss(
-            pred, self.hidden_patches(views, mask)
-        )  # mean squared error, hidden cells only
+        loss = self.pixel_loss(pred, self.hidden_patches(views, mask))
         return dict(loss=loss, pred_std=pred.detach().std())
 
 # %% ../../nbs/methods/16_fcmae.ipynb #recfcmae1

@@ -7,21 +7,21 @@ __all__ = ['ERRORS', 'METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'MAC
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0002
 import math
+from typing import Any
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
+from .. import check
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, feature_std
-from .base.masked import MaskedAutoencoder
+from ..components.losses import feature_std, info_nce, masked_l1, masked_mse
 from ..components.masking import num_visible
 from ..components.momentum import cosine_momentum, momentum_copy, momentum_update
 from ..components.patches import patchify
 from ..components.queue import Queue
-from .base.recipes import gpu_vit
-from .base.siamese import check_two_views, refuse_batch_of_one
-from ..components.losses import masked_l1, masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
+from .base.masked import MaskedAutoencoder
+from .base.recipes import gpu_vit
+from .base.siamese import check_two_views, refuse_batch_of_one
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/12_macrl.ipynb #macr0020
@@ -29,172 +29,162 @@ ERRORS = {'l1': masked_l1, 'l2': masked_mse}  # of the reconstruction
 
 
 class MACRL(MaskedAutoencoder):
-    "Two unequally masked views: each is filled in, and the encoders' vectors find each other among a memory bank's. (Yao, Desai, Palaniswami 2022, abstract)"
+    """Two unequally masked views: each is reconstructed, their features are contrasted with a memory bank's.
+    (Yao, Desai, Palaniswami 2022, abstract)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans
+        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans
         mask_ratio: float = 0.75,  # of view 1, the strong one (r1)
         second_ratio: float = 0.5,  # of view 2, the weak one (r2); 0: the whole view
         error: str = 'l1',  # of the reconstruction: "l1", or "l2" as MAE
         branches: int = 2,  # how many views are filled in: 2, or 1, the first
         where: str = 'hidden',  # which patches the reconstruction counts: "hidden" or "all"
-        norm_pix: bool = False,  # True: each patch's pixels normalised by its own mean and spread
+        norm_pix: bool = False,  # True: each patch's pixels normalised by its own mean and deviation
         contrast_weight: float = 1.0,  # of the contrastive loss; 0: no contrast
         pixel_weight: float = 1.0,  # of the reconstruction (lambda); 0: none
         dim: int = 128,  # d of queries and keys
         hidden: int | None = None,  # hidden units of the projector; None: four times the encoder's width
         norm: str | None = 'batch',  # in the projector: "batch", "layer" or None
-        pool: str = 'patches',  # what is compared: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
+        # what is compared: "patches", the mean of the visible ones, or "encoder", its pooled vector
+        pool: str = 'patches',
         queue: int = 4096,  # Q keys of the memory bank, a multiple of the batch; 0: the batch's own keys
         temperature: float = 0.2,  # tau
         momentum: float = 0.99,  # of the second encoder, rising to 1
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 8,  # blocks
         decoder_heads: int = 16,  # attention heads of the decoder
-        views: nn.Module
-        | None = None,  # makes a strong and a weak view, and perhaps a third: what view 1 is to be restored to; None: the preset "macrl"
+        # makes a strong and a weak view, and perhaps a third, to which view 1 is restored; None: "macrl"
+        views: nn.Module | None = None,
     ):
-        super().__init__(encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix)
-        num_visible(math.prod(self.grid), second_ratio)
+        super().__init__(
+            encoder,
+            views,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+        )
+        num_visible(math.prod(self.grid), second_ratio)  # refuses a ratio that hides all
         if branches not in (1, 2):
             raise ValueError(f"MACRL fills in one view or both: branches is 1 or 2, not {branches}.")
-        if not temperature > 0:
-            raise ValueError(
-                f"A temperature divides the cosines and must be above 0, not {temperature}: MoCo uses 0.2."
-            )
-        if min(contrast_weight, pixel_weight) < 0 or contrast_weight == pixel_weight == 0:
-            raise ValueError(
-                f"The two losses have weights of 0 or more, not both 0: got contrast_weight={contrast_weight} and pixel_weight={pixel_weight}."
-            )
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"Momentum is the share of the old weights that stays, 0 to 1; {momentum} is not: try 0.99."
-            )
-        self.second_ratio, self.branches, self.temperature, self.momentum = (
-            second_ratio,
-            branches,
-            temperature,
-            momentum,
-        )
-        self.error, self.where = (
-            choose(error, ERRORS, 'error'),
-            choose(where, ('hidden', 'all'), 'choice of patches'),
-        )
-        self.pool, self.contrast_weight, self.pixel_weight = (
-            choose(pool, ('patches', 'encoder'), 'way to pool'),
-            contrast_weight,
-            pixel_weight,
-        )
+        check.loss_weights(contrast_weight=contrast_weight, pixel_weight=pixel_weight)
+        self.second_ratio = second_ratio
+        self.branches = branches
+        self.temperature = check.temperature(temperature, "MoCo uses 0.2")
+        self.momentum = check.momentum(momentum, "try 0.99")
+        self.error = choose(error, ERRORS, 'error')
+        self.where = choose(where, ('hidden', 'all'), 'choice of patches')
+        self.pool = choose(pool, ('patches', 'encoder'), 'way to pool')
+        self.contrast_weight = contrast_weight
+        self.pixel_weight = pixel_weight
         self.projector = mlp_head((encoder.width, hidden or 4 * encoder.width, dim), norm=norm)
-        self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(self.projector)
+        self.momentum_encoder = momentum_copy(encoder)
+        self.momentum_projector = momentum_copy(self.projector)
         self.queue = Queue(queue, dim) if queue else None
-        for part, weight in ((self.projector, contrast_weight), (self.decoder, pixel_weight)):
-            if not weight:
-                part.requires_grad_(False)  # on many devices a branch that is off must not wait for gradients
+        # on many devices a branch that is off must not wait for gradients
+        if not contrast_weight:
+            self.projector.requires_grad_(False)
+        if not pixel_weight:
+            self.decoder.requires_grad_(False)
         if views is None:
             self.views = default_views(encoder, 'macrl')
 
-# %% ../../nbs/methods/12_macrl.ipynb #macr0022
-@patch
-def pooled(self: MACRL, latent: Features) -> Tensor:
-    "What is compared, (B, D), before the projector."
-    return latent.patches.mean(1) if self.pool == 'patches' else latent.pooled
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        "The shape of one picture's noise: the sort keys of its two masks."
+        return 2, math.prod(self.grid)
 
+    def draw_masks(
+        self,
+        images: Tensor,  # (B, C, H, W), for B and the device
+        noise: Tensor | None = None,  # (B, 2, N); None: drawn
+    ) -> tuple[Mask, Mask]:
+        "Two independent masks, the first the larger one. Raises ValueError for noise of another shape."
+        shape = (len(images), *self.noise_shape)
+        if noise is None:
+            noise1 = noise2 = None
+        elif noise.shape != shape:
+            raise ValueError(
+                f"Two masks of {shape[0]} pictures need noise {shape}, not {tuple(noise.shape)}."
+            )
+        else:
+            noise1, noise2 = noise.unbind(1)
+        return self.draw_mask(images, noise1), self.draw_mask(images, noise2, ratio=self.second_ratio)
 
-@patch
-def pixels(
-    self: MACRL,
-    latent: Features,  # of the visible patches
-    images: Tensor,  # (B, C, H, W) normalised, what is to be predicted
-    mask: Mask,  # of these pictures
-) -> Tensor:  # scalar
-    "One branch's reconstruction error."
-    if self.where == 'hidden':
-        pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C)
-        patches = self.hidden_patches(images, mask)
-    else:
-        pred = self.decode(latent, mask)  # (B, N, ph*pw*C)
-        patches = patchify(images, self.patch_size)
-    return self.pixel_loss(pred, patches, ERRORS[self.error])
+    def check_views(
+        self,
+        views: Any,  # two batches, or three
+    ) -> tuple[Tensor, Tensor, Tensor]:  # strong, weak, what the strong one is restored to
+        "The views. Raises ValueError where they don't belong together."
+        x1, x2 = check_two_views(views if isinstance(views, Tensor) else views[:2])
+        if self.contrast_weight:
+            refuse_batch_of_one(self, len(x1))
+        return x1, x2, views[2] if len(views) == 3 else x1
 
+    def pooled(self, latent: Features) -> Tensor:
+        "What is compared, (B, D), before the projector."
+        return latent.patches.mean(1) if self.pool == 'patches' else latent.pooled
 
-@patch(as_prop=True)
-def noise_shape(self: MACRL) -> tuple[int, int]:
-    return 2, math.prod(self.grid)  # sort keys of a picture's two masks
+    def reconstruction_loss(
+        self,
+        latent: Features,  # of the visible patches
+        images: Tensor,  # (B, C, H, W) normalised, what is to be predicted
+        mask: Mask,  # of these pictures
+    ) -> Tensor:  # scalar
+        "One branch's reconstruction error."
+        if self.where == 'hidden':
+            pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C)
+            patches = self.hidden_patches(images, mask)
+        else:
+            pred = self.decode(latent, mask)  # (B, N, ph*pw*C)
+            patches = patchify(images, self.patch_size)
+        return self.pixel_loss(pred, patches, ERRORS[self.error])
 
-
-@patch
-def draw_masks(
-    self: MACRL,
-    images: Tensor,  # (B, C, H, W), for B and the device
-    noise: Tensor | None = None,  # (B, 2, N); None: drawn
-) -> tuple[Mask, Mask]:
-    "Two independent masks, the first the larger one."
-    if noise is not None and noise.shape != (len(images), *self.noise_shape):
-        raise ValueError(
-            f"Two masks of {len(images)} pictures need noise {(len(images), *self.noise_shape)}, not {tuple(noise.shape)}."
-        )
-    first, second = (None, None) if noise is None else noise.unbind(1)
-    return self.draw_mask(images, first), self.draw_mask(images, second, ratio=self.second_ratio)
-
-
-@patch
-def check_views(
-    self: MACRL,
-    views: list,  # two batches, or three
-) -> tuple[Tensor, Tensor, Tensor]:  # strong, weak, what the strong one is restored to
-    "The views, checked."
-    x1, x2 = check_two_views(views if isinstance(views, Tensor) else views[:2])
-    if self.contrast_weight:
-        refuse_batch_of_one(self, len(x1))
-    return x1, x2, views[2] if len(views) == 3 else x1
-
-
-@patch
-def after_step(
-    self: MACRL,
-    progress: float,  # 0 at the start of training, 1 at its end
-) -> None:
-    "The second encoder follows, parameters only; the step's keys take the place of the oldest."
-    for slow, fast in ((self.momentum_encoder, self.encoder), (self.momentum_projector, self.projector)):
-        momentum_update(slow, fast, cosine_momentum(self.momentum, progress), buffers=False)
-    if self.queue is not None:
-        self.queue.enqueue_staged()
-
-# %% ../../nbs/methods/12_macrl.ipynb #macr0021
-@patch
-def forward(
-    self: MACRL,
-    views: list,  # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third is what view 1 is restored to
-    noise: Tensor | None = None,  # (B, 2, N) sort keys of both masks; None: drawn
-    masks: tuple[Mask, Mask] | None = None,  # of both views, instead of drawn ones
-) -> dict:  # loss, both parts (log(1 + Q) by chance for contrast), accuracy of finding the own key, std of the queries (1 = spread out, 0 = collapsed)
-    "One step's loss: InfoNCE of the masked views' vectors + lambda * the mean error of their hidden patches."
-    x1, x2, restored = self.check_views(views)
-    mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks  # 1 = hidden
-    latent1, parts = self.encode(x1, mask1), {}  # patches (B, K1, D)
-    with torch.no_grad():
-        latent2 = self.momentum_encoder(
-            x2, mask2.keep
-        )  # patches (B, K2, D), a key for the contrast, a code for the decoder
-    if self.contrast_weight:
-        q = self.projector(self.pooled(latent1))  # (B, d)
+    def forward(
+        self,
+        # [x1, x2], strong and weak, each (B, C, H, W) normalised, from `self.views`; a third restores view 1
+        views: list,
+        noise: Tensor | None = None,  # (B, 2, N) sort keys of both masks; None: drawn
+        masks: tuple[Mask, Mask] | None = None,  # of both views, instead of drawn ones
+    ) -> dict:  # loss, its parts (log(1 + Q) by chance for contrast), accuracy of the positive key, std
+        "One step's loss: InfoNCE of the masked views' features + lambda * the error of their hidden patches."
+        x1, x2, restored = self.check_views(views)
+        mask1, mask2 = self.draw_masks(x1, noise) if masks is None else masks  # 1 = hidden
+        latent1 = self.encode(x1, mask1)  # patches (B, K1, D)
         with torch.no_grad():
-            k = self.momentum_projector(self.pooled(latent2))  # (B, d)
-        parts['contrast'], parts['accuracy'] = info_nce(
-            q, k, self.temperature, None if self.queue is None else self.queue.keys
-        )
-        parts['std'] = feature_std(q)
-        if self.training and self.queue is not None:
-            self.queue.stage(k)
-    if self.pixel_weight:
-        branches = [(latent1, restored, mask1), (latent2, x2, mask2)][: self.branches]
-        parts['pixels'] = torch.stack(
-            [self.pixels(*b) for b in branches if self.where == 'all' or b[2].ratio > 0]
-        ).mean()  # a whole view has nothing to fill in
-    loss = self.contrast_weight * parts.get('contrast', 0.0) + self.pixel_weight * parts.get('pixels', 0.0)
-    return dict(loss=loss, **{name: v.detach() for name, v in parts.items()})
+            latent2 = self.momentum_encoder(x2, mask2.keep)  # (B, K2, D): keys, and what is decoded
+        parts = {}
+        if self.contrast_weight:
+            q = self.projector(self.pooled(latent1))  # (B, d)
+            with torch.no_grad():
+                k = self.momentum_projector(self.pooled(latent2))  # (B, d)
+            bank = None if self.queue is None else self.queue.keys
+            parts['contrast'], parts['accuracy'] = info_nce(q, k, self.temperature, bank)
+            parts['std'] = feature_std(q)
+            if self.training and self.queue is not None:
+                self.queue.stage(k)
+        if self.pixel_weight:
+            branches = [(latent1, restored, mask1), (latent2, x2, mask2)][: self.branches]
+            if self.where == 'hidden':  # a whole view has nothing to fill in
+                branches = [branch for branch in branches if branch[2].ratio > 0]
+            losses = [self.reconstruction_loss(*branch) for branch in branches]
+            parts['pixels'] = torch.stack(losses).mean()
+        contrast, pixels = parts.get('contrast', 0.0), parts.get('pixels', 0.0)
+        loss = self.contrast_weight * contrast + self.pixel_weight * pixels
+        return dict(loss=loss, **{name: part.detach() for name, part in parts.items()})
+
+    def after_step(
+        self,
+        progress: float,  # 0 at the start of training, 1 at its end
+    ) -> None:
+        "The second encoder follows, parameters only; the step's keys take the place of the oldest."
+        momentum = cosine_momentum(self.momentum, progress)
+        momentum_update(self.momentum_encoder, self.encoder, momentum, buffers=False)
+        momentum_update(self.momentum_projector, self.projector, momentum, buffers=False)
+        if self.queue is not None:
+            self.queue.enqueue_staged()
 
 # %% ../../nbs/methods/12_macrl.ipynb #recmacrl1
 METHOD = MACRL

@@ -6,42 +6,44 @@
 __all__ = ['METHOD', 'LAPTOP', 'FASHION_MNIST', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'MAE']
 
 # %% ../../nbs/methods/01_mae.ipynb #fe7a3a8d
-from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
+from typing import Any
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
-from .base.masked import MaskedAutoencoder
 from ..components.patches import flat_fraction
 from ..core import Mask
 from ..data.views import MAEViews
+from .base.masked import MaskedAutoencoder
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/01_mae.ipynb #a17676cc
 class MAE(MaskedAutoencoder):
-    "Masked autoencoder: encode the visible patches, decode all, regress the hidden ones. (He et al. 2021, section 3; `models_mae.py`)"
+    """Masked autoencoder: encode the visible patches, decode all, regress the hidden ones.
+    (He et al. 2021, section 3; `models_mae.py`)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans; `ViT.from_timm` makes one of a timm model
+        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans; `ViT.from_timm` makes one
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 8,  # blocks
         decoder_heads: int = 16,  # attention heads of the decoder
         mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
-        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and deviation
         masking: str = 'random',  # "random", "block" or "grid"
         decoder_positions: str | None = 'sincos',  # None: leave them out, to see what breaks
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        views: nn.Module | None = None,  # makes the augmented view; None: `MAEViews`, ImageNet's mean and std
     ):
         super().__init__(
             encoder,
             views,
-            decoder_width,
-            decoder_depth,
-            decoder_heads,
-            mask_ratio,
-            norm_pix,
-            masking,
-            decoder_positions,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+            masking=masking,
+            decoder_positions=decoder_positions,
         )
         if views is None:
             self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
@@ -54,9 +56,10 @@ class MAE(MaskedAutoencoder):
     ) -> dict:  # loss, and scalars worth plotting
         "One step's loss: the mean squared error on hidden patches."
         mask = self.draw_mask(views, noise, mask)  # 1 = hidden
-        pred = self.predict(views, mask, mask.hidden)  # (B, M, ph*pw*C): encode visible, decode hidden ones
-        patches = self.hidden_patches(views, mask)  # (B, M, ph*pw*C) what was there
-        loss = self.pixel_loss(pred, patches)  # mean squared error, hidden patches only
+        latent = self.encode(views, mask)  # patches (B, K, D): the visible ones only
+        pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C): the hidden ones
+        patches = self.hidden_patches(views, mask)  # (B, M, ph*pw*C): what was there
+        loss = self.pixel_loss(pred, patches)
         if not patches.numel():
             return dict(loss=loss)  # where nothing is hidden there is nothing to measure
         return dict(loss=loss, pred_std=pred.detach().std(), flat=flat_fraction(patches))

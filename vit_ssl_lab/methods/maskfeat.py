@@ -7,98 +7,85 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'MaskFeat']
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0002
 import math
-from typing import ClassVar
+from typing import Any
 import torch
-from fastcore.basics import patch
-from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
-from torch import Tensor, nn
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
+from torch import Generator, Tensor, nn
 from ..components.heads import LinearHead
-from ..components.masking import KINDS, num_visible, make_mask, noise_shape, gather_tokens
+from ..components.masking import gather_tokens, make_mask
 from ..components.patches import choose_statistics
 from ..components.reconstruction import Reconstruction, reconstruction_panels
 from ..components.targets import Target, make_target
-from ..core import Mask, choose
+from ..core import Mask, eval_mode, needs
 from ..data.views import MAEViews
+from .base.masked import MaskedMethod
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #mskf0021
-class MaskFeat(nn.Module):
-    "Hide blocks of patches, encode all places with mask tokens in the holes, predict a feature of what was there with one linear layer. (Wei et al. 2021, section 3; SlowFast, `masked.py: MaskMViT`)"
-
-    needs: ClassVar[tuple[str, ...]] = ('noise',)
+class MaskFeat(MaskedMethod):
+    """Hide blocks of patches, encode all places with mask tokens in place of the hidden ones, and predict a
+    feature of what was there with one linear layer.
+    (Wei et al. 2021, section 3; SlowFast, `masked.py: MaskMViT`)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract, and `masked(images, mask, token)`, which puts a token in place of hidden patches
-        target: str
-        | Target = 'hog',  # "pixels", "hog", "features", "labels", "codes", or a ready one; see components.targets
-        target_options: dict
-        | None = None,  # of the target with that name: cell, bins, norm; normalise; teacher, head; tokenizer
+        # the Encoder contract, and `masked(images, mask, token)`: a token in place of hidden patches
+        encoder: Any,
+        # "pixels", "hog", "features", "labels", "codes", or a ready one; see components.targets
+        target: str | Target = 'hog',
+        # of the target with that name: cell, bins, norm; normalise; teacher, head; tokenizer
+        target_options: dict | None = None,
         mask_ratio: float = 0.4,  # share of hidden patches, 0 <= ratio < 1
         masking: str = 'block',  # "block", "random", "grid" or "group"
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std, half of the area or more
+        # makes the augmented view; None: `MAEViews` with ImageNet's mean and std, half of the area or more
+        views: nn.Module | None = None,
     ):
-        super().__init__()
-        missing = [
-            a
-            for a in ('width', 'grid', 'patch_size', 'in_chans', 'img_size', 'masked')
-            if not hasattr(encoder, a)
-        ]
-        if missing:
-            raise TypeError(
-                f"MaskFeat needs an encoder with {', '.join(missing)}, and {type(encoder).__name__} has none: use one that takes mask tokens, such as those of vit_ssl_lab.encoders.vit, or ViT.from_timm(model) for a timm model."
-            )
-        self.encoder, self.patch_size, self.grid = encoder, tuple(encoder.patch_size), tuple(encoder.grid)
-        self.mask_ratio, self.masking = mask_ratio, choose(masking, KINDS, "kind of masking")
-        num_visible(math.prod(self.grid), mask_ratio)  # refuses a ratio that hides all or more than there is
+        needs(
+            encoder,
+            'width grid patch_size in_chans img_size masked',
+            for_=self,
+            hint="use one that takes mask tokens, such as those of vit_ssl_lab.encoders.vit, "
+            "or ViT.from_timm(model) for a timm model",
+        )
+        super().__init__(encoder, mask_ratio, masking, group=2)
         self.target = make_target(target, self.patch_size, encoder.in_chans, **(target_options or {}))
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
-        normed = isinstance(
+        has_norm = isinstance(
             getattr(encoder, 'norm', None), nn.LayerNorm
-        )  # then its output is normalised already
-        self.head = LinearHead(encoder.width, self.target.width, norm=None if normed else 'layer', std=0.02)
+        )  # its output is normalised already
+        norm = None if has_norm else 'layer'
+        self.head = LinearHead(encoder.width, self.target.width, norm=norm, std=0.02)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.views = (
-            MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
-            if views is None
-            else views
-        )
-
-    @property
-    def noise_shape(self) -> tuple:
-        return noise_shape(self.masking, self.grid)  # of the numbers that one picture's mask is made of
+        if views is None:
+            views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+        self.views: Any = views
 
     def draw_mask(
         self,
-        images: Tensor,
-        noise: Tensor | None = None,
-        mask: Mask | None = None,
-        generator: torch.Generator | None = None,
+        images: Tensor,  # (B, C, H, W), for B and the device
+        noise: Tensor | None = None,  # (B, *noise_shape) what the mask is made of; None: drawn
+        mask: Mask | None = None,  # any mask of the contract: returned as it is
+        ratio: float | None = None,  # share of hidden patches; None: the method's
+        generator: Generator | None = None,  # where a draw comes from; None: torch's global generator
     ) -> Mask:
-        "The mask that was given, or one of the method's kind; blocks of 15 in 196 patches or more. (section 3.1; SlowFast, transform.py: MaskingGenerator)"
-        if mask is None:
-            options = (
-                dict(min_block=max(1, round(math.prod(self.grid) * 15 / 196)))
-                if self.masking == 'block'
-                else {}
-            )
-            mask = make_mask(
-                self.masking,
-                len(images),
-                self.grid,
-                self.mask_ratio,
-                generator,
-                noise,
-                images.device,
-                **options,
-            )
+        """The mask that was given, or one of the method's kind; blocks of 15 in 196 patches or more.
+        Raises ValueError for a mask that keeps nothing.
+        (section 3.1; SlowFast, transform.py: MaskingGenerator)"""
+        if mask is None and self.masking == 'block':
+            options = dict(min_block=max(1, round(math.prod(self.grid) * 15 / 196)))
+            if ratio is None:
+                ratio = self.mask_ratio
+            batch, device = len(images), images.device
+            mask = make_mask('block', batch, self.grid, ratio, generator, noise, device, **options)
+        mask = super().draw_mask(images, noise, mask, ratio, generator)
         if not mask.keep.shape[1]:
             raise ValueError(
-                "This mask keeps nothing, and from mask tokens alone nothing can be predicted: leave at least one patch visible."
+                "This mask keeps nothing, and from mask tokens alone nothing can be predicted: "
+                "leave at least one patch visible."
             )
-        return mask.to(images.device)
+        return mask
 
     def predict(
         self,
@@ -106,9 +93,11 @@ class MaskFeat(nn.Module):
         mask: Mask,  # which patches the encoder sees
         ids_predict: Tensor | None = None,  # (B, M) indices of the patches to predict; None: every patch
     ) -> Tensor:  # (B, N or M, target.width)
-        "Encode all places, mask tokens in the holes; LayerNorm and one linear layer. (section 3.1)"
+        "Encode all places, mask tokens at the hidden ones; LayerNorm and one linear layer. (section 3.1)"
         patches = self.encoder.masked(images, mask, self.mask_token).patches  # (B, N, D)
-        return self.head(patches if ids_predict is None else gather_tokens(patches, ids_predict))
+        if ids_predict is not None:
+            patches = gather_tokens(patches, ids_predict)
+        return self.head(patches)
 
     def forward(
         self,
@@ -124,37 +113,29 @@ class MaskFeat(nn.Module):
         truth = truth.gather(1, hidden) if truth.ndim == 2 else gather_tokens(truth, hidden)
         loss = self.target.cost(pred, truth).sum() / max(1, hidden.numel())
         if not hidden.numel():
-            return dict(loss=loss)  # of nothing hidden there is no spread
-        return dict(
-            loss=loss, of_constant=loss.detach() / self.target.constant(truth), pred_std=pred.detach().std()
-        )
+            return dict(loss=loss)  # where nothing is hidden there is nothing to measure
+        of_constant = loss.detach() / self.target.constant(truth)
+        return dict(loss=loss, of_constant=of_constant, pred_std=pred.detach().std())
 
-    def after_step(self, progress: float) -> None:
-        "MaskFeat has no momentum and no queue."
-
-# %% ../../nbs/methods/09_maskfeat.ipynb #mskf0023
-@patch
-@torch.no_grad()
-def reconstruct(
-    self: MaskFeat,
-    images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
-    mask: Mask | None = None,  # None: drawn with the model's kind and ratio
-    generator: torch.Generator | None = None,  # where that draw comes from
-    pixels: str = 'estimated',  # of normalised pixels, a hidden patch's statistics: "estimated" or "true"
-) -> Reconstruction:  # pictures in 0..1, error, mask
-    "What the model sees, says, and where it is wrong, in pixel space, for the targets that have a picture: pixels and codes."
-    choose_statistics(pixels)
-    if not self.target.has_picture:
-        self.target.picture(None, None, None, self.grid)  # says so
-    training, x = self.training, self.views.prepare(images)
-    mask = self.draw_mask(x, mask=mask, generator=generator)
-    self.eval()
-    pred = self.predict(x, mask).float()
-    self.train(training)
-    prediction = self.target.picture(pred, x, mask.mask, self.grid, pixels)
-    return reconstruction_panels(
-        self.views.restore(x), self.views.restore(prediction), mask, self.patch_size, self.grid
-    )
+    def reconstruct(
+        self,
+        images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
+        mask: Mask | None = None,  # None: drawn with the model's kind and ratio
+        generator: Generator | None = None,  # where that draw comes from
+        pixels: str = 'estimated',  # of normalised pixels, a hidden patch's statistics: "estimated" or "true"
+    ) -> Reconstruction:  # pictures in 0..1, error, mask
+        """What the model sees and predicts, and where it is wrong, in pixel space, for the targets that have
+        a picture: pixels and codes. Every part keeps its mode. Raises ValueError for the other targets."""
+        choose_statistics(pixels)
+        if not self.target.has_picture:
+            raise self.target.no_picture()
+        with eval_mode(self):
+            x = self.views.prepare(images)
+            mask = self.draw_mask(x, mask=mask, generator=generator)
+            pred = self.predict(x, mask).float()
+            prediction = self.target.picture(pred, x, mask.mask, self.grid, pixels)
+            pictures, predicted = self.views.restore(x), self.views.restore(prediction)
+        return reconstruction_panels(pictures, predicted, mask, self.patch_size, self.grid)
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #recmaskf1
 METHOD = MaskFeat

@@ -6,102 +6,112 @@
 __all__ = ['SIMILARITIES', 'METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'OcclusionInvariance']
 
 # %% ../../nbs/methods/13_occlusion.ipynb #31543e92
+from typing import Any
 import torch
 from torch import Tensor, nn
+from .. import check
 from ..components.decoders import FeatureDecoder, MAEDecoder
 from ..components.heads import mlp_head
-from ..components.losses import info_nce, regression_loss, feature_std
-from .base.masked import MaskedAutoencoder
+from ..components.losses import feature_std, info_nce, masked_mse, regression_loss
 from ..components.masking import gather_tokens
 from ..components.patches import patchify
-from .base.recipes import gpu_vit, laptop_masked, paper_vit_base
-from .base.siamese import refuse_batch_of_one
-from ..components.losses import masked_mse
 from ..core import Features, Mask, choose
 from ..data.views import default_views
+from .base.masked import MaskedAutoencoder
+from .base.recipes import gpu_vit, laptop_masked, paper_vit_base
+from .base.siamese import refuse_batch_of_one
 
 # %% ../../nbs/methods/13_occlusion.ipynb #3c25fc07
 SIMILARITIES = ('decoder', 'contrastive', 'cosine', 'pixels')
 
 
 class OcclusionInvariance(MaskedAutoencoder):
-    "Compare what a picture's visible part says with what the other part, or the whole, says; by a similarity of choice. (Kong and Zhang 2022, section 3)"
+    """Compare the features of a picture's visible part with those of the other part, or of the whole, by a
+    similarity of choice. (Kong and Zhang 2022, section 3)"""
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans, img_size
-        similarity: str = 'decoder',  # "decoder" (R-MAE), "contrastive" (C-MAE), "cosine", or "pixels" (MAE itself)
+        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans, img_size
+        # "decoder" (R-MAE), "contrastive" (C-MAE), "cosine", or "pixels" (MAE itself)
+        similarity: str = 'decoder',
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 8,  # blocks of the pixel decoders; "contrastive" and "cosine" have one block
         decoder_heads: int = 16,  # attention heads of the decoders
-        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1; 0: no occlusion, every patch is compared
-        norm_pix: bool = True,  # pixels normalised by each patch's own mean and spread
+        mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1; 0: every patch is compared
+        norm_pix: bool = True,  # pixels normalised by each patch's own mean and deviation
         masking: str = 'random',  # "random", "block", "grid" or "group"
         strength: float = 1.0,  # lambda: of the second decoder's own error, for "decoder"
-        second: str
-        | None = None,  # what the second pass sees: "hidden" or "whole"; None: "hidden" for "decoder", else "whole"
+        # what the second pass sees: "hidden" or "whole"; None: "hidden" for "decoder", else "whole"
+        second: str | None = None,
         hidden: int = 512,  # hidden width of projector and predictor, for "contrastive" and "cosine"
         dim: int = 128,  # d of the same
         temperature: float = 0.2,  # tau of "contrastive"
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: `MAEViews` with ImageNet's mean and std
+        views: nn.Module | None = None,  # makes the augmented view; None: `MAEViews`, ImageNet's mean and std
     ):
         choose(similarity, SIMILARITIES, 'similarity')
         choose(second or 'whole', ('hidden', 'whole'), 'part for the second pass')
-        if not strength >= 0:
-            raise ValueError(
-                f"strength is lambda, the weight of the second decoder's own error, 0 or more, not {strength}: 1 here, 0 collapses."
-            )
-        if not temperature > 0:
-            raise ValueError(
-                f"A temperature divides the cosines and must be above 0, not {temperature}: 0.2 here."
-            )
+        hint = "it is lambda, the weight of the second decoder's own error: 1 here, 0 collapses"
+        check.at_least(strength, 0, "strength", hint)
+        check.temperature(temperature, "0.2 here")
         super().__init__(
-            encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking
+            encoder,
+            views,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+            masking=masking,
         )
         if views is None:
             self.views = default_views(encoder, 'mae')
-        self.similarity, self.strength, self.temperature, self.second = (
-            similarity,
-            strength,
-            temperature,
-            second or ('hidden' if similarity == 'decoder' else 'whole'),
-        )
+        self.similarity = similarity
+        self.strength = strength
+        self.temperature = temperature
+        if second is None:
+            second = 'hidden' if similarity == 'decoder' else 'whole'
+        self.second = second
         if similarity == 'decoder':
+            assert self.decoder is not None
+            out_features = self.decoder.head.out_features
             self.second_decoder = MAEDecoder(
-                encoder.width,
-                self.grid,
-                self.decoder.head.out_features,
-                decoder_width,
-                decoder_depth,
-                decoder_heads,
+                encoder.width, self.grid, out_features, decoder_width, decoder_depth, decoder_heads
             )
         if similarity in ('contrastive', 'cosine'):
             self.decoder = None
             self.feature_decoder = FeatureDecoder(encoder.width, self.grid, decoder_width, 1, decoder_heads)
-            self.projector, self.predictor = (
-                mlp_head((encoder.width, hidden, dim)),
-                mlp_head((dim, hidden, dim)),
-            )
+            self.projector = mlp_head((encoder.width, hidden, dim))
+            self.predictor = mlp_head((dim, hidden, dim))
 
-    def other(self, mask: Mask) -> Mask:
+    def other(
+        self,
+        mask: Mask,  # of the first pass
+    ) -> Mask:  # of the second pass
         "What the second pass sees: the hidden part, T2 x = x (1 - M), or the whole. (section 3.1)"
         if self.second == 'hidden' and mask.hidden.shape[1]:
             return Mask(mask.hidden, 1 - mask.mask)
-        return Mask(
-            torch.arange(mask.mask.shape[1], device=mask.mask.device).expand_as(mask.mask),
-            torch.zeros_like(mask.mask),
-        )
+        every_patch = torch.arange(mask.mask.shape[1], device=mask.mask.device).expand_as(mask.mask)
+        return Mask(every_patch, torch.zeros_like(mask.mask))
 
-    def compared(self, mask: Mask) -> Tensor:
-        "The places (B, M) that are compared: the hidden ones; all, where nothing is hidden."
+    def compared(
+        self,
+        mask: Mask,  # of the first pass
+    ) -> Tensor:  # (B, M) int64
+        "The places that are compared: the hidden ones; all, where nothing is hidden."
         return mask.hidden if mask.hidden.shape[1] else mask.keep
 
-    def decode(self, latent: Features, mask: Mask, ids_predict: Tensor | None = None) -> Tensor:
-        "As every masked autoencoder; the similarities of features have no pixels to show."
+    def decode(
+        self,
+        latent: Features,  # of the visible patches
+        mask: Mask,  # where they belong
+        ids_predict: Tensor | None = None,  # (B, M) places; None: all
+    ) -> Tensor:  # (B, N or M, ph*pw*C)
+        """As every masked autoencoder. Raises ValueError for a similarity of features, which has no pixels to
+        show."""
         if self.decoder is None:
             raise ValueError(
-                f"The similarity {self.similarity!r} compares features and has no decoder of pixels: reconstruct with 'decoder' or 'pixels'."
+                f"The similarity {self.similarity!r} compares features and has no decoder of pixels: "
+                "reconstruct with 'decoder' or 'pixels'."
             )
         return super().decode(latent, mask, ids_predict)
 
@@ -111,52 +121,66 @@ class OcclusionInvariance(MaskedAutoencoder):
         mask: Mask,  # what the first pass sees
         ids_predict: Tensor | None = None,  # (B, M) places; None: all
     ) -> tuple[Tensor, Tensor]:  # (B, N or M, ph*pw*C) each: d(f(T1 x)) and d'(f(T2 x))
-        "What the two decoders say. (section 3.2)"
+        "The predictions of the two decoders. (section 3.2)"
         other = self.other(mask)
         rest = self.encode(images, other)
-        return self.predict(images, mask, ids_predict), self.second_decoder(
-            rest.patches, other.keep, rest.pooled, ids_predict
-        )
+        first = self.predict(images, mask, ids_predict)
+        return first, self.second_decoder(rest.patches, other.keep, rest.pooled, ids_predict)
 
     def feature(
         self,
         images: Tensor,  # (B, C, H, W) normalised
         mask: Mask,  # what is seen
     ) -> Tensor:  # (B, d)
-        "The projection of the mean feature over all places, with mask tokens in the gaps."
+        "The projection of the mean feature over all places, with mask tokens at the hidden ones."
         latent = self.encode(images, mask)
-        return self.projector(self.feature_decoder(latent.patches, mask.keep, latent.pooled).mean(1))
+        features = self.feature_decoder(latent.patches, mask.keep, latent.pooled)  # (B, N, D)
+        return self.projector(features.mean(1))
 
     def forward(
         self,
         views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> dict:  # loss, and what it is made of; std: how much the second decoder's answers differ from each other, 0 = it says one thing always
+    ) -> dict:  # loss, and what it is made of
         "One step's loss, by the similarity."
         mask = self.draw_mask(views, noise, mask)
         if self.similarity in ('contrastive', 'cosine'):
-            refuse_batch_of_one(self, len(views))
-            p = self.predictor(self.feature(views, mask))  # (B, d), with gradient
-            with torch.no_grad():
-                z = self.feature(views, self.other(mask))
-            if self.similarity == 'cosine':
-                return dict(loss=regression_loss(p, z), std=feature_std(p))
-            loss, accuracy = info_nce(p, z, self.temperature)
-            return dict(loss=loss, accuracy=accuracy, std=feature_std(p))
+            return self.compare_features(views, mask)
+        return self.compare_pixels(views, mask)
+
+    def compare_features(
+        self,
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # what the first pass sees
+    ) -> dict:  # loss, std of the predictions, for "contrastive" accuracy
+        "The similarities of features: InfoNCE, or the squared distance of directions. (section 3.3)"
+        refuse_batch_of_one(self, len(images))
+        p = self.predictor(self.feature(images, mask))  # (B, d), with gradient
+        with torch.no_grad():
+            z = self.feature(images, self.other(mask))
+        if self.similarity == 'cosine':
+            return dict(loss=regression_loss(p, z), std=feature_std(p))
+        loss, accuracy = info_nce(p, z, self.temperature)
+        return dict(loss=loss, accuracy=accuracy, std=feature_std(p))
+
+    def compare_pixels(
+        self,
+        images: Tensor,  # (B, C, H, W) normalised
+        mask: Mask,  # what the first pass sees
+    ) -> dict:  # loss and its parts; std of the second decoder's predictions, 0 = always the same one
+        """MAE itself, or the distance of two decoders' predictions plus the second one's own error.
+        (section 3.2)"""
         ids_predict = self.compared(mask)  # (B, M)
-        patches = gather_tokens(patchify(views, self.patch_size), ids_predict)  # (B, M, ph*pw*C)
+        patches = gather_tokens(patchify(images, self.patch_size), ids_predict)  # (B, M, ph*pw*C)
         if self.similarity == 'pixels':
-            return dict(loss=self.pixel_loss(self.predict(views, mask, ids_predict), patches))
-        a, b = self.both_predictions(views, mask, ids_predict)  # (B, M, ph*pw*C)
-        distance = masked_mse(a, b)
-        own = self.pixel_loss(b, patches)  # the second decoder's own error
-        return dict(
-            loss=distance + self.strength * own,
-            distance=distance.detach(),
-            own=own.detach(),
-            std=b.detach().flatten(0, 1).std(0).mean(),
-        )
+            return dict(loss=self.pixel_loss(self.predict(images, mask, ids_predict), patches))
+        first, second = self.both_predictions(images, mask, ids_predict)  # (B, M, ph*pw*C)
+        distance = masked_mse(first, second)
+        own = self.pixel_loss(second, patches)  # the second decoder's own error
+        std = second.detach().flatten(0, 1).std(0).mean()
+        loss = distance + self.strength * own
+        return dict(loss=loss, distance=distance.detach(), own=own.detach(), std=std)
 
 # %% ../../nbs/methods/13_occlusion.ipynb #recocclu1
 METHOD = OcclusionInvariance

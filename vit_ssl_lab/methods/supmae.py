@@ -6,77 +6,87 @@
 __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'SupMAE']
 
 # %% ../../nbs/methods/10_supmae.ipynb #supm0002
+from typing import Any
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
+from .. import check
 from ..components.heads import mlp_head
+from ..core import Features, Mask, choose
+from ..data.views import default_views
 from .base.masked import MaskedAutoencoder
 from .base.recipes import gpu_vit, laptop_masked
 from .base.siamese import refuse_batch_of_one
-from ..core import Features, Mask, choose
-from ..data.views import default_views
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/10_supmae.ipynb #supm0020
 class SupMAE(MaskedAutoencoder):
-    "MAE with a second branch: the outputs of the visible patches are averaged and classified. (Liang, Li, Marculescu 2022; `models_supmae.py`)"
+    """MAE with a second branch: the outputs of the visible patches are averaged and classified.
+    (Liang, Li, Marculescu 2022; `models_supmae.py`)"""
 
     needs = ('noise', 'labels')
 
     def __init__(
         self,
-        encoder: nn.Module,  # the Encoder contract: width, grid, patch_size, in_chans
+        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans
         num_classes: int,  # outputs of the classifier; `training.build` reads it off the data set
         hidden: int = 3072,  # hidden units of the classifier; 0: one linear layer
         label_weight: float = 0.01,  # of the cross-entropy (lambda); 0: MAE
         temperature: float = 10.0,  # by which logits are divided (T)
-        pool: str = 'patches',  # what is classified: "patches", the mean of the visible ones, or "encoder", what it pools itself (its class token)
-        pixel_weight: float = 1.0,  # of the reconstruction; 0: labels only, on a quarter of the patches, and no decoder runs
+        # what is classified: "patches", the mean of the visible ones, or "encoder", its pooled vector
+        pool: str = 'patches',
+        pixel_weight: float = 1.0,  # of the reconstruction; 0: labels only, and no decoder runs
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 1,  # blocks
         decoder_heads: int = 16,  # attention heads of the decoder
         mask_ratio: float = 0.75,  # share of hidden patches, 0 <= ratio < 1
-        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and spread
+        norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and deviation
         masking: str = 'random',  # "random", "block" or "grid"
-        views: nn.Module
-        | None = None,  # makes the one augmented view; None: MAE's with ImageNet's mean and std
+        views: nn.Module | None = None,  # makes the augmented view; None: MAE's, ImageNet's mean and std
     ):
         super().__init__(
-            encoder, views, decoder_width, decoder_depth, decoder_heads, mask_ratio, norm_pix, masking
+            encoder,
+            views,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+            mask_ratio=mask_ratio,
+            norm_pix=norm_pix,
+            masking=masking,
         )
         if num_classes < 2:
             raise ValueError(
-                f"A classifier needs two classes or more, not {num_classes}: give num_classes, the number of labels."
+                f"A classifier needs two classes or more, not {num_classes}: "
+                "give num_classes, the number of labels."
             )
-        if not temperature > 0:
-            raise ValueError(
-                f"A temperature divides the logits and must be above 0, not {temperature}: SupMAE uses 10."
-            )
-        if min(label_weight, pixel_weight) < 0 or label_weight == pixel_weight == 0:
-            raise ValueError(
-                f"The two losses have weights of 0 or more, not both 0: got label_weight={label_weight} and pixel_weight={pixel_weight}."
-            )
-        self.num_classes, self.temperature, self.pool = (
-            num_classes,
-            temperature,
-            choose(pool, ('patches', 'encoder'), 'way to pool'),
-        )
-        self.label_weight, self.pixel_weight = label_weight, pixel_weight
-        self.classifier = mlp_head((encoder.width, *[hidden] * (hidden > 0), num_classes), bias=True)
+        check.temperature(temperature, "SupMAE uses 10", divides="the logits")
+        check.loss_weights(label_weight=label_weight, pixel_weight=pixel_weight)
+        self.num_classes = num_classes
+        self.temperature = temperature
+        self.pool = choose(pool, ('patches', 'encoder'), 'way to pool')
+        self.label_weight = label_weight
+        self.pixel_weight = pixel_weight
+        hidden_sizes = (hidden,) if hidden else ()
+        self.classifier = mlp_head((encoder.width, *hidden_sizes, num_classes), bias=True)
         for m in self.classifier:
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
-        for part, weight in ((self.classifier, label_weight), (self.decoder, pixel_weight)):
-            if not weight:
-                part.requires_grad_(False)  # on many devices a branch that is off must not wait for gradients
+        # on many devices a branch that is off must not wait for gradients
+        if not label_weight:
+            self.classifier.requires_grad_(False)
+        if not pixel_weight:
+            self.decoder.requires_grad_(False)
         if views is None:
             self.views = default_views(encoder, 'mae')
 
-    def classify(self, latent: Features) -> Tensor:
-        "Logits (B, classes) of encoded patches, visible or all. (`forward_classification`)"
-        return self.classifier(latent.patches.mean(1) if self.pool == 'patches' else latent.pooled)
+    def classify(
+        self,
+        latent: Features,  # of patches, visible or all
+    ) -> Tensor:  # (B, classes) logits
+        "Logits of encoded patches. (`forward_classification`)"
+        pooled = latent.patches.mean(1) if self.pool == 'patches' else latent.pooled
+        return self.classifier(pooled)
 
     def forward(
         self,
@@ -84,51 +94,53 @@ class SupMAE(MaskedAutoencoder):
         labels: Tensor | None = None,  # (B,) int64, 0 .. num_classes - 1; None only where label_weight is 0
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> (
-        dict
-    ):  # loss, both parts (log(num_classes) by chance for labels), and how often the classifier is right
-        "One step's loss: pixels + lambda * cross-entropy(logits / T), both from one pass over the visible patches. (`train_one_epoch_supmae`)"
+    ) -> dict:  # loss, both parts (log(num_classes) by chance for labels), accuracy of the classifier
+        """One step's loss: pixels + lambda * cross-entropy(logits / T), both from one pass over the visible
+        patches. (`train_one_epoch_supmae`)"""
         mask = self.draw_mask(views, noise, mask)  # 1 = hidden
-        latent, parts = self.encode(views, mask), {}  # patches (B, K, D)
+        latent = self.encode(views, mask)  # patches (B, K, D)
+        parts, metrics = {}, {}
         if self.pixel_weight:
             pred = self.decode(latent, mask, mask.hidden)  # (B, M, ph*pw*C)
             parts['pixels'] = self.pixel_loss(pred, self.hidden_patches(views, mask))
         if self.label_weight:
-            self.check_labels(labels, len(views))
+            labels = self.check_labels(labels, len(views))
             logits = self.classify(latent)  # (B, classes)
             parts['labels'] = F.cross_entropy(logits.float() / self.temperature, labels)
+            metrics['accuracy'] = (logits.detach().argmax(1) == labels).float().mean()
         loss = self.pixel_weight * parts.get('pixels', 0.0) + self.label_weight * parts.get('labels', 0.0)
-        worth = (
-            dict(accuracy=(logits.detach().argmax(1) == labels).float().mean()) if self.label_weight else {}
-        )
-        return dict(loss=loss, **{k: v.detach() for k, v in parts.items()}, **worth)
+        metrics |= {name: part.detach() for name, part in parts.items()}
+        return dict(loss=loss, **metrics)
 
-# %% ../../nbs/methods/10_supmae.ipynb #supm0021
-@patch
-def check_labels(
-    self: SupMAE,
-    labels: Tensor | None,  # what should be (B,) int64
-    batch: int,  # B
-) -> None:
-    "One sentence for labels that the classifier can't learn from."
-    if labels is None:
-        raise ValueError(
-            "SupMAE learns from labels and got none: give labels=(B,) int64, use `pretrain`, which hands them over, or use MAE, which needs none."
-        )
-    if labels.shape != (batch,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"The labels of {batch} pictures are int64 ({batch},), not {labels.dtype} {tuple(labels.shape)}."
-        )
-    refuse_batch_of_one(self, batch)
-    # Reading values would stop a GPU's queue and break torch.compile's graph; there the cross-entropy itself fails on a bad label
-    if (
-        labels.device.type == 'cpu'
-        and not torch.compiler.is_compiling()
-        and not (0 <= labels.min() and labels.max() < self.num_classes)
-    ):
-        raise ValueError(
-            f"The labels of {self.num_classes} classes are 0 to {self.num_classes - 1}, and these go from {labels.min()} to {labels.max()}: give num_classes of this data set, and leave out pictures without a label (-1)."
-        )
+    def check_labels(
+        self,
+        labels: Tensor | None,  # what should be (B,) int64
+        batch: int,  # B
+    ) -> Tensor:  # `labels`
+        "Refuse labels that the classifier can't learn from. Raises ValueError."
+        if labels is None:
+            raise ValueError(
+                "SupMAE learns from labels and got none: give labels=(B,) int64, use `pretrain`, which hands "
+                "them over, or use MAE, which needs none."
+            )
+        if labels.shape != (batch,) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"The labels of {batch} pictures are int64 ({batch},), "
+                f"not {labels.dtype} {tuple(labels.shape)}."
+            )
+        refuse_batch_of_one(self, batch)
+        # Reading values would stop a GPU's queue and break torch.compile's graph; there the cross-entropy
+        # itself fails on a bad label.
+        if labels.device.type != 'cpu' or torch.compiler.is_compiling():
+            return labels
+        lowest, highest = labels.min(), labels.max()
+        if lowest < 0 or highest >= self.num_classes:
+            raise ValueError(
+                f"The labels of {self.num_classes} classes are 0 to {self.num_classes - 1}, and these go "
+                f"from {lowest} to {highest}: give num_classes of this data set, and leave out pictures "
+                "without a label (-1)."
+            )
+        return labels
 
 # %% ../../nbs/methods/10_supmae.ipynb #recsupma1
 METHOD = SupMAE

@@ -635,7 +635,7 @@ def pretrain(
 ) -> History:  # the log; `method` is trained and in eval mode
     """Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or
     `torchrun` on many. Raises TypeError for what is no method, ValueError for a recipe, a data set or a
-    folder that does not fit, OSError where the disk refuses, FloatingPointError for a loss of nan."""
+    folder that does not fit, OSError where the disk refuses, FloatingPointError for a loss of nan or inf."""
     check_method(method)
     for name in trackers:
         choose(name, [str(t.value) for t in get_available_trackers()], 'tracker')

@@ -229,7 +229,7 @@ function render({model, el}) {
       ring(context, wide / 2, tall / 2, r);
       context.globalAlpha = 0.8;
       for (let i = 0; i < points.length / 2; i++) {
-        context.fillStyle = CLASS_COLOURS[(labels[i] ?? 0) % COLOURS.length];
+        context.fillStyle = CLASS_COLOURS[(labels[i] ?? 0) % CLASS_COLOURS.length];
         disc(context, at(points[2 * i]), at(-points[2 * i + 1]), 6);
       }
       context.globalAlpha = 1;

@@ -78,26 +78,14 @@ function render({model, el}) {
           redraw();
         },
       }
-    : {
-        hover: over,
-        move(cell) {
-          hover = cell;
-          redraw();
-        },
-      };
+    : {hover: over, move: over};
 
   const common = {rows, cols, ratio: height / width};
   const input = pane(ui, {
     ...common,
     caption: 'input',
     draw: image(picture),
-    on: {
-      hover: over,
-      move(cell) {
-        hover = cell;
-        redraw();
-      },
-    },
+    on: {hover: over, move: over},
   });
   const masked = pane(ui, {
     ...common,
@@ -136,13 +124,7 @@ function render({model, el}) {
         ...common,
         caption,
         draw: image(() => results[i]),
-        on: {
-          hover: over,
-          move(cell) {
-            hover = cell;
-            redraw();
-          },
-        },
+        on: {hover: over, move: over},
         cls: `vsl-${key}`,
       });
       if (key === 'error') p.el.append(scale.el);

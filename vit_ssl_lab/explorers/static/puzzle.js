@@ -9,7 +9,6 @@ function render({model, el}) {
   const ph = height / rows;
   const pw = width / cols;
   let order = [];
-  let home = [];
   let visible = new Set();
   let p = [];
   let confusion = [];
