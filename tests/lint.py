@@ -1,4 +1,5 @@
-"""What a notebook, a module and a script must look like, where a rule can be enforced: functions that return complaints as sentences. CONTRIBUTING.md explains the rules."""
+"""What a notebook, a module and a script must look like, where a rule can be enforced: functions that return
+complaints as sentences. CONTRIBUTING.md explains the rules."""
 
 import ast
 import base64
@@ -14,11 +15,12 @@ WIDTH = 110  # columns of code, comments and strings
 JS_WIDTH = 120
 CELL = 600  # characters of a cell that isn't exported
 FOLDED_CELL = 1500  # of a cell that only draws, and is folded away
-EXPORTED_LINES = 120
+EXPORTED_LINES = 160
 PICTURE_BYTES = 160_000
 NOTEBOOK_BYTES = 1_500_000
 
-# Lectures whose own cells (not exported) are still as wide as they were: they are rewritten one by one, and the list only gets shorter.
+# Lectures whose own cells (not exported) are still as wide as they were: they are rewritten one by one,
+# and the list only gets shorter.
 REWRITTEN_LATER = [
     'nbs/methods/01_mae.ipynb',
     'nbs/methods/02_simclr.ipynb',
@@ -218,7 +220,7 @@ def constructor(node: ast.FunctionDef | ast.ClassDef) -> ast.FunctionDef | None:
 
 
 def undocumented(text: str) -> list[str]:
-    "Public functions and classes of a module without docstring, or with a parameter that no comment explains."
+    "Public functions and classes of a module without docstring, or with a parameter without a comment."
     out, rows = [], text.splitlines()
     for node in public(ast.parse(text)):
         if not ast.get_docstring(node):

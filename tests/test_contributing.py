@@ -1,4 +1,5 @@
-"""CONTRIBUTING.md's walk from an empty notebook to a trained run, made to the letter in a scratch copy of the checkout."""
+"""CONTRIBUTING.md's walk from an empty notebook to a trained run, made to the letter in a scratch copy of the
+checkout."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Every notebook, module, script and page of the repository against the rules of tests/lint.py, and each rule against a spoiled example."""
+"""Every notebook, module and script against the rules of tests/lint.py, and each rule against a spoiled
+example."""
 
 import ast
 import filecmp
@@ -24,7 +25,6 @@ NOTEBOOKS = [
 MODULES = sorted(p for p in (ROOT / 'vit_ssl_lab').rglob('*.py') if p.name != '_modidx.py')
 SCRIPTS = sorted(p for folder in ('tests', 'benchmarks', 'scripts') for p in (ROOT / folder).rglob('*.py'))
 STATIC = sorted((ROOT / 'vit_ssl_lab' / 'explorers' / 'static').glob('*.*'))
-TYPED = ['core', 'check', 'recipe', 'components', 'data', 'methods', 'training', 'weights']
 
 # A module imports from its own folder and from floors above it in this list.
 FLOORS = [
@@ -87,10 +87,8 @@ def test_ruff_check():
 
 
 def test_pyright():
-    "The type checker finds nothing in the rooms that everything else stands on."
-    paths = [ROOT / 'vit_ssl_lab' / name for name in TYPED]
-    paths = [p if p.is_dir() else p.with_suffix('.py') for p in paths]
-    assert not run(BIN / 'pyright', *paths)
+    "The type checker finds nothing in the whole package (pyrightconfig.json)."
+    assert not run(BIN / 'pyright')
 
 
 def broken(**changes) -> list[str]:
@@ -115,7 +113,7 @@ def stream(text: str, name: str = 'stdout') -> dict:
     [
         (dict(source='#| eval: false\n1'), 'eval: false'),
         (dict(source='x.cuda()'), 'flag gpu'),
-        (dict(source='#| export\n' + 'x = 1\n' * 130), 'over 120'),
+        (dict(source='#| export\n' + 'x = 1\n' * 170), 'over 160'),
         (dict(source=f'x = {"1 + " * 40}1'), 'over 110 columns'),
         (dict(source='x = 1; y = 2'), 'one statement a line'),
         (dict(source='name = value_of(1)\n' * 40), 'over 600'),
@@ -182,10 +180,10 @@ def test_public_names_have_docments(path):
 
 
 def test_a_parameter_without_a_comment_is_seen():
-    good = "__all__ = ['f']\ndef f(\n    x: int,  # a number\n    # another number\n    y: int,\n):\n    'Doc.'\n"
+    good = "__all__ = ['f']\ndef f(\n    x: int,  # a number\n    # another\n    y: int,\n):\n    'Doc.'\n"
     assert not undocumented(good)
     assert undocumented(good.replace('  # a number', ''))
-    assert undocumented(good.replace('    # another number\n', ''))
+    assert undocumented(good.replace('    # another\n', ''))
 
 
 def imported_from(path: Path) -> list[tuple[str, ...]]:

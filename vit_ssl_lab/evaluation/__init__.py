@@ -30,4 +30,5 @@ _PARTS = (
 )
 __all__ = []  # the functions knn, health, ... hide the modules of these names, so these are looked up
 for _part in _PARTS:
-    __all__ += sys.modules[f'vit_ssl_lab.evaluation.{_part}'].__all__  # pyright: ignore[reportUnsupportedDunderAll]
+    _names = sys.modules[f'vit_ssl_lab.evaluation.{_part}'].__all__
+    __all__ += _names  # pyright: ignore[reportUnsupportedDunderAll]

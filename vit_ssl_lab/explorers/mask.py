@@ -171,7 +171,9 @@ class ReconstructionExplorer(MaskExplorer):
     ).tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('estimated', help="estimated or true").tag(sync=True)
-    results = T.Bytes(help="prediction (H, W, 3), composite (H, W, 3), error (H, W), all uint8").tag(sync=True)
+    results = T.Bytes(help="prediction (H, W, 3), composite (H, W, 3), error (H, W), all uint8").tag(
+        sync=True
+    )
     error_top = T.Float(0.0, help="the error that is shown brightest").tag(sync=True)
     mse = T.Float(0.0, help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
 

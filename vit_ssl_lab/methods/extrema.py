@@ -55,7 +55,7 @@ class ExtreMA(MomentumSiamese):
         norm: str = 'layer',  # in the heads: "layer" as published, or "batch"
         predictor: bool = True,  # False: the projection itself is compared
         views: nn.Module
-        | None = None,  # makes two views of one crop; None: the paper's, ImageNet's mean and std
+        | None = None,  # makes two views of a crop; None: the paper's, ImageNet's mean and std
     ):
         hint = "use a ViT with a grid of patches to hide, such as vit_nano(global_pool='class_attention')"
         needs(encoder, 'grid', for_=self, hint=hint)
@@ -132,8 +132,8 @@ class ExtreMA(MomentumSiamese):
         images: Tensor,  # (B, C, h, w) uint8, or float in 0..1
         generator: Generator | None = None,  # draws the masks; None: torch's global one
     ) -> Guess:
-        """Through each mask, find the own picture among those of the batch, in eval mode; every part keeps its
-        mode."""
+        """Through each mask, find the own picture among those of the batch, in eval mode.
+        Every part keeps its mode."""
         with eval_mode(self):
             x = self.views.prepare(images)
             masks = self.draw_masks(x, generator=generator)

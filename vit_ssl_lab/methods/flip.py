@@ -141,8 +141,8 @@ class FLIP(nn.Module):
         self,
         images: Tensor,  # (B, C, H, W) normalised
     ) -> Tensor:  # (B, N, d); its dot product with a caption of length 1 is a patch's part of the cosine
-        """Patches in the shared space, in units of their picture's length. Where an encoder pools by the mean of
-        its patches, their mean is the picture."""
+        """Patches in the shared space, in units of their picture's length. Where an encoder pools by the mean
+        of its patches, their mean is the picture."""
         features = self.encoder(images)
         lengths = self.image_head(features.pooled).norm(dim=1)  # (B,)
         return self.image_head(features.patches) / lengths[:, None, None]

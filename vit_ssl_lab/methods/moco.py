@@ -86,8 +86,8 @@ class MoCo(MomentumSiamese):
         self,
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
     ) -> dict:  # loss (log(1 + K) by chance), accuracy of finding the positive key, std of the queries (0..1)
-        """One step's loss. The queue is the only source of negatives; the batch's keys enter it in `after_step`.
-        (equation 1)"""
+        """One step's loss. The queue is the only source of negatives; the batch's keys enter it in
+        `after_step`. (equation 1)"""
         x1, x2 = self.check_views(views)
         q, k = self.query(x1), self.keys(x2)  # (B, d)
         loss, accuracy = info_nce(q, k, self.temperature, self.queue.keys)

@@ -103,10 +103,8 @@ class MomentumSiamese(Siamese):
         views: nn.Module | None,  # makes two views of a batch
         momentum: float = 0.99,  # share of the old weights that stays, 0..1, at the start
         momentum_schedule: str = 'cosine',  # "cosine": rises to 1; "constant"
-        momentum_parts: Sequence[str] = (
-            'encoder',
-            'projector',
-        ),  # which parts have a momentum copy; (): none
+        # which parts have a momentum copy; (): none
+        momentum_parts: Sequence[str] = ('encoder', 'projector'),
     ):
         super().__init__(encoder, projector, views)
         self.momentum = check.momentum(momentum, "the papers use 0.99 to 0.999")
