@@ -119,7 +119,7 @@ def paint(
 
 # %% ../../nbs/explorers/02_mask.ipynb #ae285378
 def mask_title(
-    explorer: MaskExplorer,
+    explorer: MaskExplorer,  # whose mask it is
 ) -> str:  # "random mask, 108 of 144 patches hidden, seed 0"
     "Kind, ratio and seed in words."
     title = f"{explorer.kind} mask, {sum(explorer.hidden)} of {len(explorer.hidden)} patches hidden"
@@ -127,7 +127,7 @@ def mask_title(
 
 
 def masked_picture(
-    explorer: MaskExplorer,
+    explorer: MaskExplorer,  # whose picture and mask are taken
 ) -> Tensor:  # (C, H, W) float in 0..1
     "The present picture with grey where a patch is hidden."
     image = explorer.pictures[explorer.picture].float() / 255
@@ -171,9 +171,7 @@ class ReconstructionExplorer(MaskExplorer):
     ).tag(sync=True)
     predicts = T.Bool(True).tag(sync=True)
     pixels = T.Unicode('estimated', help="estimated or true").tag(sync=True)
-    results = T.Bytes(help="prediction (H, W, 3), composite (H, W, 3), error (H, W), all uint8").tag(
-        sync=True
-    )
+    results = T.Bytes(help="uint8: prediction (H, W, 3), composite (H, W, 3), error (H, W)").tag(sync=True)
     error_top = T.Float(0.0, help="the error that is shown brightest").tag(sync=True)
     mse = T.Float(0.0, help="mean squared error of the hidden pixels, pixels in 0..1").tag(sync=True)
 

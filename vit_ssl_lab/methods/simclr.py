@@ -7,7 +7,7 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'SimCLR']
 
 # %% ../../nbs/methods/02_simclr.ipynb #16007879
 import torch
-from torch import Tensor, nn
+from torch import nn
 from .. import check
 from ..components.heads import simclr_head
 from ..components.losses import feature_std, nt_xent
