@@ -8,6 +8,8 @@ import pytest
 import torch
 from browser import CHROMIUM, PATIENCE, chromium
 from two_processes import group
+from vit_ssl_lab.data import load
+from vit_ssl_lab.data.download import DataError
 
 OTHER_MARKERS = {'slow', 'browser', 'notebooks', 'processes', 'gpu'}
 
@@ -37,6 +39,15 @@ def global_seed():
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope='session')
+def fashion_mnist():
+    "The training pictures; a test that needs them is skipped where they can't be had."
+    try:
+        return load('fashion-mnist', 'train')
+    except DataError:
+        pytest.skip("there is no Fashion-MNIST: `make test` gets it")
 
 
 @pytest.fixture(scope='module')

@@ -48,7 +48,7 @@ def test_without_a_setting_results_lie_in_the_checkout_or_here(tmp_path, monkeyp
         ('byol_laptop.json', "run_laptop('byol')"),
         ('byol_slow.json', "run_slow('byol')"),
         ('byol_gpu.json', "run_gpu('byol')"),
-        ('momentum_projector_laptop.safetensors', "load_trained('momentum_projector')"),
+        ('momentum_projector_laptop.safetensors.xz', "load_trained('momentum_projector')"),
         ('mae_claims.json', 'the cell flagged slow or gpu'),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_package_copy_is_continued_and_never_written(folder, package_copy):
 def test_a_network_is_stored_in_half_and_read_in_single_precision(folder):
     state = {'w': torch.randn(4, 3), 'n': torch.tensor(5)}
     path = results.save_network('net', state)
-    assert path == folder / 'net.safetensors'
+    assert path == folder / 'net.safetensors.xz'
     back = results.load_network('net')
     assert back['w'].dtype == torch.float32 and back['n'].dtype == torch.int64
     torch.testing.assert_close(back['w'], state['w'].half().float(), rtol=0, atol=0)

@@ -9,7 +9,6 @@ from vit_ssl_lab.training import build, recipe
 from vit_ssl_lab.training.build import method_names
 from vit_ssl_lab.recipe import Recipe, change
 from vit_ssl_lab.studies import runs
-from vit_ssl_lab.data import load
 
 SIAMESE = ('simclr', 'byol', 'moco', 'simsiam', 'mocov3', 'momentum_projector', 'sdssl')
 STORED = [
@@ -129,9 +128,9 @@ def test_the_slow_recipe_beats_raw_pixels(method):
 
 # MAE has its own figures, FLIP needs captions
 @pytest.mark.parametrize('method', [m for m in method_names() if m not in ('mae', 'flip')])
-def test_fashion_recipe_builds_and_steps(method):
+def test_fashion_recipe_builds_and_steps(method, fashion_mnist):
     plan = runs.fashion_mnist_variant(recipe(method, 'laptop'))
-    data = load('fashion-mnist', 'train').subset(16)
+    data = fashion_mnist.subset(16)
     made = build(plan, data)
     labels = dict(labels=data.labels) if 'labels' in made.needs else {}
     loss = made(made.views(data.images), **labels)['loss']
@@ -157,7 +156,7 @@ def test_taught_is_stored_once_and_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, 'recipe', lambda method, scale: recipe(method, scale, **tiny))
     first = runs.load_trained('simclr')
     assert not first.training
-    assert (tmp_path / 'simclr_laptop.safetensors').exists()
+    assert (tmp_path / 'simclr_laptop.safetensors.xz').exists()
     again = runs.load_trained('simclr')
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)  # half precision
@@ -171,15 +170,15 @@ def test_missing_scores_are_said(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('method', SIAMESE)
 def test_weights_are_stored_and_small(method):
-    path = results_dir() / f'{method}_laptop.safetensors'
+    path = results_dir() / f'{method}_laptop.safetensors.xz'
     assert path.exists()
     assert path.stat().st_size < 3e6
 
 
 @pytest.mark.parametrize(
     'method',
-    sorted(p.name.removesuffix('_laptop.safetensors') for p in results_dir().glob('*_laptop.safetensors')),
+    sorted(p.name.removesuffix('_laptop.safetensors.xz') for p in results_dir().glob('*_laptop.safetensors.xz')),
 )
-def test_stored_weights_fit_the_recipe(method):
+def test_stored_weights_fit_the_recipe(method, fashion_mnist):
     "What Play first loads has the names and shapes of today's recipe."
     runs.load_trained(method)

@@ -21,7 +21,7 @@ from ..evaluation.knn import knn
 from ..evaluation.linear_probe import linear_probe
 from ..notebook import IN_TEST
 from ..recipe import Recipe
-from ..results import compare, is_stored, load_arms, load_network, load_result
+from ..results import NETWORK, compare, is_stored, load_arms, load_network, load_result
 from ..results import over_seeds, run_arms, save_network, verdict
 from ..show import draw_bar, show
 from ..training import pretrain
@@ -125,12 +125,12 @@ def fashion_mnist_variant(
 def load_trained(
     method: str,  # of `method_names()`
 ) -> nn.Module:  # in eval mode, on the CPU
-    """The method after its laptop recipe, seed 0: from results/<method>_laptop.safetensors, or trained now
+    """The method after its laptop recipe, seed 0: from results/<method>_laptop.safetensors.xz, or trained now
     and stored there. While notebooks are tested eight steps do, and nothing is stored."""
     laptop = recipe(method, 'laptop')
     name = f'{method}_laptop'
     train = load(laptop.data, 'train', **laptop.data_options)
-    if is_stored(f'{name}.safetensors'):
+    if is_stored(name + NETWORK):
         made = build(laptop, train)
         made.load_state_dict(load_network(name))
         return made.eval()
