@@ -1,4 +1,4 @@
-"""What masked autoencoders share: looking changes no mode, one loss over hidden patches, old names of statistics."""
+"""Masked autoencoders: looking changes no mode, one loss over hidden patches, old names of statistics."""
 
 import pytest
 import torch

@@ -16,7 +16,8 @@ from vit_ssl_lab.components.stems import (
     conv_stem_layout,
     receptive_field,
 )
-from vit_ssl_lab.encoders.vit import encoder, vit_nano
+from vit_ssl_lab.encoders import encoder
+from vit_ssl_lab.encoders.vit import vit_nano
 
 WIDTHS = {'1GF': 192, '4GF': 384, '18GF': 768, '36GF': 1024, 'nano': 96, 'nano/8': 96}
 
