@@ -13,6 +13,7 @@ from vit_ssl_lab.notebook import *
 from vit_ssl_lab.components.hog import *
 from vit_ssl_lab.components.losses import *
 from vit_ssl_lab.components.targets import *
+from vit_ssl_lab.evaluation import *
 from vit_ssl_lab.notebook import check_exercise
 """
 

@@ -70,12 +70,13 @@ def test_the_package_copy_is_continued_and_never_written(folder, package_copy):
 
 
 def test_a_network_is_stored_in_half_and_read_in_single_precision(folder):
-    state = {'w': torch.randn(4, 3), 'n': torch.tensor(5)}
+    state = {'w': torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), 'n': torch.tensor(5)}
     path = results.save_network('net', state)
     assert path == folder / 'net.safetensors.xz'
     back = results.load_network('net')
     assert back['w'].dtype == torch.float32 and back['n'].dtype == torch.int64
-    torch.testing.assert_close(back['w'], state['w'].half().float(), rtol=0, atol=0)
+    assert back['n'] == state['n']
+    assert (back['w'] - state['w']).norm() < 0.01 * state['w'].norm()  # rounded to half a percent
 
 
 def test_a_claim_is_judged_over_the_seeds_that_both_arms_have():
