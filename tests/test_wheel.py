@@ -72,7 +72,7 @@ def run(installed, folder, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize('lecture', ['01_mae', '03_byol'])
+@pytest.mark.parametrize('lecture', ['03_byol'])
 def test_a_lecture_runs_in_an_empty_folder(installed, tmp_path, lecture):
     shutil.copy(ROOT / 'nbs/methods' / f'{lecture}.ipynb', tmp_path)
     done = run(installed, tmp_path, '-m', 'vit_ssl_lab.notebook', f'{lecture}.ipynb')

@@ -139,8 +139,9 @@ def save_network(
     name: str,  # file name without ending: "mae_slow"
     state: dict[str, Tensor],  # `model.state_dict()`
 ) -> Path:  # the file
-    """Store a network's weights in half precision, compressed, atomically. Matrices are rounded to about nine bits
-    a row (half a percent of their norm), a momentum copy is stored as its difference from the online weights."""
+    """Store a network's weights in half precision, compressed, atomically. Matrices are rounded to about nine
+    bits a row (half a percent of their norm), a momentum copy is stored as its difference from the online
+    weights."""
     halves = {}
     for key, value in state.items():
         if value.is_floating_point() and value.ndim > 1:
