@@ -99,7 +99,8 @@ def equal(a: Mapping[str, Tensor] | Iterable[Tensor], b: Mapping[str, Tensor] | 
 
 
 def differing(thing: Any, **expected: Any) -> dict[str, tuple]:
-    "Attributes, or entries of a dictionary, that are not as expected: name -> (what it is, what it should be)."
+    """Attributes, or entries of a dictionary, that are not as expected:
+    name -> (what it is, what it should be)."""
     is_dict = isinstance(thing, Mapping)
     found = {name: thing[name] if is_dict else getattr(thing, name) for name in expected}
     return {name: (found[name], value) for name, value in expected.items() if found[name] != value}

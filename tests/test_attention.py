@@ -99,8 +99,8 @@ def test_rollout_by_hand():
     maps = torch.rand(3, 2, 4, 5, 5).softmax(-1)
     r = rollout(maps)
     product = torch.eye(5).expand(2, 5, 5)
-    for l in range(3):
-        a = maps[l].mean(1) + torch.eye(5)
+    for layer in range(3):
+        a = maps[layer].mean(1) + torch.eye(5)
         product = torch.bmm(a / a.sum(-1, keepdim=True), product)
     torch.testing.assert_close(r, product)
     torch.testing.assert_close(r.sum(-1), torch.ones(2, 5))

@@ -97,10 +97,10 @@ def test_loss_is_the_papers_formula():
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     for t in (-1.0, 2.659, 6.0):
-        l = np.exp(np.clip(t, 0, np.log(100))) * unit(u) @ unit(v).T
-        want = 0.5 * (
-            (-np.diag(l) + np.log(np.exp(l).sum(1))).mean() + (-np.diag(l) + np.log(np.exp(l).sum(0))).mean()
-        )
+        logits = np.exp(np.clip(t, 0, np.log(100))) * unit(u) @ unit(v).T
+        to_texts = -np.diag(logits) + np.log(np.exp(logits).sum(1))
+        to_images = -np.diag(logits) + np.log(np.exp(logits).sum(0))
+        want = 0.5 * (to_texts.mean() + to_images.mean())
         scale = LogitScale()
         scale.log_scale.data.fill_(t)
         s = scale()
@@ -122,8 +122,10 @@ def test_equal_captions_are_no_rivals():
     right /= right.sum(1, keepdim=True)
     u = (texts + torch.randn(5, 8)).requires_grad_()
     s = torch.tensor(7.0, requires_grad=True)
-    l = s * F.normalize(u, dim=1) @ F.normalize(texts, dim=1).T
-    want = -((right * l.log_softmax(1)).sum(1).mean() + (right * l.T.log_softmax(1)).sum(1).mean()) / 2
+    logits = s * F.normalize(u, dim=1) @ F.normalize(texts, dim=1).T
+    to_texts = (right * logits.log_softmax(1)).sum(1).mean()
+    to_images = (right * logits.T.log_softmax(1)).sum(1).mean()
+    want = -(to_texts + to_images) / 2
     loss = clip_loss(u, texts, s).loss
     torch.testing.assert_close(loss, want)
     for a, b in zip(torch.autograd.grad(loss, (u, s)), torch.autograd.grad(want, (u, s))):
@@ -300,7 +302,7 @@ def part_here():
 def test_two_processes_equal_one(two_processes):
     loss, grads = part(0, 1)
     answers = two_processes(part_here)
-    torch.testing.assert_close(sum(l for l, _ in answers), loss)
+    torch.testing.assert_close(sum(part for part, _ in answers), loss)
     assert 'scale.log_scale' in grads
     assert 'text_encoder.token_embedding.weight' in grads
     for name, g in grads.items():

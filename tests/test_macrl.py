@@ -107,10 +107,10 @@ def test_contrast_equals_lightlys_with_a_memory_bank(pool):
             k = peer.momentum_projector(read(peer.momentum_encoder, x[1], mask2))
         loss = bank(q, k)
         torch.testing.assert_close(out['loss'], loss, atol=1e-5, rtol=1e-5)
-        for s, l in zip(sgd, (out['loss'], loss)):
-            s.zero_grad()
-            l.backward()
-            s.step()
+        for optimizer, value in zip(sgd, (out['loss'], loss)):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
         ours.after_step(progress)
         m = 1 - 0.01 * (math.cos(math.pi * progress) + 1) / 2
         with torch.no_grad():

@@ -279,7 +279,8 @@ def test_heads(head, query, key):
     model = toy(head=head, hidden=24)
 
     def layers(*ms):
-        return [l for m in ms for l in m.modules() if isinstance(l, (nn.Linear, nn.BatchNorm1d, nn.ReLU))]
+        kinds = (nn.Linear, nn.BatchNorm1d, nn.ReLU)
+        return [layer for m in ms for layer in m.modules() if isinstance(layer, kinds)]
 
     assert (len(layers(model.projector, model.predictor)), len(layers(model.momentum_projector))) == (
         query,

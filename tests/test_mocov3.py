@@ -276,7 +276,7 @@ def test_schedule_of_the_momentum():
 
 def test_a_resnet_gets_the_papers_other_heads():
     m = MoCoV3(resnet_nano(img_size=32), hidden=32, dim=8, temperature=1.0)
-    assert len([l for l in m.projector if isinstance(l, nn.Linear)]) == 2
+    assert len([layer for layer in m.projector if isinstance(layer, nn.Linear)]) == 2
     assert isinstance(m.predictor[-1], nn.Linear)
     m(list(torch.randn(2, B, 3, 32, 32)))['loss'].backward()
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)

@@ -105,14 +105,15 @@ def test_import_is_light():
 
 def test_constraints_name_every_requirement():
     pinned = {
-        l.split('==')[0].strip().lower().replace('_', '-')
-        for l in (ROOT / 'constraints.txt').read_text().splitlines()
-        if '==' in l
+        canonicalize_name(line.split('==')[0].strip())
+        for line in (ROOT / 'constraints.txt').read_text().splitlines()
+        if '==' in line
     }
     cfg = settings()
     for line in (cfg['requirements'] + '\n' + cfg['dev_requirements']).splitlines():
-        name = line.strip().split('>')[0].split('<')[0].split('=')[0].split('[')[0].lower().replace('_', '-')
-        assert not name or name in pinned, f"{name} has no tested version in constraints.txt"
+        if line.strip():
+            name = canonicalize_name(Requirement(line).name)
+            assert name in pinned, f"{name} has no tested version in constraints.txt"
 
 
 def test_readme_is_in_sync():

@@ -180,7 +180,7 @@ def test_only_the_visible_patches_are_classified():
     hidden = mask.mask.reshape(6, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(m.classify(m.encode(x, mask)), m.classify(m.encode(x + 5 * hidden, mask)))
     assert m.classify(m.encoder(x)).shape == (6, 5), "and later all of them"
-    assert [type(l).__name__ for l in make(hidden=0).classifier] == ['Linear']
+    assert [type(layer).__name__ for layer in make(hidden=0).classifier] == ['Linear']
     pooled = make(pool='encoder', encoder=dict(global_pool='avg', fc_norm=False)).eval()
     same = make(encoder=dict(global_pool='avg', fc_norm=False)).eval()
     pooled.load_state_dict(same.state_dict())
