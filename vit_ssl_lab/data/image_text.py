@@ -100,7 +100,8 @@ def read_icons(
     def read(name):
         return json.loads((folder / name).read_text('utf-8'))
 
-    icons, metadata = read('icons.json'), read('metadata.json')
+    icons = read('icons.json')
+    metadata = read('metadata.json')
     box = dict(left=0, top=0, width=16, height=16)
     box |= {k: icons[k] for k in box if k in icons}  # the package's own box
     bodies = {}
@@ -168,16 +169,16 @@ def emoji(
     group_names = sorted(set(groups))
     train = [i for i, designer in enumerate(DESIGNERS) if designer != held]
     test = [list(DESIGNERS).index(held)]
-    mine = train if split == 'train' else test
-    label = torch.arange(len(captions)).repeat(len(mine))
+    chosen = train if split == 'train' else test
+    label = torch.arange(len(captions)).repeat(len(chosen))
     mean, std = statistics(images[train].flatten(0, 1))
     truths = dict(
         caption=[captions[i] for i in label.tolist()],
-        designer=torch.tensor(mine).repeat_interleave(len(captions)),
-        group=torch.tensor([group_names.index(g) for g in groups]).repeat(len(mine)),
+        designer=torch.tensor(chosen).repeat_interleave(len(captions)),
+        group=torch.tensor([group_names.index(g) for g in groups]).repeat(len(chosen)),
     )
     source = dict(designers=list(DESIGNERS), groups=group_names)
-    pictures = images[mine].flatten(0, 1)
+    pictures = images[chosen].flatten(0, 1)
     return Dataset('emoji', split, pictures, label, captions, mean, std, truths=truths, source=source)
 
 
@@ -208,7 +209,7 @@ TABLE_NAMES = ('captions.csv', 'captions.tsv', 'captions.jsonl', 'metadata.csv',
 def find_column(
     columns: Sequence[str],  # what there is
     known: Sequence[str],  # what it may be called
-    given: str | None,  # what the caller says it is called
+    given: str | None,  # the name that the caller gave; None: one of `known`
     what: str,  # for the message: "a column of captions"
     where: str,  # for the message: the set
 ) -> str:  # one of `columns`
@@ -327,7 +328,7 @@ class Member(NamedTuple):
     size: int  # bytes
 
     def open(self) -> io.BytesIO:
-        "Its bytes."
+        "The file's bytes, read from the tar file."
         with open(self.tar, 'rb') as f:
             f.seek(self.offset)
             return io.BytesIO(f.read(self.size))
@@ -410,7 +411,7 @@ class Row(NamedTuple):
     column: str  # of the pictures
 
     def open(self) -> Any:  # bytes, or a path
-        "What Pillow opens."
+        "The picture as Pillow opens it."
         cell = self.table[self.index][self.column]
         return io.BytesIO(cell['bytes']) if cell['bytes'] is not None else cell['path']
 

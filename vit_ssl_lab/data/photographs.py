@@ -77,7 +77,8 @@ def photographs() -> list[Photograph]:  # those of PHOTOGRAPHS that are installe
 def photograph(
     p: Photograph,  # one of `photographs()`
 ) -> Image.Image:  # RGB
-    "Read a photograph; a grey one is printed in its two inks."
+    """A photograph in colour; a grey one gets the colours between its two inks.
+    Raises `DataError` if its package does not have it."""
     path = package_file(p.package, p.file)
     if path is None:
         raise DataError(f"The package {p.package} has no file {p.file}: take one of photographs().")
@@ -121,7 +122,8 @@ def uniform(
     "Random numbers as a function of (index, seed, purpose): the same in any batch, order and device."
     digest = hashlib.sha256(f'{seed}:{purpose}'.encode()).digest()
     key = int.from_bytes(digest[:8], 'big')
-    low, high = key & 0xFFFFFFFF, key >> 32
+    low = key & 0xFFFFFFFF
+    high = key >> 32
     x = _hash(_hash(index.long() ^ low) + high)
     return (x >> 8).float() * 2**-24
 
@@ -143,7 +145,9 @@ class Atlas:
         self.levels = levels
         self.device = torch.device(device)
         smallest, largest = zoom
-        pixels, table, start = [], [], 0
+        pixels = []
+        table = []
+        start = 0
         for p in self.photographs:
             image = region(photograph(p), split)
             shorter = min(region(photograph(p), 'test').size)
@@ -162,7 +166,7 @@ class Atlas:
     def corners(
         self,
         which: Tensor,  # (B,) int64: the photograph
-        level: Tensor,  # (B,) in [0, 1): how far out
+        level: Tensor,  # (B,) in [0, 1): the scale, from close to far
         x: Tensor,  # (B,) in [0, 1]: place from left to right
         y: Tensor,  # (B,) in [0, 1]: place from top to bottom
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # each (B,) int64: first pixel, row length, left, top
@@ -176,11 +180,11 @@ class Atlas:
     def crops(
         self,
         which: Tensor,  # (B,) int64: the photograph
-        level: Tensor,  # (B,) in [0, 1): how far out
+        level: Tensor,  # (B,) in [0, 1): the scale, from close to far
         x: Tensor,  # (B,) in [0, 1]: place from left to right
         y: Tensor,  # (B,) in [0, 1]: place from top to bottom
     ) -> Tensor:  # (B, 3, size, size) uint8
-        "One crop each."
+        "One square crop for each index."
         start, w, left, top = self.corners(which, level, x, y)
         side = torch.arange(self.size, device=which.device)
         first = start + top * w + left
@@ -197,7 +201,7 @@ def atlas(
     blur: float = 0.0,  # share of `size`
     device: str = 'cpu',  # where the crops are taken
 ) -> Atlas:  # made once a process
-    "The atlas for these arguments."
+    "An `Atlas`; the same one for the same arguments."
     return Atlas(split, size, zoom, blur=blur, device=device)
 
 # %% ../../nbs/data/04_photographs.ipynb #19a56bb0

@@ -201,7 +201,7 @@ def bounce(
     low: Tensor | float,  # the lower wall, of a shape that broadcasts
     high: Tensor | float,  # the upper wall
 ) -> Tensor:  # within low..high
-    "A coordinate that moves on without end, folded back at two walls."
+    "A coordinate that moves on without end, reflected between two walls."
     room = torch.as_tensor(high - low).clamp(min=1e-6)
     t = ((x - low) / room) % 2
     return low + room * torch.where(t > 1, 2 - t, t)
@@ -322,7 +322,7 @@ class ScenePainter(SceneSampler):
     def render(
         self,
         params: SceneParams,  # of B scenes
-        size: int | None = None,  # side in pixels; None: the maker's
+        size: int | None = None,  # side in pixels; None: `self.size`
     ) -> Scene:
         "Paint scenes: the photograph's crop, then the garments from back to front."
         size = size or self.size
@@ -417,7 +417,8 @@ class Scenes(ScenePainter):
         scale = zoom[0] + (zoom[1] - zoom[0]) * self._uniform(index, f'{view} zoom')
         angle = (2 * self._uniform(index, f'{view} turn') - 1) * turn * torch.pi / 180
         x, y = ((2 * self._uniform(index, f'{view} {axis}') - 1) * (1 - scale) for axis in 'xy')
-        cos, sin = scale * angle.cos(), scale * angle.sin()
+        cos = scale * angle.cos()
+        sin = scale * angle.sin()
         zero = torch.zeros_like(scale)
         return torch.stack([cos, -sin, x, sin, cos, y, zero, zero, zero + 1], 1).view(-1, 3, 3)
 
@@ -437,15 +438,16 @@ class Scenes(ScenePainter):
             return 2 * self._uniform(index, what) - 1
 
         t = torch.arange(frames, device=self.device).view(1, -1, 1, 1)
-        velocity = torch.stack(
-            [torch.stack([signed(f'speed {g} x'), signed(f'speed {g} y')], -1) for g in range(G)], 1
-        )  # (B, G, 2)
+        velocity_x = torch.stack([signed(f'speed {g} x') for g in range(G)], 1)
+        velocity_y = torch.stack([signed(f'speed {g} y') for g in range(G)], 1)
+        velocity = torch.stack([velocity_x, velocity_y], -1)  # (B, G, 2)
         half = (0.5 - params.height / 2).clamp(min=0.2)  # large garments may leave the picture in part
         half = half[:, None, :, None]
         moved = params.centre[:, None] + t * speed * velocity[:, None]
         centre = bounce(moved, 0.5 - half, 0.5 + half)  # (B, T, G, 2)
         drift = torch.stack([signed('pan x'), signed('pan y')], -1)[:, None]
-        zero, one = torch.zeros(1, device=self.device), torch.ones(1, device=self.device)
+        zero = torch.zeros(1, device=self.device)
+        one = torch.ones(1, device=self.device)
         corner = bounce(params.corner[:, None] + t[..., 0] * pan * drift, zero, one)  # (B, T, 2)
         film = SceneParams(*(v.repeat_interleave(frames, 0) for v in params))
         film = film._replace(centre=centre.flatten(0, 1), corner=corner.flatten(0, 1))
@@ -497,7 +499,7 @@ class Scenes(ScenePainter):
     def statistics(
         self,
     ) -> tuple[tuple, tuple]:  # mean and standard deviation of each channel, pixels in 0..1
-        "Of 1,000 train scenes: the same for both splits."
+        "Mean and standard deviation of 1,000 train scenes; the same for both splits."
         train = self
         if self.split != 'train':
             train = Scenes(

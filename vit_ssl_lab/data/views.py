@@ -103,7 +103,8 @@ class ViewParams(NamedTuple):
         "Where points of the view (B, M, 2), row and column in 0..1, lie in the source, in pixels (B, M, 2)."
         row, column = points.unbind(-1)
         column = torch.where(self.flip[:, None], 1 - column, column)
-        corner, side = self.box[:, None, :2], self.box[:, None, 2:]
+        corner = self.box[:, None, :2]
+        side = self.box[:, None, 2:]
         return corner + torch.stack([row, column], -1) * side
 
 # %% ../../nbs/data/09_views.ipynb #6e450ed0
@@ -468,8 +469,8 @@ def views(
         choose(field, [f.name for f in fields(Policy)], "field of Policy")
     policies = _with_local(name, policies, local, local_size, local_scale)
     for i, policy in enumerate(policies):
-        mine = {field: value for field, value in changes.items() if _applies(field, name, i, policy)}
-        policies[i] = replace(policy, **mine)
+        applied = {field: value for field, value in changes.items() if _applies(field, name, i, policy)}
+        policies[i] = replace(policy, **applied)
     if name == 'cmae':
         return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)
     if name != 'mae':
@@ -480,7 +481,11 @@ def views(
 
 
 def _with_local(
-    name: str, policies: list[Policy], local: int | None, local_size: int | None, local_scale: tuple | None
+    name: str,  # of the preset
+    policies: list[Policy],  # of the preset, one a view
+    local: int | None,  # how many small views; None: as published
+    local_size: int | None,  # pixels
+    local_scale: tuple | None,  # share of the area
 ) -> list[Policy]:
     "The policies with the number, the size and the scale of small views as asked for."
     large = [p for p in policies if p.size is None]
@@ -499,7 +504,7 @@ def _with_local(
 
 # %% ../../nbs/data/09_views.ipynb #022d2cf2
 def default_views(
-    encoder: Any,  # knows its pictures: img_size and in_chans
+    encoder: Any,  # has img_size and in_chans
     preset: str,  # a name in `PRESETS`
 ) -> Views:
     """A paper's views at the encoder's size, with ImageNet's mean and standard deviation

@@ -187,7 +187,7 @@ class ConvNeXtV2(ConvNeXt):
         self,
         img_size: int | tuple,  # pixels: (H, W) or one number; a multiple of the patch
     ) -> 'ConvNeXtV2':  # itself
-        "Say that pictures have another size: the grid changes, the weights stay."
+        "Expect pictures of another size: the grid changes, the weights stay."
         stem: Any = self.stem[0]
         self.in_chans = stem.in_channels
         self.img_size = to_pair(img_size)
@@ -216,7 +216,7 @@ def forward_visible(
     images: Tensor,  # (B, C, H, W) float, normalised
     keep: Tensor,  # (B, K) int64
 ) -> Tensor:  # (B, K, D)
-    "The last map at the visible cells, as if there were no others."
+    "The last map at the visible cells; hidden cells are not computed and count as 0."
     side = self.patch_size[0]
     pixels = gather_tokens(patchify(images, side), keep)
     x = rearrange(pixels, 'b k (h w c) -> b k h w c', h=side, w=side)
@@ -268,7 +268,7 @@ def check_input(
 
 @patch
 def init_weights(self: ConvNeXtV2) -> None:
-    """Truncated normal 0.02 on convolutions and linear layers, no biases, GRN and LayerScale as at the start.
+    """Truncated normal 0.02 on convolutions and linear layers, biases 0, GRN and LayerScale at their first values.
 
     (ConvNeXt, appendix A.1; models/convnextv2.py: _init_weights)
     """

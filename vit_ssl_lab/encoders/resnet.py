@@ -25,7 +25,7 @@ class ResNet(TimmResNet):
     (Deep Residual Learning, table 1; stride in the 3x3 convolution as torchvision)
     """
 
-    zero_last = True  # what `init_weights` does when it isn't told
+    zero_last = True  # the default of `init_weights`
     img_size: tuple[int, int]  # (H, W) pixels
 
     def __init__(
@@ -127,7 +127,7 @@ class ResNet(TimmResNet):
 
     def init_weights(
         self,
-        zero_init_last: bool | None = None,  # None: as the encoder was made
+        zero_init_last: bool | None = None,  # None: as given to the constructor
     ) -> None:
         "He's normal initialisation by fan-out on convolutions, as timm and torchvision."
         super().init_weights(self.zero_last if zero_init_last is None else zero_init_last)

@@ -171,7 +171,7 @@ class Swin(SwinTransformer):
         self,
         img_size: int | tuple,  # pixels: (H, W) or one number
     ) -> 'Swin':  # itself
-        "Say that pictures have another size: the grid changes, the windows stay, as for a crop."
+        "Expect pictures of another size: the grid changes, the windows stay, as for a crop."
         size = to_pair(img_size)
         self.check_input(torch.empty(1, self.in_chans, *size))
         self.patch_embed.set_input_size(size)
@@ -309,7 +309,7 @@ def count_numbered(
     keys: Iterable[str],  # names of a state dict
     pattern: str,  # the start of a name, with a number in brackets: r'blocks\.(\d+)\.'
 ) -> int:  # one more than the largest number; 0 if there is none
-    "How many numbered parts (blocks, stages) the names of a state dict speak of."
+    "The number of numbered parts (blocks, stages) in the names of a state dict."
     matches = [re.match(pattern, key) for key in keys]
     return 1 + max([int(match[1]) for match in matches if match], default=-1)
 

@@ -29,7 +29,7 @@ def word_pieces(
 
 # %% ../../nbs/encoders/05_text.ipynb #1c39b26e
 def vocabulary_of(
-    captions: Sequence[str],  # what there is to say
+    captions: Sequence[str],  # any number of texts
 ) -> Tensor:  # (V,) int64: ids of CLIP's table in rising order; always with padding (0), start and end
     "The word pieces that occur in captions."
     found = {0, bpe().sot_token_id, bpe().eot_token_id}
@@ -110,7 +110,7 @@ class TextEncoder(TextTransformer):
         if len(pieces) > length:  # cut in the middle, so that the end stays
             pieces = pieces[: length - 1] + pieces[-1:]
         if numbers is not None:
-            others = len(numbers)  # one number for all that were never seen
+            others = len(numbers)  # one number for all pieces outside the vocabulary
             pieces = [numbers.get(piece, others) for piece in pieces]
         padding = [0] * (length - len(pieces))
         return torch.tensor(pieces + padding)
@@ -119,7 +119,7 @@ class TextEncoder(TextTransformer):
         self,
         caption: str,  # one text
     ) -> list[str]:  # its word pieces that this encoder has no number for
-        "What of a caption the encoder can't read."
+        "The word pieces of a caption that are not in the vocabulary, as text."
         if self.vocabulary is None:
             return []
         known = set(self.vocabulary.tolist())
@@ -138,7 +138,7 @@ class TextEncoder(TextTransformer):
                 f"got {tokens.dtype} {tuple(tokens.shape)}: use tokenize()."
             )
         features = super().forward(tokens)
-        assert isinstance(features, Tensor)  # open_clip gives a pair only where it is told to
+        assert isinstance(features, Tensor)  # open_clip returns a pair only with output_tokens
         return features
 
 # %% ../../nbs/encoders/05_text.ipynb #fe814b99
