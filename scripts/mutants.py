@@ -186,7 +186,7 @@ MUTANTS = [
 
 
 def copy_to(folder: Path) -> None:
-    unused = shutil.ignore_patterns('__pycache__', '.*', '*.safetensors')
+    unused = shutil.ignore_patterns('__pycache__', '.*', '*.safetensors*')
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

@@ -52,9 +52,9 @@ def jupyter_lab(root: Path, **env: str):
         'IPYTHONDIR',
     ]
     folders = {name: str(root / '.jupyter' / name.lower()) for name in names}
-    quiet = Path(folders['JUPYTERLAB_SETTINGS_DIR']) / '@jupyterlab/apputils-extension'
-    quiet.mkdir(parents=True)
-    (quiet / 'notification.jupyterlab-settings').write_text(
+    notifications = Path(folders['JUPYTERLAB_SETTINGS_DIR']) / '@jupyterlab/apputils-extension'
+    notifications.mkdir(parents=True)
+    (notifications / 'notification.jupyterlab-settings').write_text(
         '{"fetchNews": "false", "checkForUpdates": false}'
     )
     command = [

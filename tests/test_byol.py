@@ -37,18 +37,18 @@ class Peer(nn.Module):
         self.criterion = NegativeCosineSimilarity()
 
     def start_target(self):
-        self.slow = [copy.deepcopy(self.encoder), copy.deepcopy(self.projector)]
-        for m in self.slow:
+        self.target = [copy.deepcopy(self.encoder), copy.deepcopy(self.projector)]
+        for m in self.target:
             deactivate_requires_grad(m)
 
     def forward(self, x1, x2):
         p1, p2 = (self.predictor(self.projector(self.encoder(x).pooled)) for x in (x1, x2))
-        y1, y2 = (self.slow[1](self.slow[0](x).pooled).detach() for x in (x1, x2))
+        y1, y2 = (self.target[1](self.target[0](x).pooled).detach() for x in (x1, x2))
         return 4 + 2 * (self.criterion(p1, y2) + self.criterion(p2, y1))
 
     def follow(self, m):
-        for fast, slow in zip((self.encoder, self.projector), self.slow):
-            update_momentum(fast, slow, m)
+        for online_part, target in zip((self.encoder, self.projector), self.target):
+            update_momentum(online_part, target, m)
 
 
 def with_peer(**kw) -> tuple[BYOL, Peer, dict]:
@@ -95,8 +95,8 @@ def test_equal_to_lightly_over_three_steps():
         peer.follow(cosine_schedule(step + 1, 11, 0.99, 1.0))  # lightly's last step of 11 is our progress 1
         for a, b in pairs.items():
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-        for slow, peer_slow in zip((ours.momentum_encoder, ours.momentum_projector), peer.slow):
-            for a, b in zip(slow.parameters(), peer_slow.parameters()):
+        for target, peer_target in zip((ours.momentum_encoder, ours.momentum_projector), peer.target):
+            for a, b in zip(target.parameters(), peer_target.parameters()):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
@@ -105,7 +105,7 @@ def test_one_lars_step(decay, official, tolerance):
     """Trust ratio 0.001 |w| / (|g| + decay |w|); biases and norms neither decayed nor adapted. With the
     paper's decay that is the update of the official code to four digits (optimizers.py). In float64."""
     ours, peer, pairs = with_peer()
-    for network in (ours, peer, *peer.slow):
+    for network in (ours, peer, *peer.target):
         network.double()
     x = [view.double() for view in two()]
     ours(x)['loss'].backward()
@@ -186,19 +186,19 @@ def test_limits_of_the_momentum(momentum, moved):
     m(x)['loss'].backward()
     torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1).step()
     m.after_step(0.3)
-    for slow, fast, old in zip(m.momentum_encoder.parameters(), m.encoder.parameters(), start):
-        assert torch.equal(slow, fast if moved else old)
+    for target, online_part, old in zip(m.momentum_encoder.parameters(), m.encoder.parameters(), start):
+        assert torch.equal(target, online_part if moved else old)
 
 
 def test_no_gradient_into_the_target():
     m = small()
     x = two()
     m(x)['loss'].backward()
-    slow = [*m.momentum_encoder.parameters(), *m.momentum_projector.parameters()]
-    assert all(p.grad is None and not p.requires_grad for p in slow)
+    target = [*m.momentum_encoder.parameters(), *m.momentum_projector.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in target)
     assert not m.momentum_embed(x[0]).requires_grad
     learned = {p for g in param_groups(m) for p in g['params']}
-    assert not learned & set(slow)
+    assert not learned & set(target)
     assert {*m.predictor.parameters()} <= learned
     with torch.no_grad():
         # the whole gradient is the one with the targets as numbers
@@ -227,8 +227,8 @@ def test_start_of_the_target():
     m = small()
     assert equal(m.encoder.parameters(), m.momentum_encoder.parameters())
     r = small(target='random', enc=dict(positions='sincos'))
-    for fast, slow in ((r.encoder, r.momentum_encoder), (r.projector, r.momentum_projector)):
-        for (name, a), b in zip(fast.named_parameters(), slow.parameters()):
+    for online_part, target in ((r.encoder, r.momentum_encoder), (r.projector, r.momentum_projector)):
+        for (name, a), b in zip(online_part.named_parameters(), target.parameters()):
             assert not b.requires_grad
             if not a.requires_grad:
                 assert torch.equal(a, b), f"{name} is a fixed table"
@@ -297,7 +297,7 @@ def test_recipe():
         (lambda: small(norm='bacth'), "Did you mean 'batch'"),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

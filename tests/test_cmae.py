@@ -94,7 +94,7 @@ def official_name(ours):
 
 
 def test_official_numbers():
-    "Masks, predictions, losses, every gradient, AdamW's step and the slow copy over three steps."
+    "Masks, predictions, losses, every gradient, AdamW's step and the momentum encoder over three steps."
     torch.manual_seed(0)
     m = CMAE(
         ViT(64, 8, 3, embed_dim=192, depth=2, num_heads=3, positions='sincos'),
@@ -169,9 +169,9 @@ def test_loss_by_hand_in_float64():
             total = total + ((pred[b, i] - (p - p.mean()) / (p.var() + 1e-6).sqrt()) ** 2).mean()
             count = count + 1
     q = m.predictor(m.projector(m.feature_decoder(f.patches, mask.keep, f.pooled).mean(1)))
-    slow, patches = m.momentum_encoder, []
-    slow.norm.register_forward_pre_hook(lambda module, given: patches.append(given[0]))
-    slow(whole)
+    momentum_encoder, patches = m.momentum_encoder, []
+    momentum_encoder.norm.register_forward_pre_hook(lambda module, given: patches.append(given[0]))
+    momentum_encoder(whole)
     k = m.momentum_projector(patches[0][:, 1:].mean(1))
     logits = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) / 0.07 for b in k]) for a in q])
     contrast = 2 * 0.07 * (logits.logsumexp(1) - logits.diagonal()).mean()
@@ -242,8 +242,8 @@ def test_chance_and_the_slow_copy():
         m.projector[3].weight += 1
     old = [p.clone() for p in m.momentum_encoder.parameters()]
     m.after_step(0.9)
-    for o, slow, fast in zip(old, m.momentum_encoder.parameters(), m.encoder.parameters()):
-        torch.testing.assert_close(slow, 0.996 * o + 0.004 * fast)
+    for o, target_weight, online_weight in zip(old, m.momentum_encoder.parameters(), m.encoder.parameters()):
+        torch.testing.assert_close(target_weight, 0.996 * o + 0.004 * online_weight)
     rising = make(momentum=0.9, momentum_schedule='cosine')
     rising.projector[0].weight.data += 1
     before = rising.momentum_projector[0].weight.clone()
@@ -323,7 +323,7 @@ def train(r):
 
 
 def test_two_processes_train_as_one(two_processes):
-    "Views, masks, gathered keys, running statistics and the slow copies; batches of 287 are uneven."
+    "Views, masks, gathered keys, running statistics and the momentum copies; batches of 287 are uneven."
     rows, state = train(tiny())
     answers = two_processes(train, tiny())
     for theirs, other in answers:

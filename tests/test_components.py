@@ -502,7 +502,7 @@ def test_estimated_brightness_by_hand_and_the_inverse_of_true_statistics():
     # patch 1 at (0, 1): distance 1 to patch 0, sqrt 2 to patch 2, weights 1 and 1/2; patch 3 at (1, 1) the
     # other way round
     assert out[0, :, 0].tolist() == pytest.approx([1, (1 + 5 / 2) / 1.5, 5, (1 / 2 + 5) / 1.5])
-    # the spread: sqrt 2 and 2 sqrt 2
+    # the standard deviations: sqrt 2 and 2 sqrt 2
     ones = unnormalise_estimated(torch.ones(1, 4, 2), patches, mask, (2, 2)) - out
     assert ones[0, 1, 0].item() == pytest.approx(2**0.5 * (1 + 2 / 2) / 1.5, rel=1e-5)
     torch.testing.assert_close(

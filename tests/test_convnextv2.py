@@ -402,7 +402,7 @@ def test_the_official_dense_network_comes_in(tmp_path):
 
 @pytest.mark.parametrize('name', ['convnextv2_atto', 'convnext_atto', 'convnextv2_tiny'])
 def test_official_names_as_timm_reads_them(tmp_path, name):
-    "A random official file, read by timm's own filter and by the door: one network."
+    "A random official file, read by timm's own filter and by `load_encoder`: one network."
     from timm.models.convnext import checkpoint_filter_fn
 
     small = dict(depths=(1, 2, 1, 1), dims=(8, 12, 16, 24))
@@ -495,7 +495,7 @@ KEEP = torch.tensor([[0, 1], [2, 3]])
         (lambda: save(convnextv2_atto(64), '/nowhere/x', 'transformers'), "timm's layout"),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

@@ -27,7 +27,7 @@ STD = (0.25,) * 3
 
 
 class Cells(nn.Module):
-    "Mean colour and spread of each of 4 by 4 regions: the Encoder contract and nothing else."
+    "Mean and mean square of the colours of each of 4 by 4 regions: the Encoder contract and nothing else."
 
     width = 6
 
@@ -178,11 +178,11 @@ def test_state_figure_and_page(tmp_path):
 
 
 sync = pytest.importorskip('playwright.sync_api', reason="there is no playwright: `make test` installs it")
-from test_explorers_browser import hover, says, status
+from test_explorers_browser import hover, expect_status, status
 
 
 def agrees(e, root, side, cell):
-    "What the page says of a region is what Python computes."
+    "What the page shows for a region is what Python computes."
     which = int(root.get_attribute('data-which'))
     i = int(root.get_attribute('data-picture'))
     _, truth = e.matches(which, side)
@@ -231,7 +231,7 @@ def test_keyboard_and_choices(open_page):
     page.locator('[data-trait=which] [data-value="1"]').click()
     sync.expect(root).to_have_attribute('data-which', '1')
     agrees(e, root, 1, 5)
-    says(page, 'pixels')
+    expect_status(page, 'pixels')
     page.locator('[data-trait=picture] button').nth(2).click()
     sync.expect(root).to_have_attribute('data-picture', '2')
     agrees(e, root, 1, 5)
@@ -251,7 +251,7 @@ def test_what_is_not_visible_is_said_and_everything_has_a_name(open_page):
         page.locator('[data-trait=picture] button').nth(picture).click()
     row, col = divmod(int((e.true[0, picture] < 0).nonzero()[0]), 4)
     hover(page, page.locator('canvas.vsl-view1'), 4, 4, row, col)
-    says(page, 'not visible in the other view')
+    expect_status(page, 'not visible in the other view')
     assert root.get_attribute('data-truth') == '-1'
     for el in page.locator('.vsl [tabindex], .vsl button, .vsl canvas[role]').all():
         assert el.get_attribute('aria-label') or el.inner_text().strip()

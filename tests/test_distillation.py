@@ -75,7 +75,8 @@ def region_rows(width, f):
 def test_esvit_loss_is_the_official_one():
     centers = Center(K).double(), Center(K).double()
     for row in GOLDEN['esvit']:
-        e, heat = row['epoch'], row['temperature']
+        e = row['epoch']
+        teacher_temperature = row['temperature']
 
         s = sine(CROPS, B, K, f=1.1 + e).requires_grad_()
         t = sine(2, B, K, f=1.7 + e)
@@ -83,9 +84,9 @@ def test_esvit_loss_is_the_official_one():
         tr = sine(2, B, N, K, f=0.9 + e)
         sf = region_rows(D, 3.1 + e)
         tf = sine(2, B, N, D, f=2.9 + e)
-        p = centers[1](tr, heat)
+        p = centers[1](tr, teacher_temperature)
         region = other_views(torch.cat([region_pairs(x, p, match_regions(f, tf)) for x, f in zip(sr, sf)], 1))
-        loss = 0.5 * other_views(view_pairs(s, centers[0](t, heat))) + 0.5 * region
+        loss = 0.5 * other_views(view_pairs(s, centers[0](t, teacher_temperature))) + 0.5 * region
         loss.backward()
         for c, logits in zip(centers, (t, tr)):
             c.stage(logits)
@@ -127,18 +128,18 @@ def test_head_at_the_start():
     assert all(m.bias.abs().sum() == 0 for m in head.mlp if isinstance(m, nn.Linear))
     assert [p.requires_grad for p in head.last_layer.parameters()].count(False) == 1
     assert all(p.requires_grad for p in DINOHead(8, 8, 4, 16, norm_last=False).parameters())
-    twin = copy.deepcopy(head)
-    torch.testing.assert_close(twin(torch.ones(1, 64)), head(torch.ones(1, 64)))
+    second = copy.deepcopy(head)
+    torch.testing.assert_close(second(torch.ones(1, 64)), head(torch.ones(1, 64)))
     assert any(isinstance(m, nn.BatchNorm1d) for m in DINOHead(8, 8, 4, 16, norm='batch').mlp)
 
 
 # -- against lightly
 
 
-@pytest.mark.parametrize('heat', [0.04, 0.07, 0.2])
-def test_view_loss_equals_lightlys(heat):
+@pytest.mark.parametrize('teacher_temperature', [0.04, 0.07, 0.2])
+def test_view_loss_equals_lightlys(teacher_temperature):
     g = seeded(0)
-    theirs = DINOLoss(16, teacher_temp=heat)
+    theirs = DINOLoss(16, teacher_temp=teacher_temperature)
     center = Center(16)
     for _ in range(3):
         s = torch.randn(5, 6, 16, generator=g).requires_grad_()
@@ -146,7 +147,7 @@ def test_view_loss_equals_lightlys(heat):
         a = s.detach().clone().requires_grad_()
         ref = theirs(list(t), list(a))
         ref.backward()
-        loss = other_views(view_pairs(s, center(t, heat)))
+        loss = other_views(view_pairs(s, center(t, teacher_temperature)))
         loss.backward()
         center.stage(t)
         center.update()
@@ -242,7 +243,7 @@ def make(cls, encoder=vit, **kw):
 
 def by_hand(m, x):
     "Both terms, pair by pair and region by region, in float64."
-    heat = float(m.heat)
+    teacher_temperature = float(m.heat)
     total = 0.0
     pairs = 0
     with torch.no_grad():
@@ -253,12 +254,13 @@ def by_hand(m, x):
         for v, f in enumerate(student):
             if v == g:
                 continue
-            p = ((t[g] - m.center.center) / heat).softmax(-1)
+            p = ((t[g] - m.center.center) / teacher_temperature).softmax(-1)
             view = -(p * (m.projector(f.pooled) / m.temperature).log_softmax(-1)).sum(-1).mean()
             region = torch.zeros((), dtype=torch.float64)
             if getattr(m, 'region', 0):
                 with torch.no_grad():
-                    pr = ((m.momentum_dense(T[g].patches) - m.region_center.center) / heat).softmax(-1)
+                    centred = m.momentum_dense(T[g].patches) - m.region_center.center
+                    pr = (centred / teacher_temperature).softmax(-1)
                 log = (m.dense(f.patches) / m.temperature).log_softmax(-1)
                 for b in range(len(log)):
                     for i in range(log.shape[1]):
@@ -331,15 +333,15 @@ def test_who_learns_and_who_follows():
             if p.grad is not None:
                 p.sub_(p.grad)
     m.after_step(0.05)
-    for slow, fast in (
+    for momentum_part, online_part in (
         ('momentum_encoder', 'encoder'),
         ('momentum_projector', 'projector'),
         ('momentum_dense', 'dense'),
     ):
-        for k, p in getattr(m, slow).named_parameters():
+        for k, p in getattr(m, momentum_part).named_parameters():
             torch.testing.assert_close(
                 p,
-                (start[f'{slow}.{k}'] + dict(getattr(m, fast).named_parameters())[k]) / 2,
+                (start[f'{momentum_part}.{k}'] + dict(getattr(m, online_part).named_parameters())[k]) / 2,
                 rtol=0,
                 atol=1e-6,
             )

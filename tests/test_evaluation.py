@@ -150,8 +150,8 @@ def test_knn_of_a_set_in_itself_is_perfect_with_one_neighbour():
         (dict(temperature=-1.0), 'above 0'),
     ],
 )
-def test_knn_says_what_is_wrong(bad, says):
-    with pytest.raises(ValueError, match=says):
+def test_knn_says_what_is_wrong(bad, message):
+    with pytest.raises(ValueError, match=message):
         knn(RawPixels(), toy(), toy(), **bad)
 
 
@@ -363,8 +363,8 @@ def test_supervised_starts_from_other_weights():
         (dict(lr=1e20, optimizer='sgd', steps=30), NotFinite, 'lower the rate'),
     ],
 )
-def test_finetune_says_what_is_wrong(bad, error, says):
-    with pytest.raises(error, match=says):
+def test_finetune_says_what_is_wrong(bad, error, message):
+    with pytest.raises(error, match=message):
         finetune(small_vit(), toy(), toy(), **{'steps': 1, **bad})
 
 
@@ -372,7 +372,7 @@ def test_finetune_says_what_is_wrong(bad, error, says):
 
 
 class Oracle(nn.Module):
-    "Looks at where the light is: as good as this data allows."
+    "Its feature is the place of the light: as good as this data allows."
 
     width = 4
 

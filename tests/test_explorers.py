@@ -74,8 +74,8 @@ class Method(nn.Module):
         hidden = mask_to_pixels(mask.mask, 8, (x.shape[2] // 8, x.shape[3] // 8))
         mean = (x * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
         guess = x.clone() if pixels == 'true' else mean.expand_as(x)
-        pasted = x * (1 - hidden) + guess * hidden
-        return Reconstruction(x, x * (1 - hidden), guess, pasted, (pasted - x).abs().mean(1), mask.mask)
+        composite = x * (1 - hidden) + guess * hidden
+        return Reconstruction(x, x * (1 - hidden), guess, composite, (composite - x).abs().mean(1), mask.mask)
 
 
 class Pair(nn.Module):
@@ -248,8 +248,8 @@ def test_unexpected_errors_are_shown_and_survived():
         (torch.rand(8, 8), 'takes \\(n, C, H, W\\)'),
     ],
 )
-def test_wrong_pictures(bad, says):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_pictures(bad, message):
+    with pytest.raises(ValueError, match=message):
         MaskExplorer(bad, 8)
 
 
@@ -290,11 +290,11 @@ def test_painting_and_back():
         ({'picture': 9}, 'no picture 9'),
     ],
 )
-def test_mask_errors_are_sentences_and_pass(change, says):
+def test_mask_errors_are_sentences_and_pass(change, message):
     explorer = mask_explorer()
     before = mask_explorer().hidden
     explorer.set_state(change)
-    assert re.search(says, explorer.error)
+    assert re.search(message, explorer.error)
     assert explorer.hidden == before
     explorer.set_state({'ratio': 0.75, 'kind': 'random', 'picture': 0})
     assert explorer.error == ''
@@ -367,7 +367,7 @@ def test_not_every_method_reconstructs():
 
 
 def test_an_update_takes_less_than_100_ms():
-    """The laptop model, all panes.
+    """The laptop model, all panels.
     Processor time of one thread: what a machine with nothing else to do needs by the clock."""
     threads = torch.get_num_threads()
     method = build(
@@ -615,9 +615,10 @@ def test_row_is_a_softmax():
 
 def test_crops_move_by_hand():
     explorer = siamese()
-    thrown, words = explorer.boxes, explorer.words
+    random_boxes = explorer.boxes
+    words = explorer.words
     explorer.method.calls = 0
-    explorer.set_state({'boxes': [[2, 3, 10, 20], thrown[1]], 'hand': True})
+    explorer.set_state({'boxes': [[2, 3, 10, 20], random_boxes[1]], 'hand': True})
     assert explorer.method.calls == 2, "two views of one picture; the batch stays"
     assert explorer.words[0].startswith('crop 10 x 20 px'), "the rest of the draw is kept"
     assert explorer.words[0].split(', ')[1:] == words[0].split(', ')[1:], "the rest of the draw is kept"
@@ -627,7 +628,7 @@ def test_crops_move_by_hand():
     explorer.place(1, (0, 0, 32, 48))
     assert explorer.words[1].startswith('crop 32 x 48 px')
     explorer.set_state({'hand': False, 'picture': 0})
-    assert explorer.boxes == thrown
+    assert explorer.boxes == random_boxes
     assert explorer.words == words
 
 
@@ -680,7 +681,7 @@ def test_pooled_features_will_do_and_views_of_another_make():
     method.views = Halves()
     state = torch.random.get_rng_state()
     explorer = SiameseExplorer(method, PICTURES)
-    assert torch.equal(state, torch.random.get_rng_state()), "torch's own dice are left alone"
+    assert torch.equal(state, torch.random.get_rng_state()), "torch's global generator is left alone"
     assert not explorer.movable
     assert explorer.boxes == []
     assert explorer.size == [32, 16]

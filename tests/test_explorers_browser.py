@@ -37,7 +37,7 @@ def hover(page, canvas, rows, cols, row, col):
     page.mouse.move(at['x'], at['y'], steps=2)
 
 
-def says(page, text):
+def expect_status(page, text):
     expect(page.locator('.vsl-status')).to_contain_text(text)
 
 
@@ -95,7 +95,7 @@ def test_reconstruction_keeps_its_stored_state(open_page):
     assert page.locator('canvas.vsl-live').count() == 5
     assert f'{explorer.mse:.4f} (estimated' in status(page)
     page.locator('[data-trait=pixels] [data-value=true]').click()
-    says(page, '0.0000 (true')
+    expect_status(page, '0.0000 (true')
     page.locator('[data-trait=picture] button').nth(2).click()
     canvas = page.locator('canvas.vsl-mask')
     before = canvas.get_attribute('data-hidden')
@@ -162,13 +162,13 @@ def test_attention_layers_are_stored(open_page):
     layer = page.locator('[data-trait=layer]')
     layer.focus()
     page.keyboard.press('Home')
-    says(page, 'layer 1,')
+    expect_status(page, 'layer 1,')
     explorer.layer = 0
     assert float(root.get_attribute('data-top')) == pytest.approx(
         float(explorer.current().mean(0)[1 + explorer.query, 1:].max()), rel=0.01
     )
     page.locator('[data-trait=rollout] [data-value=true]').click()
-    says(page, 'rollout')
+    expect_status(page, 'rollout')
     assert page.locator('.vsl-heads button').count() == 1
 
 

@@ -379,7 +379,7 @@ def test_guess():
     assert m.guess(images).rank.min() == B, "who says the same of all finds nobody"
 
 
-def parts(index: int, world: int, norm: str):  # what one process says of its part: loss, gradients
+def parts(index: int, world: int, norm: str):  # what one process computes for its part: loss, gradients
     m = small(norm=norm, dtype=torch.float64)
     x = [v.double() for v in two()]
     noise = draw()
@@ -453,7 +453,7 @@ def test_recipes():
         (lambda: extrema_head(8, norm='batch-without-affine'), 'normalisation of ExtreMA'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

@@ -1,4 +1,4 @@
-"""FCMAE: the numbers of the official sparse model through the weights door, the loss by hand, what is hidden,
+"""FCMAE: the numbers of the official sparse model through `weights`, the loss by hand, what is hidden,
 who learns, bad input."""
 
 import argparse, json
@@ -106,7 +106,7 @@ def test_official_numbers(tmp_path, target):
         opt.step()
         near(m(one, noise=keys)['loss'], want['loss_after_one_step'])
     both = load_method(path)[0].double()
-    # GRN looks at each picture alone, unlike the official sparse layer
+    # GRN normalises each picture alone, unlike the official sparse layer
     close(both(x, noise=noise)['loss'], torch.stack(losses).mean(), 1e-9)
     assert official('proj.weight') == 'decoder.embed.weight'
     assert official('mask_token') == 'decoder.mask_token'
@@ -216,19 +216,19 @@ def test_every_weight_that_is_free_learns():
 
 def test_the_loop_trains_it_and_repeats_itself():
     data = load('scenes', 'train', n=64, size=24)
-    plan = recipe(
+    small_recipe = recipe(
         'fcmae', 'laptop', steps=6, batch_size=16, log_every=1, data_options=dict(size=24), img_size=24
     )
     rows = []
     for _ in range(2):
-        m = build(plan, data)
+        m = build(small_recipe, data)
         start = m.encoder.stages[0].blocks[0].conv_dw.weight.clone()
-        rows.append([r['loss'] for r in pretrain(m, data, plan, quiet=True, device='cpu').rows])
+        rows.append([r['loss'] for r in pretrain(m, data, small_recipe, quiet=True, device='cpu').rows])
         assert not torch.equal(start, m.encoder.stages[0].blocks[0].conv_dw.weight)
     assert rows[0] == rows[1]
-    plan = fashion_mnist_variant(recipe('fcmae', 'laptop'))
+    small_recipe = fashion_mnist_variant(recipe('fcmae', 'laptop'))
     grey = load('digits')
-    m = build(plan, grey)
+    m = build(small_recipe, grey)
     assert m.grid == (7, 7)
     assert m(m.views(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)))['loss'].isfinite()
 
@@ -305,7 +305,7 @@ def build_with_stem(size):
         (lambda: build_with_stem(3), 'not 8: change patch_size or stem_size'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

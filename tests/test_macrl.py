@@ -57,7 +57,7 @@ def test_without_contrast_one_branch_in_l2_is_mae(norm_pix):
 
 
 def test_l1_on_both_branches_by_hand():
-    """In float64: the mean of two means over hidden patches; the second from the slow encoder's code; all
+    """In float64: the mean of two means over hidden patches; the second from the momentum encoder's code; all
     patches with where='all'."""
     x = [v.double() for v in two()]
     noise = keys()
@@ -84,7 +84,7 @@ def test_l1_on_both_branches_by_hand():
 
 @pytest.mark.parametrize('pool', ['patches', 'encoder'])
 def test_contrast_equals_lightlys_with_a_memory_bank(pool):
-    """Loss and gradients on the same bank over three steps of SGD; the slow copy follows; the bank fills in
+    """Loss and gradients on the same bank over three steps of SGD; the momentum encoder follows; the bank fills in
     the same order."""
     ours = make(pixel_weight=0, pool=pool, norm='layer')
     peer = copy.deepcopy(ours)
@@ -114,11 +114,11 @@ def test_contrast_equals_lightlys_with_a_memory_bank(pool):
         ours.after_step(progress)
         m = 1 - 0.01 * (math.cos(math.pi * progress) + 1) / 2
         with torch.no_grad():
-            for slow, fast in (
+            for momentum_part, online_part in (
                 (peer.momentum_encoder, peer.encoder),
                 (peer.momentum_projector, peer.projector),
             ):
-                for a, b in zip(slow.parameters(), fast.parameters()):
+                for a, b in zip(momentum_part.parameters(), online_part.parameters()):
                     a.copy_(m * a + (1 - m) * b)
         torch.testing.assert_close(ours.queue.keys, bank.memory_bank.bank, atol=1e-5, rtol=1e-5)
     for (name, a), b in zip(ours.named_parameters(), peer.parameters()):
@@ -151,7 +151,7 @@ def touched(m):
 
 
 def test_who_learns_from_what():
-    """The second branch's reconstruction teaches the decoder only; nothing slow gets a gradient; a branch
+    """The second branch's reconstruction teaches the decoder only; no momentum part gets a gradient; a branch
     that is off has nothing to learn."""
     m = make(contrast_weight=0)
     reconstruction_loss = m.reconstruction_loss
@@ -238,7 +238,7 @@ def test_preset_and_training():
     data = load('scenes', 'train').subset(64)
     results = []
     for accumulate in (1, 2):  # normalised by layer, a batch in parts is the whole batch: masks, views, bank
-        plan = recipe(
+        small_recipe = recipe(
             'macrl',
             'laptop',
             steps=3,
@@ -248,8 +248,8 @@ def test_preset_and_training():
             encoder_options=dict(stem='patchify'),
             method_options=dict(queue=32, norm='layer'),
         )
-        m = build(plan, data)
-        history = pretrain(m, data, plan, quiet=True, device='cpu')
+        m = build(small_recipe, data)
+        history = pretrain(m, data, small_recipe, quiet=True, device='cpu')
         results.append((history.rows[-1]['loss'], m.queue.keys.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-3)
     torch.testing.assert_close(results[0][1], results[1][1], atol=2e-3, rtol=0)
@@ -276,7 +276,7 @@ def test_preset_and_training():
         (lambda: MACRL(torch.nn.Identity()), 'MACRL needs an encoder'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

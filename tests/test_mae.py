@@ -294,8 +294,8 @@ def test_estimated_statistics_know_nothing_of_hidden_patches():
         ),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)
 
@@ -303,7 +303,7 @@ def test_bad_input(do, says):
 @pytest.mark.parametrize('masking', KINDS)
 def test_training_draws_every_kind_of_mask(masking):
     "The loop hands out the chance that each kind of mask asks for."
-    plan = Recipe(
+    small_recipe = Recipe(
         'mae',
         data='digits',
         img_size=16,
@@ -315,5 +315,7 @@ def test_training_draws_every_kind_of_mask(masking):
     )
     data = load('digits').subset(32)
     assert torch.isfinite(
-        torch.tensor(pretrain(build(plan, data), data, plan, quiet=True, device='cpu').rows[-1]['loss'])
+        torch.tensor(
+            pretrain(build(small_recipe, data), data, small_recipe, quiet=True, device='cpu').rows[-1]['loss']
+        )
     )

@@ -29,7 +29,8 @@ def test_reconstruct_leaves_every_part_in_its_mode():
     m.train()
     m.encoder.eval()
     before = modes(m)
-    assert before[''] and not before['encoder']
+    assert before['']
+    assert not before['encoder']
     m.reconstruct(torch.rand(2, 3, 24, 24))
     assert modes(m) == before
 

@@ -304,9 +304,10 @@ def test_recipes_build_and_run():
     data = load('scenes', 'train', n=64)
     for scale in ('laptop', 'slow', 'gpu'):
         assert build(recipe('maskfeat', scale), data).target.name == 'hog'
-    plan = recipe('maskfeat', 'laptop', steps=2, batch_size=8)
+    small_recipe = recipe('maskfeat', 'laptop', steps=2, batch_size=8)
     runs = [
-        pretrain(build(plan, data), data, plan, quiet=True, device='cpu').rows[-1]['loss'] for _ in range(2)
+        pretrain(build(small_recipe, data), data, small_recipe, quiet=True, device='cpu').rows[-1]['loss']
+        for _ in range(2)
     ]
     assert runs[0] == runs[1]
     paper = recipe('maskfeat', 'paper')

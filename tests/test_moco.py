@@ -228,7 +228,7 @@ def test_the_queue_holds_the_last_keys_and_no_others():
 
 
 def test_eval_mode_touches_nothing():
-    "A validation step moves neither the queue nor the slow copy."
+    "A validation step moves neither the queue nor the momentum encoder."
     model = toy().eval()
     state = weights(model)
     model(two_views(0))
@@ -252,13 +252,15 @@ def test_slow_copy():
     """It starts equal, no gradient reaches it, it follows by equation 2, and its BatchNorm keeps its own
     statistics."""
     model = toy()
-    fast = dict(model.encoder.named_parameters())
-    slow = dict(model.momentum_encoder.named_parameters())
-    start = {k: v.clone() for k, v in fast.items()}
-    assert all(torch.equal(fast[k], slow[k]) and not slow[k].requires_grad for k in fast)
+    online = dict(model.encoder.named_parameters())
+    momentum_weights = dict(model.momentum_encoder.named_parameters())
+    start = {k: v.clone() for k, v in online.items()}
+    assert all(
+        torch.equal(online[k], momentum_weights[k]) and not momentum_weights[k].requires_grad for k in online
+    )
     step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0), two_views(0))
-    for k in fast:
-        torch.testing.assert_close(slow[k], 0.9 * start[k] + 0.1 * fast[k])
+    for k in online:
+        torch.testing.assert_close(momentum_weights[k], 0.9 * start[k] + 0.1 * online[k])
     assert not torch.equal(model.encoder.net[2].running_mean, model.momentum_encoder.net[2].running_mean)
 
 

@@ -43,24 +43,24 @@ def contrastive_loss(q, k, t):
 
 
 class Official(nn.Module):
-    "MoCo.forward in words; the slow copy moves before the keys are made."
+    "MoCo.forward in plain torch; the momentum encoder moves before the keys are made."
 
     def __init__(self, m):
         super().__init__()
         self.base = m.encoder
         self.projector = m.projector
         self.predictor = m.predictor
-        self.slow = m.momentum_encoder
-        self.slow_projector = m.momentum_projector
+        self.target = m.momentum_encoder
+        self.target_projector = m.momentum_projector
         self.t = m.temperature
 
     def forward(self, x1, x2, momentum):
         q1, q2 = (self.predictor(self.projector(self.base(x).pooled)) for x in (x1, x2))
         with torch.no_grad():
-            for fast, slow in ((self.base, self.slow), (self.projector, self.slow_projector)):
-                for p, s in zip(fast.parameters(), slow.parameters()):
+            for online_part, target in ((self.base, self.target), (self.projector, self.target_projector)):
+                for p, s in zip(online_part.parameters(), target.parameters()):
                     s.data = s.data * momentum + p.data * (1.0 - momentum)
-            k1, k2 = (self.slow_projector(self.slow(x).pooled) for x in (x1, x2))
+            k1, k2 = (self.target_projector(self.target(x).pooled) for x in (x1, x2))
         return contrastive_loss(q1, k2, self.t) + contrastive_loss(q2, k1, self.t)
 
 
@@ -69,7 +69,7 @@ class Official(nn.Module):
     [(torch.float64, 3, dict(rtol=1e-8, atol=1e-9)), (torch.float32, 1, dict(rtol=1e-3, atol=5e-5))],
 )
 def test_steps_equal_the_official_forward_pass(dtype, steps, close):
-    """Loss, gradients, AdamW step and slow copy, step after step: ours moves the copy after the optimizer,
+    """Loss, gradients, AdamW step and momentum encoder, step by step: ours moves it after the optimizer,
     theirs before the keys of the next step."""
     runs = []
     for official in (False, True):
@@ -117,7 +117,7 @@ def golden_views(t):
 
 
 def test_official_numbers():
-    """Loss, every gradient, AdamW's step and the slow copy over three steps; MAE's table of positions has the
+    """Loss, every gradient, AdamW's step and the momentum encoder over three steps; MAE's positions have the
     two halves of the official one exchanged."""
     m = make(torch.float64, momentum=0.9, momentum_schedule='constant')
 

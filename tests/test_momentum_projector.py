@@ -1,4 +1,4 @@
-"""The momentum projector: four places of the slow copy against plain torch, lightly's loss where it is
+"""The momentum projector: four places of the momentum copy against plain torch, lightly's loss where it is
 SimCLR-like, identities, bad input."""
 
 import math
@@ -84,7 +84,7 @@ def test_how_often_the_backbone_runs(where, passes):
 def test_identities():
     zero = make('projector', momentum=0.0, momentum_schedule='constant')
     control = make('none')
-    # With momentum 0 the slow projector is the projector of the step before the update: the first losses
+    # With momentum 0 the momentum projector is the projector of the step before the update: the first losses
     # agree, and the copies follow at once.
     for step in range(2):
         assert zero(two(step))['loss'].item() == pytest.approx(control(two(step))['loss'].item(), abs=1e-12)
@@ -133,7 +133,7 @@ def norms_of_gradients(part):
 
 def test_the_gradient_of_each_stage_can_be_watched():
     """What the study of fluctuation reads: one gradient a view at each stage of a ResNet and at the
-    projector, none from the slow parts."""
+    projector, none from the momentum parts."""
     for where in PLACES:
         torch.manual_seed(0)
         m = MomentumProjector(

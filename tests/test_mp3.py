@@ -1,5 +1,5 @@
 """MP3: golden numbers of an unofficial implementation where the two agree, the point where they part, and
-what the paper's figure says: everyone asks, few answer, no place leaks."""
+the paper's figure: every patch is a query, few give keys and values, and no position leaks."""
 
 import json, math, re, sys, zlib
 from pathlib import Path
@@ -537,8 +537,8 @@ class Conv1dStem(Frames):
         (lambda: with_positions(vit_nano(positions='none'), table=torch.zeros(1, 5, 96)), r'\(1, 145, 96\)'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)
 

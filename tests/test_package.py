@@ -128,12 +128,12 @@ def test_readme_is_in_sync():
 @pytest.mark.parametrize(
     'words, says', [(['sofa'], "There is no step 'sofa'; there are: env, data, browser.")]
 )
-def test_bootstrap_speaks(words, says):
+def test_bootstrap_speaks(words, message):
     done = subprocess.run(
         [sys.executable, str(ROOT / 'scripts' / 'bootstrap.py'), *words], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 def test_make_help_lists_the_targets():

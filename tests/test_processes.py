@@ -228,7 +228,7 @@ def one_picture_job():
 
 def test_one_picture_for_all(two_processes):
     for text in two_processes(one_picture_job):
-        assert 'no spread to divide by' in text
+        assert 'no variance to divide by' in text
         assert 'drop_last=True' in text
 
 

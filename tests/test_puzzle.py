@@ -158,11 +158,11 @@ def test_work_is_done_once():
         ({'picture': 9}, 'no picture 9'),
     ],
 )
-def test_errors_are_sentences_and_pass(change, says):
+def test_errors_are_sentences_and_pass(change, message):
     e = puzzle()
     before = e.probabilities
     e.set_state(change)
-    assert re.search(says, e.error)
+    assert re.search(message, e.error)
     assert e.probabilities == before
     e.set_state({'ratio': 0.5, 'picture': 0})
     assert e.error == ''
@@ -172,12 +172,12 @@ def test_errors_are_sentences_and_pass(change, says):
 
 
 def test_bad_input():
-    for bad, says in (
+    for bad, message in (
         (lambda: PositionPuzzle(nn.Linear(2, 2), PICTURES), 'has no locate'),
         (lambda: PositionPuzzle(Knows(), PICTURES[..., :30, :]), "don't divide"),
         (lambda: PositionPuzzle(Knows(), torch.randn(2, 3, 32, 48)), 'undo the normalisation'),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             bad()
     line = Knows()
     line.grid = (24,)
@@ -237,7 +237,7 @@ def point(page, canvas, cell):
     )
 
 
-def says(page) -> str:
+def status_text(page) -> str:
     return page.locator('.vsl-status').inner_text()
 
 
@@ -256,10 +256,10 @@ def test_pointing_at_patches(open_page):
         assert root.get_attribute('data-best') == str(e.likely[slot])
         assert float(root.get_attribute('data-top')) == pytest.approx(p[slot].max(), abs=1e-3)
         home = e.order[slot]
-        assert f'patch from row {home // 6 + 1}, column {home % 6 + 1}' in says(page)
+        assert f'patch from row {home // 6 + 1}, column {home % 6 + 1}' in status_text(page)
     right = sum(a == b for a, b in zip(e.placed, e.order))
     assert root.get_attribute('data-right') == str(right)
-    assert f'{right} of 24 in place' in says(page)
+    assert f'{right} of 24 in place' in status_text(page)
     assert root.get_attribute('data-context') == '12'
     assert root.get_attribute('data-answered') == '0', "no kernel was asked"
     back = page.locator('canvas.vsl-back')

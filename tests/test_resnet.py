@@ -1,4 +1,4 @@
-"The ResNet against timm's and torchvision's: same weights, same pictures; and the door to all encoders."
+"The ResNet against timm's and torchvision's: same weights, same pictures; and `encoder`, which builds all encoders."
 
 import re
 from dataclasses import replace
@@ -106,7 +106,7 @@ def test_small_stem_by_hand():
 
 @pytest.mark.parametrize('zero', [True, False])
 def test_last_norms_and_a_random_encoder(zero):
-    """A fresh copy keeps what the encoder was told about its last norms; all weights differ, and the original
+    """A fresh copy keeps the encoder's setting of its last norms; all weights differ, and the original
     is left alone."""
     e = resnet_nano(zero_init_last=zero)
 
@@ -179,13 +179,13 @@ def test_explorers_that_need_attention_refuse_it():
         (lambda: encoder('resnet81'), "Did you mean 'resnet18'"),
     ],
 )
-def test_bad_input(make, says):
-    with pytest.raises(ValueError, match=says) as e:
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message) as e:
         make()
     assert '\n' not in str(e.value)
 
 
-# --- the door
+# --- encoders by name
 
 
 def test_registry_is_the_modules():

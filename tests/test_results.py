@@ -57,7 +57,10 @@ def test_a_missing_result_says_where_it_was_looked_for_and_what_makes_it(folder,
     with pytest.raises(FileNotFoundError) as error:
         results.find(name)
     said = str(error.value)
-    assert name in said and str(folder) in said and str(package_copy) in said and maker in said
+    assert name in said
+    assert str(folder) in said
+    assert str(package_copy) in said
+    assert maker in said
     assert not results.is_stored(name)
 
 
@@ -74,7 +77,8 @@ def test_a_network_is_stored_in_half_and_read_in_single_precision(folder):
     path = results.save_network('net', state)
     assert path == folder / 'net.safetensors.xz'
     back = results.load_network('net')
-    assert back['w'].dtype == torch.float32 and back['n'].dtype == torch.int64
+    assert back['w'].dtype == torch.float32
+    assert back['n'].dtype == torch.int64
     assert back['n'] == state['n']
     assert (back['w'] - state['w']).norm() < 0.01 * state['w'].norm()  # rounded to half a percent
 

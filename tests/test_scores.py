@@ -30,8 +30,8 @@ NOT_LEARNED_FROM = (
 )
 
 
-def learned_from(plan: Recipe) -> dict:
-    return {name: value for name, value in asdict(plan).items() if name not in NOT_LEARNED_FROM}
+def learned_from(settings: Recipe) -> dict:
+    return {name: value for name, value in asdict(settings).items() if name not in NOT_LEARNED_FROM}
 
 
 def check_made_with(record: dict, name: str, today: Recipe) -> None:
@@ -129,16 +129,16 @@ def test_the_slow_recipe_beats_raw_pixels(method):
 # MAE has its own figures, FLIP needs captions
 @pytest.mark.parametrize('method', [m for m in method_names() if m not in ('mae', 'flip')])
 def test_fashion_recipe_builds_and_steps(method, fashion_mnist):
-    plan = runs.fashion_mnist_variant(recipe(method, 'laptop'))
+    variant = runs.fashion_mnist_variant(recipe(method, 'laptop'))
     data = fashion_mnist.subset(16)
-    made = build(plan, data)
+    made = build(variant, data)
     labels = dict(labels=data.labels) if 'labels' in made.needs else {}
     loss = made(made.views(data.images), **labels)['loss']
     loss.backward()
     assert torch.isfinite(loss)
-    assert plan.img_size == (32 if plan.encoder == 'swin_nano' else 28)
-    assert plan.data_options == {}
-    assert plan.views_options.get('grey', 0.0) == 0.0
+    assert variant.img_size == (32 if variant.encoder == 'swin_nano' else 28)
+    assert variant.data_options == {}
+    assert variant.views_options.get('grey', 0.0) == 0.0
 
 
 def test_taught_is_stored_once_and_comes_back(tmp_path, monkeypatch):

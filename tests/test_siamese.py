@@ -1,4 +1,4 @@
-"""What the Siamese methods share: heads, losses and the slow copy, against lightly and against sums in
+"""What the Siamese methods share: heads, losses and the momentum copy, against lightly and against sums in
 float64."""
 
 import math
@@ -196,7 +196,7 @@ def test_half_precision_is_felt_by_none_of_the_losses():
     assert cosine_similarity(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
-# --- the slow copy
+# --- the momentum copy
 
 
 def test_the_copy_follows_parameters_and_keeps_its_own_statistics():

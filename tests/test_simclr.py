@@ -233,7 +233,7 @@ def test_recipe():
         (lambda: small(layers=0), 'one linear layer or more'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

@@ -139,7 +139,7 @@ def test_official_numbers():
 
 
 def test_no_gradient_but_through_p():
-    "With p held as a constant, the loss has no gradient for z; without stop-gradient it has."
+    "With p as a constant, the loss has no gradient for z; without stop-gradient it has."
     for stop in (True, False):
         m = small(stop_gradient=stop)
         z = torch.randn(8, 64, requires_grad=True)
@@ -172,7 +172,7 @@ def test_loss_at_initialisation():
 
 
 def test_spread_of_a_standard_normal():
-    "The paper's reference: unit vectors all over the sphere have a spread of 1/sqrt(d) in every dimension."
+    "The paper's reference: unit vectors all over the sphere have a standard deviation of 1/sqrt(d) in every dimension."
     for d in (64, 2048):
         z = torch.randn(512, d, generator=seeded(0))
         assert 0.98 < feature_std(z).item() < 1.02
@@ -256,7 +256,7 @@ def test_recipe():
         (lambda: small(layers=0), 'output width'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)

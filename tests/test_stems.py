@@ -23,9 +23,9 @@ WIDTHS = {'1GF': 192, '4GF': 384, '18GF': 768, '36GF': 1024, 'nano': 96, 'nano/8
 
 
 def stem_of(name, img_size=64):
-    plan = CONV_STEMS[name]
-    patch = torch.tensor(plan.strides).prod().item()
-    return ConvStem(img_size, patch, 3, WIDTHS[name], plan.channels, plan.strides)
+    layout = CONV_STEMS[name]
+    patch = torch.tensor(layout.strides).prod().item()
+    return ConvStem(img_size, patch, 3, WIDTHS[name], layout.channels, layout.strides)
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])
@@ -60,8 +60,8 @@ def test_conv_stem_equals_torchvision(name, mode):
 
 
 def test_conv_stem_has_the_keys_of_timm():
-    plan = CONV_STEMS['4GF']
-    theirs = TimmConvStem(3, 5, (*plan.channels, 384), (3, 3, 3, 3, 1), (*plan.strides, 1))
+    layout = CONV_STEMS['4GF']
+    theirs = TimmConvStem(3, 5, (*layout.channels, 384), (3, 3, 3, 3, 1), (*layout.strides, 1))
     ours = ConvStem(64, 16, 3, 384)
     ours.backbone.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 3, 64, 64)

@@ -91,7 +91,7 @@ def test_official_numbers(target, pool, theirs):
     for name, norm in want['gradient_norms'].items():
         close(norms[name], norm)
     with torch.no_grad():
-        head.momentum = 0.0  # look without moving the statistics
+        head.momentum = 0.0  # run it without moving the statistics
         close(model.classify(model.encode(x, mask)), want['logits'])
         close(model.predict(x, mask)[1, 7, :6], want['pred'])
         head.momentum = 0.1
@@ -189,7 +189,7 @@ def test_only_the_visible_patches_are_classified():
 
 def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
     data = load('digits')
-    plan = recipe(
+    small_recipe = recipe(
         'supmae',
         'laptop',
         data='digits',
@@ -201,9 +201,9 @@ def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
         checkpoint_every=2,
         method_options=dict(hidden=16, decoder_width=16, decoder_depth=1, decoder_heads=2),
     )
-    m = build(plan, data)
+    m = build(small_recipe, data)
     assert m.num_classes == len(data.classes) == 10
-    history = pretrain(m, data, plan, out=tmp_path / 'run', quiet=True, device='cpu')
+    history = pretrain(m, data, small_recipe, out=tmp_path / 'run', quiet=True, device='cpu')
     assert {'pixels', 'labels', 'accuracy'} <= set(history.rows[-1])
     again = load_run(tmp_path / 'run')
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in m.state_dict().items())
@@ -227,8 +227,8 @@ def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
         (lambda: SupMAE(torch.nn.Identity(), 5), 'SupMAE needs an encoder'),
     ],
 )
-def test_bad_input(do, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e:
+def test_bad_input(do, message):
+    with pytest.raises((ValueError, TypeError), match=message) as e:
         do()
     assert '\n' not in str(e.value)
 

@@ -110,7 +110,7 @@ def test_what_a_shifted_window_may_see():
 
 
 def test_in_the_house():
-    "A Siamese method, a random twin, a classifier, and grey pictures take it."
+    "A Siamese method, a random encoder like it and a classifier take it, and it takes grey pictures."
     net = swin_nano(32, embed_dim=8, num_heads=(1, 1, 2))
     SimCLR(net, hidden=16, dim=8, views=default_views(net, 'simclr'))(
         [torch.randn(4, 3, 32, 32) for _ in range(2)]

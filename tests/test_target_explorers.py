@@ -102,21 +102,21 @@ def test_votes_are_hogs():
         (dict(bins=0), 'one bin or more'),
     ],
 )
-def test_hog_errors_pass(change, says):
+def test_hog_errors_pass(change, message):
     explorer = hogs()
     explorer.set_state(change)
-    assert says in explorer.error
+    assert message in explorer.error
     explorer.set_state(dict(cell=8, picture=0, bins=9))
     assert explorer.error == ''
 
 
 def test_hog_refuses():
-    for bad, says in (
+    for bad, message in (
         (dict(cell=5), 'do not divide'),
         (dict(norm='l3'), "Did you mean 'l2'"),
         (dict(bins=0), 'one bin or more'),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             HogExplorer(PICTURES, **bad)
     assert HogExplorer(torch.rand(1, 16, 16), cell=4).dims == [1, 9, 4, 4]
 
@@ -167,7 +167,7 @@ def test_masks_of_the_target_explorer():
 
 def test_target_explorer_refuses():
     small = MaskFeat(ViT(img_size=(32, 48), patch_size=16, embed_dim=24, depth=1, num_heads=2))
-    for case, says in (
+    for case, message in (
         (lambda: TargetExplorer(vit(), PICTURES), 'give a MaskFeat'),
         (lambda: TargetExplorer({}, PICTURES), 'give a MaskFeat'),
         (lambda: TargetExplorer(model(KINDS['raw']()), PICTURES[..., :32]), 'resize them'),
@@ -176,14 +176,14 @@ def test_target_explorer_refuses():
             'have one grid of patches',
         ),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             case()
 
 
 # --- in a browser
 
 try:
-    from test_explorers_browser import expect, hover, says, status
+    from test_explorers_browser import expect, hover, expect_status, status
 except pytest.skip.Exception:
     browser = open_page = None
 
@@ -253,7 +253,7 @@ def test_hog_by_keyboard_and_another_cell_size(open_page):
     page.keyboard.press('ArrowDown')
     assert root.get_attribute('data-cell') == '7'
     page.locator('[data-trait=cell] [data-value="4"]').click()
-    says(page, '8 x 12 cells')
+    expect_status(page, '8 x 12 cells')
     page.locator('[data-trait=picture] button').nth(2).click()
     expect(root).to_have_attribute('data-answered', '2')
     hover(page, page.locator('canvas.vsl-cells'), 8, 12, 7, 11)

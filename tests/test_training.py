@@ -167,8 +167,8 @@ def test_a_run_with_a_constant_part(tmp_path):
         (dict(sync_bn='always'), "value of sync_bn"),
     ],
 )
-def test_fields_that_mean_nothing(changes, says):
-    with pytest.raises(ValueError, match=says):
+def test_fields_that_mean_nothing(changes, message):
+    with pytest.raises(ValueError, match=message):
         Recipe('mae', steps=9, **changes)
 
 
@@ -464,7 +464,7 @@ class Breaks(nn.Module):
 @pytest.mark.parametrize(
     'what,says', [('loss', 'the loss is nan'), ('gradient', 'the gradient is not finite')]
 )
-def test_non_finite(tmp_path, what, says):
+def test_non_finite(tmp_path, what, message):
     method = Breaks(what)
     with pytest.raises(
         FloatingPointError, match=f"step 7 of 20: {says}; the last good checkpoint is step 6"
@@ -506,7 +506,7 @@ def test_disk_full(tmp_path, monkeypatch, full):
     true = ckpt.write_file
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     reason = 'the disk is full' if full == 'full disk' else 'file too large'
-    says = (
+    message = (
         f"Could not write the checkpoint of step 6 to .*: {reason}; "
         "the checkpoint of step 3 is whole. Make room"
     )
@@ -519,7 +519,7 @@ def test_disk_full(tmp_path, monkeypatch, full):
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(OSError, match=says):
+        with pytest.raises(OSError, match=message):
             whole(tmp_path, steps=6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -535,8 +535,8 @@ def test_disk_full(tmp_path, monkeypatch, full):
 
 def test_another_run_s_folder(tmp_path):
     whole(tmp_path, steps=3)
-    says = "belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give another out, or resume=False"
-    with pytest.raises(ValueError, match=says):
+    message = "belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give another out, or resume=False"
+    with pytest.raises(ValueError, match=message):
         whole(tmp_path, steps=3, base_lr=0.5)
     whole(tmp_path, steps=3, log_every=2, keep=1)  # what changes no weight may change
     r = small(steps=3, base_lr=0.5)
@@ -572,10 +572,10 @@ def test_checkpoint_of_another_shape(tmp_path):
     data = load('digits')
     pretrain(build(r, data), data, r, out=tmp_path, quiet=True, device='cpu')
     wide = build(small(steps=3, encoder_options=dict(embed_dim=32, depth=1, num_heads=2)), data)
-    says = (
+    message = (
         r"The checkpoint of step 3 in .* is of another model: encoder.* is \(.*24\) there and \(.*32\) here"
     )
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         pretrain(wide, data, r, out=tmp_path, quiet=True, device='cpu')
 
 
@@ -618,9 +618,9 @@ def test_command_line_is_the_same_run(tmp_path, monkeypatch, capsys):
         (['mae', '--set', 'steps'], "takes name=value"),
     ],
 )
-def test_command_line_says_what_is_wrong(tmp_path, monkeypatch, argv, says):
+def test_command_line_says_what_is_wrong(tmp_path, monkeypatch, argv, message):
     monkeypatch.setattr(sys, 'argv', ['cli', *argv, '--out', str(tmp_path)])
     with pytest.raises(SystemExit) as e:
         cli.main()
-    assert says in str(e.value)
+    assert message in str(e.value)
     assert '\n' not in str(e.value)

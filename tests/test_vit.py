@@ -241,8 +241,8 @@ def test_sizes_equal_timm_by_name():
         (torch.zeros(2, 3), 'must be int64'),
     ],
 )
-def test_bad_keep(keep, says):
-    with pytest.raises(ValueError, match=says):
+def test_bad_keep(keep, message):
+    with pytest.raises(ValueError, match=message):
         vit_nano(img_size=16)(torch.zeros(2, 3, 16, 16), keep)
 
 

@@ -1,4 +1,4 @@
-"""The door for other people's weights: randomly initialised models of timm and transformers go through it and
+"""Loading other people's weights: randomly initialised models of timm and transformers are loaded and
 back."""
 
 import argparse
@@ -543,8 +543,8 @@ def test_what_transformers_has_no_place_for(tmp_path, bad):
 @pytest.mark.parametrize(
     'name,layout', [('x.pth', 'timm'), ('x.safetensors', 'timm'), ('x', 'timm'), ('x', 'transformers')]
 )
-def test_what_the_door_does_not_take(tmp_path, make, says, name, layout):
-    with pytest.raises(ValueError, match=says) as e:
+def test_what_the_door_does_not_take(tmp_path, make, message, name, layout):
+    with pytest.raises(ValueError, match=message) as e:
         save(make(), tmp_path / name, layout)
     assert '\n' not in str(e.value)
     assert not list(tmp_path.iterdir())

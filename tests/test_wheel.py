@@ -1,5 +1,5 @@
-"""What a reader gets who installs the wheel and opens a lecture in an empty folder: stored results and networks
-come with it."""
+"""What a reader gets who installs the wheel and opens a lecture in an empty folder: stored results and
+networks come with it."""
 
 import json
 import os

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from fastcore.test import test_close, test_eq, test_fail
 from torch import Tensor, nn
-from .core import Features, Mask, best_device
+from .core import Features, Mask, best_device, renamed
 from .results import compare, is_stored, judge_claim, load_arms, load_network, load_result
 from .results import make_arms, over_seeds, run_arms, save_network, save_result, verdict
 from .show import draw_arrow, draw_box
@@ -90,7 +90,7 @@ def check_exercise(
     answer: Any,  # the reader's function or value
     test: Callable[[Any], None],  # asserts what a right answer does
 ) -> None:
-    "Say whether an exercise is solved."
+    "Print whether an exercise is solved."
     try:
         test(answer)
     except Exception as e:
@@ -131,10 +131,8 @@ def _merge_streams(outputs: list[dict]) -> list[dict]:
     merged = []
     for output in outputs:
         before = merged[-1] if merged else {}
-        if (
-            output['output_type'] == before.get('output_type') == 'stream'
-            and output['name'] == before['name']
-        ):
+        both_streams = output['output_type'] == before.get('output_type') == 'stream'
+        if both_streams and output['name'] == before['name']:
             before['text'] = ''.join(before['text']) + ''.join(output['text'])
         else:
             merged.append(output)
@@ -144,13 +142,14 @@ def _merge_streams(outputs: list[dict]) -> list[dict]:
 def _without_texts(picture: str) -> str:
     "A PNG file (base64) without its text chunks, which name the program that wrote it, and the time."
     png = base64.b64decode(picture)
-    kept, at = [png[:8]], 8
-    while at < len(png):
-        length, kind = struct.unpack('>I4s', png[at : at + 8])
-        chunk = png[at : at + 12 + length]  # length, kind, data, checksum
+    kept = [png[:8]]  # the signature
+    start = 8
+    while start < len(png):
+        length, kind = struct.unpack('>I4s', png[start : start + 8])
+        chunk = png[start : start + 12 + length]  # length, kind, data, checksum
         if kind not in (b'tEXt', b'iTXt', b'zTXt', b'tIME'):
             kept.append(chunk)
-        at += len(chunk)
+        start += len(chunk)
     return base64.b64encode(b''.join(kept)).decode()
 
 # %% ../nbs/notebook.ipynb #e0stable04
@@ -169,7 +168,7 @@ def settled(
     old: list[dict],  # stored outputs of a cell
     new: list[dict],  # its outputs now
 ) -> list[dict]:  # the stored ones, if nothing but durations and speeds differs; else the new ones
-    "The outputs to store: a cell that only took another time keeps what it showed."
+    "The outputs to store: where only durations and speeds differ, the stored ones stay."
     return old if _timeless(old) == _timeless(new) else new
 
 
@@ -257,6 +256,4 @@ if __name__ == '__main__' and '__file__' in globals():
     main()  # a notebook's cells are `__main__` too, but have no file
 
 # %% ../nbs/notebook.ipynb #e0stable07
-from .core import renamed
-
 __getattr__ = renamed(__name__, check='check_exercise')

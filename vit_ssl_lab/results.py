@@ -46,7 +46,7 @@ def find(
     places = ' and '.join(str(folder) for folder in folders)
     raise FileNotFoundError(
         f"No stored {_kind(name)} {name!r}: looked in {places}. "
-        f"Run the cell flagged slow or gpu that makes it{_maker(name)}, "
+        f"Run the cell flagged slow or gpu that makes it{_function_that_makes(name)}, "
         "or set VIT_SSL_LAB_RESULTS to a folder that has it."
     )
 
@@ -66,7 +66,7 @@ def _kind(name: str) -> str:
     return 'network' if name.endswith(NETWORK) else 'result'
 
 
-def _maker(name: str) -> str:
+def _function_that_makes(name: str) -> str:
     "The function that makes one of the files which every method has; empty for others."
     stem, _, ending = name.partition('.')
     method, _, scale = stem.rpartition('_')
@@ -241,7 +241,7 @@ def load_arms(
     name: str,  # of the stored result
     seeds: int = 1,  # arms with fewer are left out
 ) -> dict[str, dict]:  # label -> seed (as text) -> figures; {} where nothing is stored
-    "What is stored of a study so far."
+    "The stored figures of a study, as far as it has run."
     stored = load_result(name)['figures'] if is_stored(f'{name}.json') else {}
     return {label: arm for label, arm in stored.items() if len(arm) >= seeds}
 

@@ -122,9 +122,7 @@ def _innermost(content: dict) -> dict:  # the dict that holds the weights
     return content
 
 
-def _metadata_beside(
-    content: dict,
-) -> dict:  # from `config` (written by `save`) and `args` (by the official MAE)
+def _metadata_beside(content: dict) -> dict:  # of `config` (by `save`) and `args` (by the official MAE)
     metadata = {}
     config = content.get('config')
     if isinstance(config, dict):
@@ -167,7 +165,7 @@ def rename_key(
     key: str,  # timm's name of an encoder weight, or "decoder." and this workbook's
     layout: str,  # "transformers" or "mae"
 ) -> str | None:  # the layout's name; None if it has none
-    "What another layout calls a weight."
+    "The name of a weight in another layout."
     module, suffix = _split_suffix(key)
     block = re.fullmatch(r'(decoder\.)?blocks\.(\d+)\.(.+)', module)
     if block and layout == 'mae':
@@ -186,9 +184,7 @@ def rename_key(
     return None if theirs is None else theirs + suffix
 
 
-def _split_suffix(
-    key: str,
-) -> tuple[str, str]:  # "norm.weight" -> "norm", ".weight"; "cls_token" -> "cls_token", ""
+def _split_suffix(key: str) -> tuple[str, str]:  # "norm.weight" -> "norm", ".weight"; else key, ""
     for suffix in ('.weight', '.bias'):
         if key.endswith(suffix):
             return key.removesuffix(suffix), suffix
@@ -386,8 +382,8 @@ CONFIG_KEYS = {  # metadata -> its name in transformers' config.json
 
 def metadata_of_config(
     config: dict,  # config.json of transformers or timm
-) -> dict:  # what weights alone don't say
-    "What a config.json says of its model."
+) -> dict:  # what can't be read from the weights alone
+    "The metadata in a config.json."
     if 'architecture' in config:
         return dict(architecture=config['architecture'], model_args=config.get('model_args') or {})
     return {ours: config[theirs] for ours, theirs in CONFIG_KEYS.items() if theirs in config}
@@ -492,7 +488,7 @@ def vit_arguments(
 ) -> dict:  # of `ViT`
     """The arguments of a `ViT` that these weights fit, at the size they were trained with.
 
-    Raises ValueError for a stem that isn't known, and where the heads or the picture's size can't be told.
+    Raises ValueError for a stem that isn't known, and where the heads or the picture's size can't be inferred.
     """
     state = ckpt.state
     metadata = ckpt.metadata | {name: value for name, value in given.items() if value is not None}
@@ -610,7 +606,7 @@ def convnext_arguments(
 # %% ../nbs/weights.ipynb #a436278e
 @dataclass
 class Report:
-    "What became of a checkpoint's weights."
+    "Which weights of a checkpoint were used, and which were not."
 
     source: str  # what was loaded
     layout: str  # whose names it had
@@ -751,13 +747,13 @@ def timm_name(
     name nor a place.
     """
     text = str(source)
-    says_timm = text.startswith('timm:')
-    if text.startswith('hf:') or (not says_timm and Path(text).exists()):
+    has_prefix = text.startswith('timm:')
+    if text.startswith('hf:') or (not has_prefix and Path(text).exists()):
         return None
     name = text.removeprefix('timm:')
     if timm.is_model(name):
         return name
-    if says_timm:
+    if has_prefix:
         known = timm.list_models(['vit_*', 'deit*', 'convnext*', 'swin_*'])
         return choose(name.split('.')[0], known, 'timm model')
     raise FileNotFoundError(
@@ -848,13 +844,13 @@ def _mae_for(
     encoder = _vit_for(ckpt, assumed, old_size, kw)
     width = state['decoder.embed.weight'].shape[0]
     norm_pix = _infer_norm_pix(ckpt, norm_pix, assumed)
+    given_heads = decoder_heads or metadata.get('decoder_heads')
+    heads = infer_heads(width, given_heads, 'decoder_heads', assumed)
     method = MAE(
         encoder,
         decoder_width=width,
         decoder_depth=count_numbered(state, r'decoder\.blocks\.(\d+)\.'),
-        decoder_heads=infer_heads(
-            width, decoder_heads or metadata.get('decoder_heads'), 'decoder_heads', assumed
-        ),
+        decoder_heads=heads,
         mask_ratio=metadata.get('mask_ratio', 0.75),
         norm_pix=norm_pix,
         decoder_positions='sincos' if 'decoder.pos_embed' in state else None,
@@ -891,7 +887,7 @@ def _fcmae_for(
 def _infer_norm_pix(
     ckpt: Checkpoint,  # perhaps with norm_pix among its metadata
     given: bool | None,  # by the caller
-    assumed: list,  # gets a line if nobody knows
+    assumed: list,  # gets a line if neither says it
 ) -> bool:  # normalised pixels as the target
     if given is not None:
         return given
@@ -917,9 +913,8 @@ def save_atomic(
         ) from e
 
 # %% ../nbs/weights.ipynb #fe6b5319
-def _first_block(
-    transformer: Any,
-) -> Any:  # an encoder or a decoder; timm doesn't declare the types of its parts
+# of an encoder or a decoder; timm doesn't declare the types of its parts
+def _first_block(transformer: Any) -> Any:
     return transformer.blocks[0]
 
 
@@ -978,10 +973,10 @@ def _as_transformers(
     names = {key: rename_key(key, 'transformers') for key in state}
     extra = [key for key, name in names.items() if name is None]
     lacking = [key for key in NEEDED_BY_TRANSFORMERS if key not in state]
-    odd = extra + lacking
+    unsupported = extra + lacking
     ph, pw = encoder.patch_size
-    if odd or encoder.no_embed_class or ph != pw:
-        reason = odd[0] if odd else 'its positions or its patches'
+    if unsupported or encoder.no_embed_class or ph != pw:
+        reason = unsupported[0] if unsupported else 'its positions or its patches'
         raise ValueError(
             f"transformers' plain ViT has no place for this encoder ({reason}): save it with layout='timm'."
         )
@@ -1170,19 +1165,19 @@ def _check_model(model: nn.Module, layout: str) -> None:
 
 def _check_timm_config(model: nn.Module, path: Path) -> None:  # a folder with timm's config.json
     encoder: Any = getattr(model, 'encoder', model)
-    odd = None
+    unsupported = None
     if isinstance(encoder, ConvNeXtV2):
         stem_size = encoder.stem_size
         patch_size = encoder.patch_size[0]
         if (stem_size, patch_size) != (4, 32):
-            odd = f'a stem of {stem_size} pixels and places of {patch_size}'
+            unsupported = f'a stem of {stem_size} pixels and places of {patch_size}'
     elif 'patch_embed.proj.weight' not in encoder.state_dict():
-        odd = 'a convolutional stem'
+        unsupported = 'a convolutional stem'
     elif encoder.global_pool == 'class_attention':
-        odd = 'class attention'
-    if odd:
+        unsupported = 'class attention'
+    if unsupported:
         raise ValueError(
-            f"timm's config.json can't describe {odd}: save it as a file, {path.name}.safetensors."
+            f"timm's config.json can't describe {unsupported}: save it as a file, {path.name}.safetensors."
         )
 
 # %% ../nbs/weights.ipynb #a6f0edaf

@@ -29,9 +29,9 @@ def fill_gaps(
     n = math.prod(grid)
     expected = n if keep is None else keep.shape[1]
     if visible.shape[1] != expected:
-        said = f"the grid {grid} has {n} and keep is None" if keep is None else f"keep names {expected}"
+        reason = f"the grid {grid} has {n} and keep is None" if keep is None else f"keep names {expected}"
         raise ValueError(
-            f"The decoder got {visible.shape[1]} visible tokens, but {said}: "
+            f"The decoder got {visible.shape[1]} visible tokens, but {reason}: "
             "give keep=(B, K) of the same tokens, without CLS."
         )
     if keep is None:
@@ -205,7 +205,7 @@ class ConvDecoder(nn.Module):
         self,
         visible: Tensor,  # (B, K, D) encoded visible cells
         keep: Tensor | None = None,  # (B, K) their indices; None: all N in raster order
-        cls: Tensor | None = None,  # (B, D) what the encoder pools: a map has no place for it, it isn't used
+        cls: Tensor | None = None,  # (B, D) the encoder's pooled vector; not used: a map has no place for it
         ids_predict: Tensor | None = None,  # (B, M) indices of the cells to predict; None: all N
     ) -> Tensor:  # (B, N or M, out_features)
         x = self.fill(self.embed(visible), keep)  # (B, N, Dd)

@@ -35,7 +35,7 @@ class DINOHead(nn.Module):
         super().__init__()
         if dim < 2:
             raise ValueError(
-                f"A head of {dim} output says the same about every picture: "
+                f"A head of {dim} output predicts the same for every picture: "
                 "a distribution needs dim=2 or more, 65536 in the paper."
             )
         sizes = (width, *[hidden] * (layers - 1), bottleneck)
@@ -72,9 +72,8 @@ class Center(nn.Module):
     ):
         super().__init__()
         self.momentum = check.momentum(momentum, "DINO uses 0.9", of='centre')
-        self.staged: list[
-            Tensor
-        ] = []  # for each part of the step, (K + 1,): sum of the logits, and their number
+        # for each part of the step, (K + 1,): sum of the logits, and their number
+        self.staged: list[Tensor] = []
         self.register_buffer('center', torch.zeros(dim))
 
     def forward(
@@ -91,13 +90,13 @@ class Center(nn.Module):
         logits: Tensor,  # (V, B, ..., K) of this process's pictures
     ) -> None:
         "Keep the sum of a step's logits until the step is done. A process without a picture stages zeros."
-        share = 1.0  # of the B pictures that count
+        weight = 1.0  # the fraction of the B pictures that count
         if get_world_size() > 1:
             batch = logits.shape[1]
-            share = batch_counts(batch)[get_rank()] / batch
+            weight = batch_counts(batch)[get_rank()] / batch
         rows = at_least_float32(logits).flatten(0, -2)
         count = rows.new_full((1,), len(rows))
-        self.staged.append(share * torch.cat([rows.sum(0), count]))
+        self.staged.append(weight * torch.cat([rows.sum(0), count]))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -115,7 +114,7 @@ class Center(nn.Module):
 def at_least_float32(
     x: Tensor,  # any shape
 ) -> Tensor:  # float32, or float64 as it was
-    "For softmaxes over many thousand outputs, where half precision is not enough."
+    "A tensor in float32 or better: half precision is not enough for a softmax over thousands of outputs."
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/components/19_distillation.ipynb #1d3a7775
@@ -140,11 +139,11 @@ def view_pairs(
     teacher: Tensor,  # (G, B, K) probabilities
     temperature: float = 0.1,  # of the student
 ) -> Tensor:  # (G, V) mean over the pictures
-    """Cross-entropy of every crop the teacher saw with every crop the student saw.
+    """Cross-entropy of the teacher's distribution for each large crop with the student's for each crop.
     Raises ValueError for shapes that don't fit. (DINO, equation 3)"""
     if student.shape[1:] != teacher.shape[1:] or len(student) < len(teacher):
         raise ValueError(
-            "Student and teacher speak of the same pictures with the same outputs, and the student of every "
+            "Student and teacher need logits of the same pictures and outputs, and the student of every "
             f"crop the teacher sees: got {tuple(student.shape)} and {tuple(teacher.shape)}."
         )
     with torch.autocast(student.device.type, enabled=False):

@@ -76,10 +76,9 @@ def mlp_head(
     sizes: Sequence[int],  # widths from input to output: (384, 4096, 256) has one hidden layer
     norm: str | None = 'batch',  # after each hidden layer; see NORMS
     last_norm: str | None = None,  # after the last layer
-    bias: bool
-    | Sequence[bool]
-    | None = None,  # of the linear layers: for all, one each; None: if no norm follows
-    act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),  # makes what stands between the layers
+    # of the linear layers: for all, or one each; None: where no normalisation follows
+    bias: bool | Sequence[bool] | None = None,
+    act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),  # makes the activation between the layers
     eps: float = 1e-5,  # added to the variance by the normalisations
 ) -> nn.Sequential:  # (B, sizes[0]) -> (B, sizes[-1])
     """Linear, normalise, ReLU (`act`), and again; the last layer without activation.

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..core import choose
 
 # %% ../../nbs/components/17_hog.ipynb #aa2d2a8e
+# weights across the direction of the derivative
 GRADIENTS = {
     'sobel': (1.0, 2.0, 1.0),
     'central': (0.0, 1.0, 0.0),
-}  # weights across the direction of the derivative
+}
 HISTOGRAM_NORMS = ('none', 'l1', 'l2')
 
 
@@ -84,7 +85,7 @@ def hog_strokes(
     cells: Tensor,  # (B, C, bins, rows, columns), as `hog` makes them
     size: int = 8,  # pixels of a cell in the picture
 ) -> Tensor:  # (B, rows * size, columns * size), 0 or more; mean over channels
-    "Draw histograms: a stroke a bin, along the edge that it stands for."
+    "Histograms as a picture: for each bin a stroke along its edge direction, as bright as the bin is large."
     bins = cells.shape[2]
     angle = (torch.arange(bins).to(cells) + 0.5) * math.pi / bins  # the middle of each bin: atan2(gx, gy)
     x = torch.arange(size).to(cells) - (size - 1) / 2

@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         inputs = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(out):
             if isinstance(t, Tensor) and t.untyped_storage() not in inputs:
-                self.add(t.untyped_storage())  # no view, no change in place
+                self.add(t.untyped_storage())  # neither a view nor a result in place
         return out
 
     def add(
@@ -58,11 +58,11 @@ class LiveBytes(TorchDispatchMode):
 
 # %% ../../nbs/components/15_lean.ipynb #d750b9db
 class LayerOutput(NamedTuple):
-    "What a layer gave, and from what."
+    "A layer's output, and the input from which it was computed."
 
     output: Tensor  # any shape
     version: int  # of the output at that time: torch counts changes in place
-    layer: nn.Module  # which gave it
+    layer: nn.Module  # that computed it
     input: Tensor  # from which it was computed
 
 
@@ -84,16 +84,16 @@ def recompute_in_backward(
     again in the backward pass. For LayerNorm, GELU and their like."""
     outputs: dict[torch.UntypedStorage, LayerOutput] = {}
 
-    def note(module, args, y):
+    def record_output(module, args, y):
         outputs[y.untyped_storage()] = LayerOutput(y, y._version, module, args[0].detach())
 
     def pack(t):
-        made = outputs.get(t.untyped_storage())
-        if made is None or made.output._version != made.version:
+        recorded = outputs.get(t.untyped_storage())
+        if recorded is None or recorded.output._version != recorded.version:
             return t  # no output of these layers, or changed in place since: kept as it is
-        return Recomputation(made.layer, made.input, t.size(), t.stride(), t.storage_offset())
+        return Recomputation(recorded.layer, recorded.input, t.size(), t.stride(), t.storage_offset())
 
-    hooks = [m.register_forward_hook(note, prepend=True) for m in modules]
+    hooks = [m.register_forward_hook(record_output, prepend=True) for m in modules]
     try:
         with saved_tensors_hooks(pack, unpack_activation):
             yield
@@ -154,8 +154,8 @@ class LeanBlock(Block):
         return nullcontext()
 
     def recomputed_layers(self) -> list[nn.Module]:
-        """The layers to run again: the activation, where it keeps its input. The norms would save two units
-        more for as many calls as the activation saves four for."""
+        """The layers to run again: the activation, if its backward pass needs its input. It saves four units;
+        the norms, with as many calls, would save two, so they are left out."""
         activation = getattr(self.mlp, 'act', None)
         return [activation] if isinstance(activation, (nn.GELU, nn.SiLU)) else []
 

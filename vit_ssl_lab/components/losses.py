@@ -52,7 +52,7 @@ def contrastive_cross_entropy(
     label: Tensor,  # (n,) int64, the column of the positive key
     temperature: float,  # > 0; tau
 ) -> ContrastiveOutput:
-    """Cross-entropy over cosines, and the share of right answers.
+    """Cross-entropy over cosines, and the fraction of right answers.
     Raises ValueError for a temperature of 0 or less."""
     check.temperature(temperature, "the papers use 0.07 to 1")
     loss = F.cross_entropy(logits / temperature, label)
@@ -64,8 +64,8 @@ def info_nce(
     q: Tensor,  # (B, d) queries
     k: Tensor,  # (B, d) their positive keys, row by row; detach them where no gradient should reach them
     temperature: float = 0.2,  # tau
-    queue: Tensor
-    | None = None,  # (K, d) unit rows, the only negatives; None: the other keys of all processes
+    # (K, d) rows of length 1, the only negatives; None: the other keys of all processes
+    queue: Tensor | None = None,
 ) -> ContrastiveOutput:  # loss: mean over the queries
     """Find the positive key among negatives. Raises ValueError for shapes that don't fit.
     (MoCo, equation 1; with keys of the batch: MoCo v3, algorithm 1, without its factor)"""
@@ -88,8 +88,8 @@ def nt_xent(
     z1: Tensor,  # (B, d) first views
     z2: Tensor,  # (B, d) second views, row by row of the same pictures
     temperature: float = 0.1,  # tau
-    keys: tuple[Tensor, Tensor]
-    | None = None,  # two (B, d) to be found in place of z1 and z2, detached or not
+    # two (B, d), detached or not, that are the keys in place of z1 and z2
+    keys: tuple[Tensor, Tensor] | None = None,
 ) -> ContrastiveOutput:  # loss: mean over the 2B views, half of what the official code reports
     """Normalised-temperature cross-entropy: each view finds the other view of its picture among all other
     views of all processes, with gradient through both. Raises ValueError for views of unequal shape.
@@ -174,10 +174,10 @@ def masked_error(
             f"Prediction, target and mask must be (B, N, d), (B, N, d) and (B, N), or without a mask "
             f"(B, M, d) and (B, M, d), not {got}."
         )
-    each = error(pred - target)
+    errors = error(pred - target)
     if mask is None:
-        return each.mean() if each.numel() else each.sum()  # nothing hidden, nothing to learn; not 0 / 0
-    return (each.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
+        return errors.mean() if errors.numel() else errors.sum()  # the mean of no number would be 0 / 0
+    return (errors.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def masked_mse(

@@ -309,11 +309,13 @@ def noise_shape(
     kind: str,  # a name of KINDS
     grid: tuple[int, ...],  # (rows, columns); any grid for "random" and "group"
 ) -> tuple[int, ...]:  # behind the batch axis
-    """The shape of the `noise` of one picture's mask. The fixed grid reads none.
+    """The shape of the `noise` of one picture's mask. Grid masking takes none.
 
     Sort keys for random masking and groups; uniform numbers for the rectangles of block masking."""
     n = math.prod(grid)
-    return (BLOCK_TRIES + 1, max(n, 4)) if choose(kind, KINDS, "kind of mask") == 'block' else (n,)
+    if choose(kind, KINDS, "kind of mask") == 'block':
+        return BLOCK_TRIES + 1, max(n, 4)
+    return (n,)
 
 
 def make_mask(

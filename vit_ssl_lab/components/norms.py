@@ -40,8 +40,8 @@ def response_norm(
     half = x.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if half else None  # a sum of thousands of squares
     energy = torch.linalg.vector_norm(visible, dim=places, keepdim=True, dtype=dtype)
-    share = energy / (energy.mean(axis, keepdim=True) + eps)
-    factor = 1 + weight.view(shape) * share
+    relative_energy = energy / (energy.mean(axis, keepdim=True) + eps)
+    factor = 1 + weight.view(shape) * relative_energy
     return torch.addcmul(bias.view(shape).to(x.dtype), x, factor.to(x.dtype))
 
 

@@ -211,7 +211,8 @@ def receptive_field(
     strides: tuple[int, ...],  # of the 3x3 convolutions, first to last
 ) -> int:  # pixels
     "The side of the square of pixels that reach one token of a convolutional stem."
-    field, step = 1, 1
+    field = 1
+    step = 1
     for stride in strides:
         field += 2 * step
         step *= stride

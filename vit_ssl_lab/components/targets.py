@@ -35,13 +35,13 @@ class Target(nn.Module):
         return (pred - truth).square().mean(-1)
 
     def best_constant(self, truth: Tensor) -> Tensor:
-        "The one answer for all patches of a batch that costs least, (width,)."
+        "The constant prediction with the least cost over all patches of a batch, (width,)."
         return truth.flatten(0, 1).mean(0)
 
     def constant(self, truth: Tensor) -> Tensor:
-        "What that answer costs, a scalar."
-        answer = self.best_constant(truth).expand(*truth.shape[:2], -1)
-        return self.cost(answer, truth).mean()
+        "The cost of the best constant prediction, a scalar."
+        pred = self.best_constant(truth).expand(*truth.shape[:2], -1)
+        return self.cost(pred, truth).mean()
 
     def picture(
         self,
@@ -75,7 +75,8 @@ class PixelTarget(Target):
 
     (MaskFeat, section 3.2; MAE; SimMIM with normalise=False, error='l1')"""
 
-    name, has_picture = 'pixels', True
+    name = 'pixels'
+    has_picture = True
 
     def __init__(
         self,
@@ -193,7 +194,7 @@ def freeze_teacher(
 
 
 class FeatureTarget(Target):
-    "What a frozen encoder says of each patch. (MaskFeat, section 3.2, deep features)"
+    "The features that a frozen encoder gives each patch. (MaskFeat, section 3.2, deep features)"
 
     name = 'features'
 
@@ -238,9 +239,9 @@ class ClassTarget(Target):
 
 
 class LabelTarget(ClassTarget):
-    """What a frozen classifier would call each patch. Raises ValueError without a teacher or a head.
+    """The class that a frozen classifier predicts for each patch.
 
-    (MaskFeat, section 3.2, pseudo-label; Token Labeling)"""
+    Raises ValueError without a teacher or a head. (MaskFeat, section 3.2, pseudo-label; Token Labeling)"""
 
     name = 'labels'
 
@@ -275,7 +276,8 @@ class CodeTarget(ClassTarget):
 
     (MaskFeat, section 3.2, dVAE token; BEiT)"""
 
-    name, has_picture = 'codes', True
+    name = 'codes'
+    has_picture = True
 
     def __init__(
         self,

@@ -172,10 +172,10 @@ def train_tokenizer(
     batch_size: int = 64,  # pictures an update
     lr: float = 2e-3,  # peak of AdamW's learning rate, a cosine
     seed: int = 0,  # of the order of pictures
-    prepare: Callable[[Tensor], Tensor]
-    | None = None,  # normalises, such as `views.prepare`; None: as they are
+    # normalises a batch, such as `views.prepare`; None: pictures are taken as they are
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> list[dict]:  # a row every step: error, commitment, used
-    "Train a tokenizer in seconds."
+    "Train a tokenizer, which takes seconds, and return its log."
     codebook = tokenizer.codebook
     device = codebook.codes.device
     generator = Generator().manual_seed(seed)

@@ -268,7 +268,7 @@ def check_input(
 
 @patch
 def init_weights(self: ConvNeXtV2) -> None:
-    """Truncated normal 0.02 on convolutions and linear layers, biases 0, GRN and LayerScale at their first values.
+    """Truncated normal 0.02 on convolutions and linear layers; biases 0, GRN and LayerScale reset.
 
     (ConvNeXt, appendix A.1; models/convnextv2.py: _init_weights)
     """

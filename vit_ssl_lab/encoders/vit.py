@@ -253,7 +253,7 @@ def set_grad_checkpointing(
 def in_context(
     self: ViT,
     images: Tensor,  # (B, C, H, W) float, normalised
-    context: Tensor | None = None,  # (B, M) int64 indices of the patches that keys and values come from
+    context: Tensor | None = None,  # (B, M) int64 indices of the patches that give keys and values; None: all
 ) -> Tensor:  # (B, N, D) every patch after the last norm, raster order
     """Encode every patch; in each layer keys and values come from the patches in `context` only.
 
@@ -350,7 +350,7 @@ def _early_convolutions(
 
 
 def vit_1gf(
-    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks, since the stem costs as much as one)
+    stem: str = 'patchify',  # "patchify" (12 blocks) or "conv" (11 blocks: the stem costs as much as one)
     **kw,  # as for `ViT`
 ) -> ViT:
     "ViT-1GF, 4.8 M parameters, or 4.6 M with the convolutional stem. (Early Convolutions, table 2)"

@@ -100,7 +100,7 @@ def true_regions(
 
 # %% ../../nbs/evaluation/09_correspondence.ipynb #82e5b641
 class Matches(NamedTuple):
-    "What an encoder takes for what, and what is true."
+    "For each region of the first view the most similar one of the second, and the true one."
 
     index: Tensor  # (B, N) int64: the most similar region of the second view
     cosine: Tensor  # (B, N) its similarity
@@ -161,19 +161,19 @@ def correspondence(
     matches = find_matches(encoder, warp, mean, std)
     visible = matches.truth >= 0
     regions = matches.index.shape[1]
-    counting = max(1, round(top * regions))
+    num_counted = max(1, round(top * regions))
     best = torch.arange(regions).expand_as(matches.index)
-    if counting < regions:
-        best = matches.cosine.masked_fill(~visible, -2).topk(counting, dim=1).indices
-    counts = visible.gather(1, best)
-    if not counts.any():
+    if num_counted < regions:
+        best = matches.cosine.masked_fill(~visible, -2).topk(num_counted, dim=1).indices
+    is_counted = visible.gather(1, best)
+    if not is_counted.any():
         raise ValueError(
             "No region of a first view lies inside its second view: "
             "nothing can be matched; give views that overlap."
         )
 
     def mean_of(values: Tensor) -> float:
-        return float(values.gather(1, best)[counts].float().mean())
+        return float(values.gather(1, best)[is_counted].float().mean())
 
     off = round(mean_of(matches.off), 3)
     setting = dict(name='correspondence', top=top, regions=regions, off=off, pairs=len(visible))

@@ -55,7 +55,7 @@ FEATURES = {
 
 
 class BatchedData(Data, Protocol):
-    "What a score reads: `Data` that comes in batches, such as `Dataset` and `FolderDataset`."
+    "Data that an evaluation reads: `Data` in batches, such as `Dataset` and `FolderDataset`."
 
     def batches(
         self,
@@ -134,7 +134,8 @@ class Projected(nn.Module):
         method: Any,  # a Siamese method: it has an encoder and a projector
     ):
         super().__init__()
-        self.encoder, self.projector = method.encoder, method.projector
+        self.encoder = method.encoder
+        self.projector = method.projector
 
     def forward(
         self,
@@ -151,7 +152,7 @@ def random_encoder_like(
     seed: int = 0,  # of the new weights
 ) -> nn.Module:  # the same architecture, re-initialised, in eval mode, on the CPU
     """A copy of an encoder with fresh random weights.
-    Frozen parameters (a sin-cos table) and buffers that nobody learns stay."""
+    Frozen parameters (a sin-cos table) and buffers that have no initialiser stay as they are."""
     new = copy.deepcopy(encoder).cpu()
     old = {name: p.detach().clone() for name, p in new.named_parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():

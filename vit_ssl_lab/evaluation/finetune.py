@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         for name, p in self.encoder.named_parameters():
-            # What pre-training had frozen learns now, but a fixed table of positions.
+            # parameters that pre-training froze are trained here, but not a fixed table of positions
             p.requires_grad_(p.requires_grad or not name.endswith('pos_embed'))
         if isinstance(getattr(self.encoder, 'norm', None), nn.LayerNorm):
             self.encoder.norm = nn.Identity()  # the new norm takes its place, after the mean
@@ -45,24 +45,25 @@ class Classifier(nn.Module):
 # %% ../../nbs/evaluation/04_finetune.ipynb #ab13c2e8
 def unfreeze_last(
     model: Classifier,  # changed in place
-    blocks: int
-    | float
-    | None,  # None: everything learns; 0: the head; .5: the last MLP; n: the last n blocks
+    blocks: int | float | None,  # None: all is trained; 0: the head; .5: the last MLP; n: the last n blocks
 ) -> Classifier:  # the same model
     """Freeze all but the head and the last `blocks` blocks (MAE, section 4.3, partial fine-tuning).
     Raises ValueError for a number of blocks that the encoder doesn't have."""
     if blocks is None:
         return model
-    own = list(getattr(model.encoder, 'blocks', ()))
-    possible = [0, 0.5, *range(1, len(own) + 1)] if own else [0]
+    all_blocks = list(getattr(model.encoder, 'blocks', ()))
+    possible = [0, 0.5, *range(1, len(all_blocks) + 1)] if all_blocks else [0]
     if blocks not in possible:
         raise ValueError(
-            f"blocks = {blocks} can't be freed in an encoder of {len(own)} blocks: "
-            f"give None, 0, 0.5 or a whole number up to {len(own)}."
+            f"blocks = {blocks} can't be unfrozen in an encoder of {len(all_blocks)} blocks: "
+            f"give None, 0, 0.5 or a whole number up to {len(all_blocks)}."
         )
     model.encoder.requires_grad_(False)
-    learning = [own[-1].norm2, own[-1].mlp] if blocks == 0.5 else own[len(own) - int(blocks) :]
-    for module in learning:
+    if blocks == 0.5:
+        trained = [all_blocks[-1].norm2, all_blocks[-1].mlp]
+    else:
+        trained = all_blocks[len(all_blocks) - int(blocks) :]
+    for module in trained:
         module.requires_grad_(True)
     return model
 
@@ -70,21 +71,22 @@ def unfreeze_last(
 def train_unfrozen(
     model: nn.Module,  # changed in place
 ) -> nn.Module:  # the same model
-    "Train mode where something can learn, eval mode elsewhere: a frozen BatchNorm must not drift."
+    """Train mode for modules with a trainable parameter, eval mode for frozen ones: the running averages of a
+    frozen BatchNorm must not change."""
     model.train()
     for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
     return model
 
 # %% ../../nbs/evaluation/04_finetune.ipynb #9adecf2d
 class NotFinite(FloatingPointError):
-    "A loss that is no number any more: the run stops, and says where."
+    "The loss is infinite or not a number; the message gives the step."
 
 
 def train_classifier(
-    model: nn.Module,  # images -> logits; changed in place; what needs no gradient is left alone
+    model: nn.Module,  # images -> logits; changed in place, except parameters without a gradient
     train: BatchedData,  # labelled pictures
     steps: int,  # updates
     batch_size: int,  # pictures an update
@@ -103,7 +105,7 @@ def train_classifier(
     device = torch.device(device or next(model.parameters()).device)
     train_unfrozen(model.to(device))
     opt = make_optimizer(optimizer, param_groups(model, weight_decay, layer_decay), lr, betas=(0.9, 0.999))
-    learning = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     order = torch.Generator().manual_seed(seed)
     losses = []
     while len(losses) < steps:
@@ -121,8 +123,8 @@ def train_classifier(
             opt.zero_grad(set_to_none=True)
             loss.backward()
             if clip:
-                nn.utils.clip_grad_norm_(learning, clip)
-            # The middle of the step: the first and the last of few steps would be lost at rate 0.
+                nn.utils.clip_grad_norm_(trainable, clip)
+            # the rate in the middle of the step: at its ends the first or the last step would have rate 0
             set_lr(opt, lr_at(step + 0.5, steps, warmup * steps, lr))
             opt.step()
             if len(losses) == steps:
@@ -137,9 +139,10 @@ def accuracy(
     batch_size: int = 512,  # pictures at a time
     device: torch.device | str | None = None,  # None: where the model is
 ) -> float:  # percent
-    "Share of the pictures whose largest logit is their class."
+    "Accuracy: the share of pictures whose largest logit is that of their class."
     device = torch.device(device or next(model.parameters()).device)
-    right, n = 0, 0
+    right = 0
+    n = 0
     model.eval()
     for images, labels, _ in data.batches(batch_size, shuffle=False, drop_last=False):
         logits = model(normalize(images.to(device), data.mean, data.std))
@@ -153,7 +156,7 @@ def finetune(
     train: BatchedData,  # labelled pictures to learn from
     test: BatchedData,  # and to score on
     labels_per_class: int | None = None,  # labelled pictures a class, drawn with `seed`; None: all
-    blocks: int | float | None = None,  # None: all learns; 0: head; .5: the last MLP; n: the last n blocks
+    blocks: int | float | None = None,  # None: all is trained; 0: head; .5: last MLP; n: last n blocks
     steps: int | None = None,  # updates; None: `epochs` over the pictures used
     epochs: float = 10,  # passes, if `steps` is None
     batch_size: int = 128,  # pictures an update
@@ -179,7 +182,7 @@ def finetune(
     steps = steps or max(1, round(epochs * len(train) / min(batch_size, len(train))))
     device = torch.device(device or next(encoder.parameters()).device)
     options = dict(layer_decay=layer_decay, seed=seed, device=device, **options)
-    # The head and the views are drawn from `seed`, and nobody else's random numbers move.
+    # the head and the views are drawn from `seed`, without changing the caller's random state
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = unfreeze_last(Classifier(encoder, classes), blocks).to(device)

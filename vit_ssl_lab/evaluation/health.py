@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..components.losses import alignment_loss, uniformity_loss
+from ..core import renamed
 
 # %% ../../nbs/evaluation/05_health.ipynb #cf296750
 def check_rows(
@@ -32,7 +33,7 @@ def check_rows(
 
 def dimension_std(
     z: Tensor,  # (n, D) features
-) -> Tensor:  # (D,) 1 = spread evenly over the sphere, 0 = collapsed
+) -> Tensor:  # (D,) 1 = uniform on the sphere, 0 = collapsed
     """Feature std: of each coordinate of the L2-normalised features, in units of 1/sqrt(D)
     (SimSiam, section 4.1)."""
     z = F.normalize(check_rows(z), dim=1)
@@ -70,7 +71,7 @@ def alignment(
 def uniformity(
     z: Tensor,  # (n, D) features; a few thousand at most: all pairs are compared
     t: float = 2.0,  # of the Gaussian kernel
-) -> float:  # 0 (collapsed) down to about -4 (spread, for t = 2)
+) -> float:  # 0 (collapsed) down to about -4 (uniform on the sphere, for t = 2)
     "log of the mean of exp(-t * squared distance) over all pairs (Wang & Isola 2020, section 4.1)."
     return uniformity_loss(check_rows(z), t).item()
 
@@ -136,6 +137,4 @@ def describe_health(
     return f"{word}: std {std:.2f} of 1, effective rank {rank:.1f} of {most}"
 
 # %% ../../nbs/evaluation/05_health.ipynb #e05alias
-from ..core import renamed
-
 __getattr__ = renamed(__name__, diagnose='describe_health')

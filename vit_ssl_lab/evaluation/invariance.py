@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from ..components.masking import random_masking
-from ..core import eval_mode, needs
+from ..core import eval_mode, needs, renamed
 from ..data import Dataset
 from .health import check_rows
 
@@ -21,7 +21,8 @@ def linear_cka(
 ) -> float:  # 0 (unrelated) .. 1 (equal up to rotation and scale)
     """Linear centred kernel alignment. Raises ValueError for features of unequal numbers of pictures.
     (Kornblith et al. 2019, section 3)"""
-    a, b = check_rows(a), check_rows(b)
+    a = check_rows(a)
+    b = check_rows(b)
     if len(a) != len(b):
         raise ValueError(
             f"CKA compares two features of the same pictures, row by row: got {len(a)} and {len(b)} rows."
@@ -29,20 +30,21 @@ def linear_cka(
     a = a - a.mean(0)
     b = b - b.mean(0)
     shared = (a.T @ b).square().sum()
-    own = (a.T @ a).norm() * (b.T @ b).norm()
-    return (shared / own.clamp(min=1e-24)).item()
+    norms = (a.T @ a).norm() * (b.T @ b).norm()
+    return (shared / norms.clamp(min=1e-24)).item()
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #d055afc5
 def retrieval_accuracy(
     queries: Tensor,  # (n, D) features of masked pictures, say
     answers: Tensor,  # (n, D) features of their answers, row by row
 ) -> float:  # percent; 100 / n by chance
-    """How often the most similar answer, by cosine, is the query's own.
+    """The percentage of queries whose most similar answer, by cosine, is that of the same row.
     Raises ValueError for features of two shapes."""
-    queries, answers = check_rows(queries), check_rows(answers)
+    queries = check_rows(queries)
+    answers = check_rows(answers)
     if queries.shape != answers.shape:
         raise ValueError(
-            "Each question has one answer of the same width: "
+            "Each query has one answer of the same width: "
             f"got {tuple(queries.shape)} and {tuple(answers.shape)}."
         )
     cosine = F.normalize(queries, dim=1) @ F.normalize(answers, dim=1).T
@@ -56,7 +58,7 @@ def block_means(
     images: Tensor,  # (B, C, H, W) normalised
     keep: Tensor | None = None,  # (B, K) visible patches; None: all
 ) -> list[Tensor]:  # one (B, D) a block
-    "The mean patch behind every block. Raises ValueError for an encoder without blocks."
+    "The mean of the patch tokens after every block. Raises ValueError for an encoder without blocks."
     blocks = list(getattr(encoder, 'blocks', ()))
     if not blocks:
         raise ValueError(f"Blocks are compared one by one, and {type(encoder).__name__} has none: use a ViT.")
@@ -101,6 +103,4 @@ def occlusion_invariance(
     }
 
 # %% ../../nbs/evaluation/07_invariance.ipynb #e07alias
-from ..core import renamed
-
 __getattr__ = renamed(__name__, retrieval='retrieval_accuracy')

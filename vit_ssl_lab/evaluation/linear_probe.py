@@ -23,14 +23,14 @@ def standardise(
     *others: Tensor,  # (m, D) further features, treated alike
     eps: float = 1e-6,  # MAE's BatchNorm epsilon
 ) -> list[Tensor]:  # all of them, each dimension with mean 0 and variance 1 over X
-    "What a BatchNorm without affine does, over the whole training set at once (MAE, appendix A.1)."
+    "A BatchNorm without affine parameters over the whole training set at once (MAE, appendix A.1)."
     mean = X.mean(0)
     scale = (X.var(0, unbiased=False) + eps).rsqrt()
     return [(x - mean) * scale for x in (X, *others)]
 
 # %% ../../nbs/evaluation/03_linear_probe.ipynb #f2f275de
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # values of C, strong penalty to weak
-LARGE_MATRIX = 40_000_000  # numbers in the training matrix over which fewer iterations must do
+LARGE_MATRIX = 40_000_000  # numbers in the training matrix, above which L-BFGS makes fewer iterations
 
 
 def fit_logistic(
@@ -39,7 +39,7 @@ def fit_logistic(
     C: float,  # width of the prior: the inverse of the L2 penalty
     iterations: int,  # of L-BFGS, at most
 ) -> Any:  # a fitted scikit-learn LogisticRegression
-    "Multinomial logistic regression; stopping at the limit of iterations is meant, not an accident."
+    "Multinomial logistic regression, without a warning when it stops at the limit of iterations."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -54,8 +54,7 @@ def probe_small(
     Q: Tensor,  # (m, D) test features
     truth: Tensor,  # (m,) their classes
     grid: tuple = GRID,  # values of C, ascending; the choice never sees the test set
-    iterations: int
-    | None = None,  # of L-BFGS, at most; None: 100, or 40 for more than `LARGE_MATRIX` numbers
+    iterations: int | None = None,  # of L-BFGS, at most; None: 100, or 40 above `LARGE_MATRIX` numbers
     tune: int = 2500,  # training pictures that take part in the choice of C; a fifth of them is held out
     seed: int = 0,  # of that part
 ) -> tuple[float, dict]:  # accuracy in percent, and how: C, held-out accuracy, iterations used
@@ -70,28 +69,38 @@ def probe_small(
 
 
 def _choose_penalty(
-    X: Tensor, y: Tensor, grid: tuple, iterations: int, tune: int, seed: int
+    X: Tensor,  # (n, D) training features
+    y: Tensor,  # (n,) their classes
+    grid: tuple,  # values of C, ascending
+    iterations: int,  # of L-BFGS, at most
+    tune: int,  # training pictures that take part
+    seed: int,  # of their choice
 ) -> tuple[float, float]:  # C, and its accuracy on held-out training pictures
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:tune]
-    held, fit = order[: len(order) // 5], order[len(order) // 5 :]
+    num_held_out = len(order) // 5
+    held_out = order[:num_held_out]
+    fit = order[num_held_out:]
     classes = len(y[fit].unique())
     if classes < 2:
         raise ValueError(
             f"A probe needs two or more classes in its {len(fit)} training pictures, got {classes}: "
             "use more pictures, or labels that differ."
         )
-    fit_features, held_features = (x.numpy() for x in standardise(X[fit], X[held]))
-    best, best_accuracy, worse = grid[0], -1.0, 0
+    fit_features, held_out_features = (x.numpy() for x in standardise(X[fit], X[held_out]))
+    best = grid[0]
+    best_accuracy = -1.0
+    num_worse = 0  # values of C since the best one
     for C in grid:
         model = fit_logistic(fit_features, y[fit].numpy(), C, iterations)
-        accuracy = 100 * model.score(held_features, y[held].numpy())
+        accuracy = 100 * model.score(held_out_features, y[held_out].numpy())
         if accuracy > best_accuracy:
-            best, best_accuracy, worse = C, accuracy, 0
+            best = C
+            best_accuracy = accuracy
+            num_worse = 0
         else:
-            worse += 1
-        if (
-            worse == 2
-        ):  # the accuracy rises and falls once along C: past the top, weaker penalties only cost time
+            num_worse += 1
+        # the accuracy rises and falls once along C: past the top, weaker penalties only cost time
+        if num_worse == 2:
             break
     return best, best_accuracy
 
@@ -108,8 +117,7 @@ def probe_paper(
     optimizer: str = 'lars',  # "lars" or "sgd"; SGD works alike at a batch of 4096
     seed: int = 0,  # of the order and the weights
     device: torch.device | str | None = None,  # None: the CPU
-    again: Callable[[int], tuple[Tensor, Tensor]]
-    | None = None,  # epoch -> X, y of freshly augmented pictures
+    again: Callable[..., tuple[Tensor, Tensor]] | None = None,  # epoch -> X, y of newly augmented pictures
 ) -> tuple[float, dict]:  # accuracy in percent, and how
     "BatchNorm without affine and a linear layer by LARS (MAE, appendix A.1, table 10; main_linprobe.py)."
     device = torch.device(device or 'cpu')
@@ -126,7 +134,8 @@ def probe_paper(
     for epoch in range(epochs):
         if again is not None:
             X, y = again(epoch)
-        for i, index in enumerate(torch.randperm(len(X), generator=order).split(batch)[:updates]):
+        batches = torch.randperm(len(X), generator=order).split(batch)
+        for i, index in enumerate(batches[:updates]):
             set_lr(opt, lr_at(epoch + i / updates, epochs, warmup, lr))
             loss = F.cross_entropy(head(X[index].to(device)), y[index].to(device))
             opt.zero_grad()

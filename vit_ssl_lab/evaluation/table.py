@@ -17,7 +17,7 @@ from .linear_probe import linear_probe
 
 # %% ../../nbs/evaluation/06_table.ipynb #4752ca49
 class ScoreTable:
-    "Scores of encoders beside their baselines; shown as a table, followed by what it says."
+    "Scores of encoders beside their baselines; shown as a table, followed by `sentences()`."
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ScoreTable:
         return pd.DataFrame(values).T
 
     def sentences(self) -> list[str]:  # one for each kind of score
-        "Does the judged encoder beat every other row? By more than two standard errors, within them, or not."
+        "Whether the subject is above the best other row: by more than two standard errors, by less, or not."
         out = []
         for kind, score in self.rows[self.subject].items():
             rivals = {
@@ -49,8 +49,10 @@ class ScoreTable:
                 continue
             name = max(rivals, key=lambda rival: rivals[rival].value)
             best = rivals[name]
-            says = self._comparison(score, best)
-            out.append(f"{kind}: {self.subject} ({score.value:.1f} %) {says} {name} ({best.value:.1f} %).")
+            comparison = self._comparison(score, best)
+            out.append(
+                f"{kind}: {self.subject} ({score.value:.1f} %) {comparison} {name} ({best.value:.1f} %)."
+            )
         return out
 
     def _comparison(self, score: Score, best: Score) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import choose, eval_mode, needs
+from ..core import choose, eval_mode, needs, renamed
 from ..data import Dataset
 from ..data.image_text import captions_of
 from ..data.operations import normalize
@@ -21,13 +21,13 @@ from .features import BatchedData, Score
 
 # %% ../../nbs/evaluation/08_zero_shot.ipynb #0a00ab0f
 def encode_images(
-    method: nn.Module,  # of pictures and texts: it has `embed_images`
+    method: nn.Module,  # compares pictures with texts: it has `embed_images`
     data: BatchedData,  # n pictures
     batch_size: int = 512,  # pictures at a time
     device: torch.device | str | None = None,  # where the method goes; None: where it is
     keep: Callable[[int], Tensor] | None = None,  # batch size -> (B, K) visible patches; None: all
 ) -> Tensor:  # (n, d) float32, rows of length 1, on the CPU, in the order of the data
-    "Every picture in the shared space."
+    "The embedding of every picture, in the space that pictures and texts share."
     embed = _embedding(method, 'embed_images')
     rows = []
     with eval_mode(method) as home:
@@ -41,11 +41,11 @@ def encode_images(
 
 
 def encode_texts(
-    method: nn.Module,  # of pictures and texts: it has `embed_texts`
+    method: nn.Module,  # compares pictures with texts: it has `embed_texts`
     texts: Sequence[str],  # n
     batch_size: int = 512,  # texts at a time
 ) -> Tensor:  # (n, d) float32, rows of length 1, on the CPU
-    "Every text in the shared space."
+    "The embedding of every text, in the space that pictures and texts share."
     embed = _embedding(method, 'embed_texts')
     rows = []
     with eval_mode(method):
@@ -95,7 +95,7 @@ def fill_prompt(
 
 
 def zero_shot_classifier(
-    method: nn.Module,  # of pictures and texts: it has `embed_texts`
+    method: nn.Module,  # compares pictures with texts: it has `embed_texts`
     classes: Sequence[str],  # C names
     templates: str | Sequence = 'name',  # one of TEMPLATES, or a list of prompts
 ) -> Tensor:  # (C, d), rows of length 1
@@ -116,7 +116,7 @@ def zero_shot_classifier(
 
 # %% ../../nbs/evaluation/08_zero_shot.ipynb #56b8711d
 def zero_shot(
-    method: nn.Module,  # of pictures and texts: it has `embed_images` and `embed_texts`
+    method: nn.Module,  # compares pictures with texts: it has `embed_images` and `embed_texts`
     data: BatchedData,  # n pictures; their labels and classes, unless both are given
     templates: str | Sequence = 'name',  # one of TEMPLATES, or a list of prompts
     classes: Sequence[str] | None = None,  # C names; None: the data's
@@ -155,12 +155,12 @@ ASPECTS = ('class', 'tint', 'background')
 def scene_questions(
     data: Dataset,  # scenes
     aspect: str,  # "class", "tint" or "background"
-    ensemble: bool = True,  # say it in all ways that captions do; False: in one
+    ensemble: bool = True,  # one prompt for each value of the other two aspects; False: one in all
 ) -> tuple[list[str], Tensor, list[Callable[[str], str]]]:  # names, labels (n,), prompts
-    """What is asked of scenes: `zero_shot(method, data, prompts, names, labels)`.
+    """The names, labels and prompts for one aspect: `zero_shot(method, data, prompts, names, labels)`.
     Raises ValueError for another aspect."""
     choose(aspect, ASPECTS, 'aspect of scenes')
-    known = {'class': data.classes, 'tint': list(TINTS), 'background': _maker(data).backgrounds}
+    known = {'class': data.classes, 'tint': list(TINTS), 'background': _scene_source(data).backgrounds}
     truths = _truths(data)
     labels = {
         'class': truths['label'][:, 0],
@@ -172,7 +172,7 @@ def scene_questions(
         return known[aspect], labels[aspect], [bare[aspect].format]
 
     def prompt(**others: str) -> Callable[[str], str]:
-        "Says a name in this aspect, the other two given."
+        "A prompt for names in this aspect, the other two given."
         return lambda name: _caption(**{aspect.replace('class', 'garment'): name}, **others)
 
     garments, tints, backgrounds = known['class'], known['tint'], known['background']
@@ -194,7 +194,7 @@ def _caption(garment: str, tint: str, background: str) -> str:
     return f'{article} {words} on {background}'
 
 
-def _maker(data: Dataset) -> Any:
+def _scene_source(data: Dataset) -> Any:
     needs(
         data, 'source truths', for_='A question about scenes', what='scenes', hint="use load('scenes', ...)"
     )
@@ -207,12 +207,12 @@ def _truths(data: Dataset) -> dict[str, Tensor]:
 
 
 def zero_shot_scenes(
-    method: nn.Module,  # of pictures and texts: it has `embed_images` and `embed_texts`
+    method: nn.Module,  # compares pictures with texts: it has `embed_images` and `embed_texts`
     data: Dataset,  # scenes
     ensemble: bool = True,  # False: one prompt a class
     pictures: Tensor | None = None,  # (n, d) from `encode_images`; None: encoded now
 ) -> dict[str, float]:  # aspect -> accuracy in percent
-    "The three questions at once."
+    "Zero-shot accuracy by class, by tint and by background."
     if pictures is None:
         pictures = encode_images(method, data)
     out = {}
@@ -226,7 +226,7 @@ def recall_at_k(
     u: Tensor,  # (n, d) pictures, rows of length 1
     v: Tensor,  # (n, d) captions, row by row
     captions: Sequence[str],  # n texts: equal ones are right for each other's pictures
-    ks: Sequence[int] = (1, 5, 10),  # how many answers are looked at
+    ks: Sequence[int] = (1, 5, 10),  # how many of the best answers count
     chunk: int = 2048,  # queries at a time
 ) -> dict[str, float]:  # "text to image, R@1": percent, ...
     """Recall both ways. Raises ValueError for unequal numbers of pictures and captions,
@@ -254,9 +254,9 @@ def recall_at_k(
 
 
 def image_text_retrieval(
-    method: nn.Module,  # of pictures and texts: it has `embed_images` and `embed_texts`
+    method: nn.Module,  # compares pictures with texts: it has `embed_images` and `embed_texts`
     data: Dataset,  # with captions
-    ks: Sequence[int] = (1, 5, 10),  # how many answers are looked at
+    ks: Sequence[int] = (1, 5, 10),  # how many of the best answers count
     pictures: Tensor | None = None,  # (n, d) from `encode_images`; None: encoded now
 ) -> dict[str, float]:  # "text to image, R@1": percent, ...
     "Recall both ways over a data set, without prompts. (CLIP, section 3.1; FLIP, table 8)"
@@ -266,8 +266,6 @@ def image_text_retrieval(
     return recall_at_k(pictures, encode_texts(method, captions), captions, ks)
 
 # %% ../../nbs/evaluation/08_zero_shot.ipynb #e08alias
-from ..core import renamed
-
 __getattr__ = renamed(
     __name__,
     say='fill_prompt',

@@ -66,7 +66,7 @@ def pictures_of(
 def rgb_bytes(
     images: Tensor,  # (n, C, H, W) uint8, or float in 0..1 (values outside are clipped); C is 1 or 3
 ) -> bytes:  # n * H * W * 3 bytes, rows of pixels
-    "Pictures as the browser wants them."
+    "The pixels of pictures, packed for the browser."
     if images.dtype != torch.uint8:
         images = _to_uint8(images.detach())
     pixels = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
@@ -81,7 +81,7 @@ def names_of(
     images: Any,  # a Dataset (it has labels and classes) or plain pictures
     n: int,  # how many
 ) -> list[str]:  # one a picture; empty strings without a data set
-    "What is on each picture, where the data set knows."
+    "The name of each picture's class, where the data set has labels."
     if not hasattr(images, 'labels'):
         return [''] * n
     return [images.classes[int(i)] for i in images.labels[:n]]
@@ -92,7 +92,7 @@ def normalizer(
     mean: tuple | None = None,  # of 0..1 pixels, one a channel; None: the data set's, or 0.5
     std: tuple | None = None,  # of 0..1 pixels, one a channel; None: the data set's, or 0.5
 ) -> Callable[[Tensor], Tensor]:  # (B, C, H, W) uint8 -> normalised float
-    "How pictures become an encoder's input."
+    "The function that normalises pictures for an encoder."
     is_dataset = hasattr(images, 'images')  # a tensor has `mean` and `std` too, as methods
     own_mean = images.mean if is_dataset else (0.5,)
     own_std = images.std if is_dataset else (0.5,)
@@ -110,9 +110,8 @@ class Explorer(anywidget.AnyWidget):
     _css = read_static('explorers.css')
     error = T.Unicode('', help="One sentence, shown in the widget; empty when all is well").tag(sync=True)
     live = T.Bool(True, help="False in a page without a kernel").tag(sync=True)
-    note = T.Unicode(
-        "This page has no Python behind it; all of it works.", help="Said in an exported page"
-    ).tag(sync=True)
+    # shown in an exported page
+    note = T.Unicode("This page has no Python behind it; all of it works.").tag(sync=True)
     answered = T.Int(0, help="Counts the kernel's answers").tag(sync=True)
     milliseconds = T.Float(0.0, help="Time of the last answer").tag(sync=True)
 

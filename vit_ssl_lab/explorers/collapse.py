@@ -30,7 +30,7 @@ SWITCHES = dict(stop_gradient='stop-gradient', predictor='predictor', centre='ce
 
 
 class CollapseRun:
-    "A Siamese network without negatives, small enough to train while one looks; its switches act at once."
+    "A Siamese network without negatives, small enough to train live; its switches act from the next step."
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class CollapseRun:
         seed: int = 0,  # of weights, batches and views
         stop_gradient: bool = True,  # no gradient reaches the target
         predictor: bool = True,  # a small network between z and the target
-        centre: bool = False,  # the mean of the batch is taken from the targets
+        centre: bool = False,  # the mean of the batch is subtracted from the targets
         momentum: bool = False,  # the target comes from a momentum encoder
         size: int = 12,  # pixels of a view
         width: int = 128,  # of the hidden layers
@@ -52,7 +52,9 @@ class CollapseRun:
         n, channels = self.images.shape[:2]
         if n < 16:
             raise ValueError(f"A run takes 16 pictures or more, to see whether they are told apart: got {n}.")
-        self.seed, self.batch, self.every = seed, batch, every
+        self.seed = seed
+        self.batch = batch
+        self.every = every
         self.stop_gradient = stop_gradient
         self.predictor = predictor
         self.centre = centre
@@ -144,7 +146,7 @@ def symmetric_loss(
 # %% ../../nbs/explorers/08_collapse.ipynb #73a99090
 @torch.no_grad()
 def _record(run: CollapseRun) -> None:
-    "Judge the vectors of 256 fixed pictures, and keep what was found."
+    "Append loss and monitors of 256 fixed pictures to the records; of more than 200 keep every second."
     z = run.net(run.sample)
     singular_values = torch.linalg.svdvals(z.double())
     stds = dimension_std(z)
@@ -202,11 +204,11 @@ class CollapseExplorer(Explorer):
     speed = T.Float(0.0, help="steps a second").tag(sync=True)
     history = T.Bytes(help="(records, 4) float32: step, loss, std, effective rank").tag(sync=True)
     marks = T.List(help="[step, what was switched]").tag(sync=True)
-    stds = T.Bytes(help="(D,) float32, of each dimension; 1 = spread out").tag(sync=True)
+    stds = T.Bytes(help="(D,) float32, of each dimension; 1 = uniform on the sphere").tag(sync=True)
     values = T.Bytes(help="(D,) float32: singular values, the largest is 1").tag(sync=True)
     points = T.Bytes(help="(n, 2) float32: unit vectors on their two main axes").tag(sync=True)
     labels = T.List(T.Int()).tag(sync=True)
-    sentence = T.Unicode(help="of evaluation.describe_health").tag(sync=True)
+    sentence = T.Unicode(help="from evaluation.describe_health").tag(sync=True)
     run: CollapseRun  # the present one
     _task: asyncio.Task  # that trains it
 
@@ -216,7 +218,7 @@ class CollapseExplorer(Explorer):
         seed: int = 0,  # of weights, batches and views
         stop_gradient: bool = True,  # no gradient reaches the target
         predictor: bool = True,  # a small network between z and the target
-        centre: bool = False,  # the mean of the batch is taken from the targets
+        centre: bool = False,  # the mean of the batch is subtracted from the targets
         momentum: bool = False,  # the target comes from a momentum encoder
         limit: int = 2000,  # steps after which it stops by itself
         **run,  # size, width, dim, batch, lr of `CollapseRun`
@@ -248,11 +250,11 @@ class CollapseExplorer(Explorer):
         _publish(self)
 
     def _offline_answers(self) -> tuple[list[str], list[tuple[list, dict]]]:
-        "A page without a kernel can look back."
+        "A page without a kernel can show every record."
         return ['moment'], [([i], _record_traits(self, i)) for i in range(-1, len(self.run.records))]
 
     def _on_switch(self, change: dict) -> None:
-        "A switch was thrown: it acts from the next step on."
+        "Apply a changed switch from the next step on, and mark the step."
         setattr(self.run, change['name'], change['new'])
         text = f"{SWITCHES[change['name']]} {'on' if change['new'] else 'off'}"
         self.marks = [*self.marks, [self.run.count, text]]
@@ -279,14 +281,14 @@ def _new_run(explorer: CollapseExplorer) -> None:
     explorer.marks = []
     explorer.speed = 0.0
     explorer.moment = -1
-    explorer._last_key = explorer._key()  # the moment was put back: that is nothing to compute
+    explorer._last_key = explorer._key()  # setting the moment must not start a computation
 
 
 def _record_traits(
     explorer: CollapseExplorer,
     moment: int,  # which record; -1: the last
 ) -> dict:
-    "What is shown of one moment."
+    "The traits that show one record."
     record = explorer.run.records[moment]
     return dict(
         stds=record['stds'].numpy().tobytes(),
@@ -300,7 +302,7 @@ def _publish(explorer: CollapseExplorer) -> None:
     "The run's state becomes the widget's."
     records = explorer.run.records
     if explorer.moment >= len(records):
-        explorer.moment = -1  # every second record went
+        explorer.moment = -1  # every second record was dropped
     history = np.array([[r['step'], r['loss'], r['std'], r['rank']] for r in records], np.float32)
     traits = dict(step=explorer.run.count, history=history.tobytes(), labels=explorer.run.labels)
     explorer._set_traits(traits | _record_traits(explorer, explorer.moment))
@@ -383,11 +385,11 @@ def advance(
         _publish(self)
 
 # %% ../../nbs/explorers/08_collapse.ipynb #761768c8
-_MARK = '#d55e00'  # colour of a thrown switch
+_MARK = '#d55e00'  # colour of the line at a changed switch
 
 
 def _draw_curves(explorer: CollapseExplorer, axes: np.ndarray) -> None:
-    "Loss, std and effective rank over the steps, with a dashed line where a switch was thrown."
+    "Loss, std and effective rank over the steps, with a dashed line where a switch was changed."
     step, loss, std, rank = np.frombuffer(explorer.history, np.float32).reshape(-1, 4).T
     axes[0].plot(step, loss)
     axes[0].set(title='loss', ylim=(-1.05, None))

@@ -69,8 +69,8 @@ class CorrespondenceExplorer(Explorer):
     # (2, n, N) int32: the true region of the other view, -1: not visible there
     truth = T.Bytes().tag(sync=True)
     picture = T.Int(0, min=0).tag(sync=True)
-    which = T.Int(0, min=0, help="the encoder that answers").tag(sync=True)
-    side = T.Int(0, min=0, max=1, help="the view that is asked about: 0 first, 1 second").tag(sync=True)
+    which = T.Int(0, min=0, help="the chosen encoder").tag(sync=True)
+    side = T.Int(0, min=0, max=1, help="the view of the chosen region: 0 first, 1 second").tag(sync=True)
     region = T.Int(0, min=0, help="its region").tag(sync=True)
 
     def __init__(
@@ -111,16 +111,16 @@ class CorrespondenceExplorer(Explorer):
         self._begin()
 
     def _compute(self) -> None:
-        "Nothing but to look whether the chosen picture and encoder exist."
+        "Check that the chosen picture and encoder exist. Raises ValueError."
         check.index(self.picture, self.shape[0], "picture")
         check.index(self.which, len(self.encoders), "encoder")
 
     def matches(
         self,
-        which: int | None = None,  # an encoder; None: the one that answers
-        side: int | None = None,  # 0: regions of the first view are asked; None: as chosen
+        which: int | None = None,  # an encoder; None: the chosen one
+        side: int | None = None,  # 0: matches of the first view's regions; None: as chosen
     ) -> tuple[Tensor, Tensor]:  # (n, N) the most similar region of the other view, (n, N) the true one
-        "All answers, and the truth, which is -1 for a region that is not visible in the other view."
+        "All matches, and the truth, which is -1 for a region that is not visible in the other view."
         which = self.which if which is None else which
         side = self.side if side is None else side
         cosines = self.cosines[which]

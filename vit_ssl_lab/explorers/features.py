@@ -63,7 +63,7 @@ def nearest_neighbours(
 ) -> tuple[Tensor, Tensor]:  # indices (n, k) int64, cosines (n, k)
     "The nearest others by cosine, the nearest first."
     X = F.normalize(X.float(), dim=-1)
-    cosines = (X @ X.T).fill_diagonal_(-2)  # nobody is a neighbour of itself
+    cosines = (X @ X.T).fill_diagonal_(-2)  # a picture is no neighbour of itself
     near = cosines.topk(min(k, len(X) - 1), dim=-1)
     return near.indices, near.values
 

@@ -80,7 +80,8 @@ class MaskExplorer(Explorer):
         return mask_from(torch.tensor(list(self.hidden)))
 
     def _key(self) -> tuple:
-        return self.picture, self.kind, self.hidden if self.kind == BY_HAND else (self.ratio, self.seed)
+        mask_key = self.hidden if self.kind == BY_HAND else (self.ratio, self.seed)
+        return self.picture, self.kind, mask_key
 
     def _compute(self) -> None:
         "Make the mask of this state."
@@ -95,7 +96,7 @@ class MaskExplorer(Explorer):
             self.ratio = round(sum(self.hidden) / len(self.hidden), 4)
 
     def _after_mask(self, mask: Mask) -> None:
-        "Compute what follows from the mask."
+        "Compute what depends on the mask; a subclass overrides it."
 
     def _patch_size(self) -> tuple[int, int]:  # pixels, (height, width)
         return self.shape[1] // self.grid[0], self.shape[2] // self.grid[1]
@@ -136,18 +137,19 @@ def masked_picture(
     return image * (1 - hidden) + 0.54 * hidden
 
 
-def _draw_panes(
-    panes: dict[str, Tensor],  # caption -> picture (C, H, W), or (H, W) for an error
+def _draw_panels(
+    panels: dict[str, Tensor],  # caption -> picture (C, H, W), or (H, W) for an error
     title: str,  # above all
 ) -> Figure:
-    "Panes side by side; an error gets viridis and its scale."
-    fig, axes = plt.subplots(1, len(panes), figsize=(2 * len(panes), 2.3), layout='constrained')
-    for (name, pane), ax in zip(panes.items(), axes):
-        if pane.ndim == 2:
-            image = ax.imshow(pane.cpu().numpy(), vmin=0)
+    "Panels side by side; an error map gets viridis and a colour bar."
+    size = (2 * len(panels), 2.3)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, layout='constrained')
+    for (name, panel), ax in zip(panels.items(), axes):
+        if panel.ndim == 2:
+            image = ax.imshow(panel.cpu().numpy(), vmin=0)
             fig.colorbar(image, ax=ax, fraction=0.046)
         else:
-            draw_picture(ax, pane)
+            draw_picture(ax, panel)
         ax.set_title(name, fontsize=9)
         ax.axis('off')
     fig.suptitle(title)
@@ -156,13 +158,13 @@ def _draw_panes(
 
 @patch
 def figure(self: MaskExplorer) -> Figure:
-    "The picture and what the mask leaves of it."
-    panes = {'input': self.pictures[self.picture], 'masked': masked_picture(self)}
-    return _draw_panes(panes, mask_title(self))
+    "The picture, and the same with its hidden patches in grey."
+    panels = {'input': self.pictures[self.picture], 'masked': masked_picture(self)}
+    return _draw_panels(panels, mask_title(self))
 
 # %% ../../nbs/explorers/02_mask.ipynb #e8f1d10d
 class ReconstructionExplorer(MaskExplorer):
-    "What a method that reconstructs makes of a masked picture."
+    "The reconstruction of a masked picture: prediction, composite and error."
 
     _browser_traits = []
     _kernel_traits = [*MaskExplorer._kernel_traits, 'pixels']
@@ -220,7 +222,7 @@ class ReconstructionExplorer(MaskExplorer):
         self._set_traits(self._answer_traits(self.picture, self.pixels))
 
     def _answer_traits(self, picture: int, pixels: str) -> dict:
-        "Everything that follows from the method's answer."
+        "The traits that depend on the reconstruction."
         r = self.reconstruction(picture, pixels)
         error = r.error[0].float().cpu()
         top = float(r.error.max())
@@ -242,7 +244,7 @@ class ReconstructionExplorer(MaskExplorer):
     def figure(self) -> Figure:
         "Input, masked, prediction, composite and error of the present state."
         r = self.reconstruction(self.picture, self.pixels)
-        panes = {
+        panels = {
             'input': r.input[0],
             'masked': masked_picture(self),
             'prediction': r.prediction[0],
@@ -250,11 +252,11 @@ class ReconstructionExplorer(MaskExplorer):
             'error': r.error[0],
         }
         title = f'{mask_title(self)}; {self.pixels} pixels; squared error of hidden pixels {self.mse:.4f}'
-        return _draw_panes(panes, title)
+        return _draw_panels(panels, title)
 
 # %% ../../nbs/explorers/02_mask.ipynb #38c44422
 def patch_size_of(
-    method: nn.Module,  # its encoder says its grid, or shows it in its Features
+    method: nn.Module,  # its encoder has `grid`, or returns it in its Features
     pictures: Tensor,  # (n, C, H, W)
 ) -> tuple[int, int]:  # pixels, (height, width)
     "The patch size that divides these pictures as the method does. Raises ValueError if none does."

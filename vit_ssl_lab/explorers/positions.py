@@ -22,7 +22,7 @@ from .base import Explorer, draw_marker, widget_script
 def cosine_bytes(
     cosines: Tensor,  # any shape, -1..1
 ) -> bytes:  # one byte each, raster order: 0 is -1, 255 is 1
-    "Cosines as the browser wants them, within 0.004 of their value."
+    "Cosines packed for the browser, within 0.004 of their value."
     return ((cosines.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy().tobytes()
 
 # %% ../../nbs/explorers/04_positions.ipynb #0dbfe7ec

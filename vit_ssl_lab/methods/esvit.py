@@ -115,13 +115,14 @@ class EsViT(SelfDistillation):
         shape = (teacher_views, views, batch, num_student)
         if self.match == 'random':
             return torch.randint(num_teacher, shape, device=student.device)
-        student_side, teacher_side = round(num_student**0.5), round(num_teacher**0.5)
+        student_side = round(num_student**0.5)
+        teacher_side = round(num_teacher**0.5)
         rows = torch.arange(student_side, device=student.device)
         nearest = ((rows + 0.5) * teacher_side / student_side).long()  # the teacher's row at the same height
         return (nearest[:, None] * teacher_side + nearest).flatten().expand(shape)
 
     def after_step(self, progress: float) -> None:
-        "As in DINO, and for the regions' head and centre."
+        "Update what DINO updates, the momentum head of the regions and their centre."
         super().after_step(progress)
         if self.dense is not None and self.momentum_dense is not None:
             momentum_update(self.momentum_dense, self.dense, self.momentum_at(progress), buffers=False)

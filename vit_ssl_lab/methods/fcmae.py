@@ -51,7 +51,7 @@ class FCMAE(MaskedAutoencoder):
         views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> dict:  # loss, and scalars worth plotting
+    ) -> dict:  # loss, std of the predictions
         "One step's loss: the mean squared error on hidden cells."
         mask = self.draw_mask(views, noise, mask)  # on the last map's grid, 1 = hidden
         latent = self.encode(views, mask)  # patches (B, K, D): sparse, hidden cells don't exist

@@ -101,10 +101,9 @@ class FLIP(nn.Module):
         "A random mask, as MAE draws it. (section 3, image masking)"
         if mask is not None:
             return mask.to(images.device)
-        batch, grid = len(images), self.encoder.grid
-        return random_masking(
-            batch, grid, self.mask_ratio, noise=noise, generator=generator, device=images.device
-        )
+        batch = len(images)
+        options = dict(noise=noise, generator=generator, device=images.device)
+        return random_masking(batch, self.encoder.grid, self.mask_ratio, **options)
 
     def forward(
         self,
@@ -112,9 +111,7 @@ class FLIP(nn.Module):
         captions: Tensor,  # (B, L) int64 tokens of their captions, from `tokenize`
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> (
-        dict
-    ):  # loss (ln B by chance), accuracy of finding the caption, temperature, std of the pictures (0..1)
+    ) -> dict:  # loss (ln B by chance), accuracy of the caption, temperature, std of the pictures (0..1)
         "One step's loss: which caption belongs to which masked picture, and which picture to which caption."
         if len(views) != len(captions):
             raise ValueError(
@@ -152,7 +149,7 @@ METHOD = FLIP
 
 LAPTOP = laptop_masked.but(
     method='flip',
-    # the mean of all patches behind the last norm: what each patch adds to a cosine can be told
+    # the mean of all patches behind the last norm, so that each patch's part of a cosine can be computed
     encoder_options=dict(global_pool='avg', class_token=False, fc_norm=False),
     method_options=dict(
         text_encoder='text_nano',

@@ -53,7 +53,7 @@ class MAE(MaskedAutoencoder):
         views: Tensor,  # (B, C, H, W) normalised pictures, from `self.views`
         noise: Tensor | None = None,  # (B, N) sort keys of a random mask; None: drawn
         mask: Mask | None = None,  # any mask of the contract instead of a drawn one
-    ) -> dict:  # loss, and scalars worth plotting
+    ) -> dict:  # loss, std of the predictions, fraction of flat patches (0..1)
         "One step's loss: the mean squared error on hidden patches."
         mask = self.draw_mask(views, noise, mask)  # 1 = hidden
         latent = self.encode(views, mask)  # patches (B, K, D): the visible ones only

@@ -52,10 +52,8 @@ class MaskFeat(MaskedMethod):
         super().__init__(encoder, mask_ratio, masking, group=2)
         self.target = make_target(target, self.patch_size, encoder.in_chans, **(target_options or {}))
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
-        has_norm = isinstance(
-            getattr(encoder, 'norm', None), nn.LayerNorm
-        )  # its output is normalised already
-        norm = None if has_norm else 'layer'
+        is_normalised = isinstance(getattr(encoder, 'norm', None), nn.LayerNorm)  # the encoder's output
+        norm = None if is_normalised else 'layer'
         self.head = LinearHead(encoder.width, self.target.width, norm=norm, std=0.02)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         if views is None:
@@ -77,7 +75,8 @@ class MaskFeat(MaskedMethod):
             options = dict(min_block=max(1, round(math.prod(self.grid) * 15 / 196)))
             if ratio is None:
                 ratio = self.mask_ratio
-            batch, device = len(images), images.device
+            batch = len(images)
+            device = images.device
             mask = make_mask('block', batch, self.grid, ratio, generator, noise, device, **options)
         mask = super().draw_mask(images, noise, mask, ratio, generator)
         if not mask.keep.shape[1]:
@@ -134,13 +133,14 @@ class MaskFeat(MaskedMethod):
             mask = self.draw_mask(x, mask=mask, generator=generator)
             pred = self.predict(x, mask).float()
             prediction = self.target.picture(pred, x, mask.mask, self.grid, pixels)
-            pictures, predicted = self.views.restore(x), self.views.restore(prediction)
+            pictures = self.views.restore(x)
+            predicted = self.views.restore(prediction)
         return reconstruction_panels(pictures, predicted, mask, self.patch_size, self.grid)
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #recmaskf1
 METHOD = MaskFeat
 
-# all places are encoded: fewer steps in a minute than MAE
+# every place is encoded, so that a step takes longer than MAE's
 LAPTOP = laptop_masked.but(
     method='maskfeat',
     encoder_options=dict(global_pool='avg'),

@@ -32,7 +32,7 @@ def sees_neighbours(
 def position_leak(
     encoder: Any,  # any network
 ) -> str:  # the end of a sentence, empty if nothing was found
-    "What in an encoder tells where a patch comes from, other than what is on it. (MP3, section 3)"
+    "What in an encoder reveals the place of a patch, other than its content. (MP3, section 3)"
     if getattr(encoder, 'pos_embed', None) is not None:
         return (
             "adds a table of positions to its tokens: build it with positions='none', or take the table out "
@@ -69,7 +69,7 @@ class MP3(nn.Module):
         # has width, grid (any number of axes) and `in_context(x, context) -> (B, N, D)`; adds no positions
         encoder: Any,
         mask_ratio: float = 0.75,  # share of the patches outside the context (eta), 0 <= ratio < 1
-        allow_leaks: bool = False,  # True: take an encoder that gives places away, to see what breaks
+        allow_leaks: bool = False,  # True: accept an encoder that reveals places, to see what breaks
         # makes the augmented view; None: random crop and flip (MAE's), with ImageNet's mean and std
         views: nn.Module | None = None,
     ):
@@ -112,7 +112,7 @@ class MP3(nn.Module):
         return dict(loss=self.head.loss(logits), accuracy=accuracy, distance=distance.mean())
 
     def after_step(self, progress: float) -> None:
-        "MP3 has no momentum and no queue."
+        "Nothing to update: there is no momentum encoder and no queue."
 
     def locate(
         self,
@@ -121,7 +121,7 @@ class MP3(nn.Module):
         ratio: float | None = None,  # of that draw; None: the method's
         generator: Generator | None = None,  # where that draw comes from
     ) -> Tensor:  # (B, N, N) probabilities: row = patch, column = place
-        "Where each patch might come from, in eval mode; every part keeps its mode."
+        "The predicted places of every patch, in eval mode; every part keeps its mode."
         if ratio is None:
             ratio = self.mask_ratio
         with eval_mode(self):
@@ -141,7 +141,7 @@ class MP3(nn.Module):
         seed: int = 0,  # of the contexts
         batch_size: int = 250,  # pictures at a time
     ) -> PlaceScores:
-        "Put the patches of a whole data set back."
+        "The scores of predicting the places of all patches of a data set."
         device = next(self.parameters()).device
         generator = Generator().manual_seed(seed)
         rows = []
@@ -177,7 +177,7 @@ METHOD = MP3
 
 LAPTOP = laptop_masked.but(
     method='mp3',
-    # a table of positions would give the answer away; no loss asks a class token
+    # a table of positions would give the answer away; no loss uses a class token
     encoder_options=dict(positions='none', class_token=False, global_pool='avg'),
     views='mae',
 )

@@ -85,9 +85,8 @@ class SDSSL(MomentumSiamese):
                 "ramp is the share of the run over which the earlier blocks' loss fades in, above 0 and up "
                 f"to 1, not {ramp}."
             )
-        last_norm = (
-            None if choose(base, BASES, 'method for SDSSL to stand on') == 'byol' else 'batch-without-affine'
-        )
+        choose(base, BASES, 'method for SDSSL to stand on')
+        last_norm = None if base == 'byol' else 'batch-without-affine'
 
         def head(width: int, hidden: int, layers: int) -> nn.Module:
             sizes = (width, *[hidden] * (layers - 1), dim)
@@ -129,9 +128,7 @@ class SDSSL(MomentumSiamese):
     def forward(
         self,
         views: list,  # [x1, x2], each (B, C, H, W) normalised, from `self.views`
-    ) -> (
-        dict
-    ):  # loss, its parts, std of the last and the first block's projection (1 = spread out, 0 = collapsed)
+    ) -> dict:  # loss, its parts, std of the last and first block's projections (1: spread out, 0: collapsed)
         "One step's loss: out + strength * mid + det."
         x1, x2 = self.check_views(views)
         if self.base == 'simclr':
@@ -147,9 +144,8 @@ class SDSSL(MomentumSiamese):
         if not self.early_projectors:
             return self.total(dict(out=loss_out), z1)
         loss_mid = torch.stack(losses[:-1]).mean()  # the earlier blocks'
-        detached = [  # the predictors learn from all blocks at full strength, the encoder doesn't
-            both_directions(h, a.detach(), b.detach()) for h, a, b in zip(self.predictors, z1, z2)
-        ]
+        # the predictors learn from all blocks at full strength, the encoder doesn't
+        detached = [both_directions(h, a.detach(), b.detach()) for h, a, b in zip(self.predictors, z1, z2)]
         loss_det = sum(detached[1:], detached[0])
         return self.total(dict(out=loss_out, mid=loss_mid, det=loss_det), z1)
 
@@ -183,7 +179,7 @@ class SDSSL(MomentumSiamese):
         return self.ratio * (1 - math.cos(math.pi * min(1, progress / self.ramp))) / 2
 
     def after_step(self, progress: float) -> None:
-        "The momentum encoder follows; the earlier blocks' loss fades in."
+        "Update the momentum encoder and the strength of the earlier blocks' loss."
         super().after_step(progress)
         self.strength.fill_(self.strength_at(progress))
 

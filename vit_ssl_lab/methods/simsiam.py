@@ -68,7 +68,7 @@ class SimSiam(Siamese):
         self.distance = negative_cosine if similarity == 'cosine' else cross_entropy_similarity
 
     def target(self, z: Tensor) -> Tensor:
-        "What p is compared with: z as a constant."
+        "The target of p: z without gradient."
         return z.detach() if self.stop_gradient else z
 
     def forward(

@@ -8,12 +8,13 @@ __all__ = ['weight_norms', 'norm_rescale']
 # %% ../../nbs/studies/03_critical_factors.ipynb #b40a2d60
 import torch
 from torch import nn
+from ..core import renamed
 
 # %% ../../nbs/studies/03_critical_factors.ipynb #02fe7678
 def weight_norms(
     model: nn.Module,  # an encoder
 ) -> dict[str, float]:  # name of each matrix or kernel -> its norm
-    "How large the weights are."
+    "The norm of every matrix and kernel; biases and norms are left out."
     return {name: p.detach().norm().item() for name, p in model.named_parameters() if p.ndim > 1}
 
 
@@ -25,21 +26,19 @@ def norm_rescale(
     """Keep every weight's direction, take over the reference's norm. BatchNorm's running averages stay those
     of the old weights: set them anew before eval mode. Raises ValueError for a model with other weights,
     and for a weight that is all zeros. (revisitAIRL, `norm_rescale.py`, on matrices)"""
-    own = weight_norms(model)
-    if own.keys() != reference.keys():
-        other = sorted(own.keys() ^ reference.keys())[:3]
+    norms = weight_norms(model)
+    if norms.keys() != reference.keys():
+        other = sorted(norms.keys() ^ reference.keys())[:3]
         raise ValueError(
             f"The reference has other weights than this model: {other}; use a model of the same architecture."
         )
-    for name, norm in own.items():
+    for name, norm in norms.items():
         if norm == 0:
             raise ValueError(f"{name} is all zeros and has no direction to keep: rescale a trained model.")
     for name, p in model.named_parameters():
-        if name in own:
-            p.mul_(reference[name] / own[name])
+        if name in norms:
+            p.mul_(reference[name] / norms[name])
     return model
 
 # %% ../../nbs/studies/03_critical_factors.ipynb #e03alias
-from ..core import renamed
-
 __getattr__ = renamed(__name__, norms='weight_norms')

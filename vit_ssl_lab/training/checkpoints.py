@@ -191,15 +191,15 @@ def load_into(
     where: str,  # for the message: which checkpoint
 ) -> None:
     "Load a state dict strictly. Raises ValueError with the first tensor that does not fit."
-    own = module.state_dict()
-    missing = [key for key in own if key not in tensors]
-    unexpected = [key for key in tensors if key not in own]
-    reshaped = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    state = module.state_dict()
+    missing = [key for key in state if key not in tensors]
+    unexpected = [key for key in tensors if key not in state]
+    reshaped = [key for key in state if key in tensors and state[key].shape != tensors[key].shape]
     mismatched = missing + unexpected + reshaped
     if mismatched:
         key = mismatched[0]
         there = tuple(tensors[key].shape) if key in tensors else 'absent'
-        here = tuple(own[key].shape) if key in own else 'absent'
+        here = tuple(state[key].shape) if key in state else 'absent'
         raise ValueError(
             f"{where} is of another model: {key} is {there} there and {here} here "
             f"({len(mismatched)} such tensors); build the method with the recipe in its run.json."
@@ -214,7 +214,7 @@ FREE_FIELDS = ('scale', 'note', 'log_every', 'checkpoint_every', 'keep', 'probe_
 def read_run(
     out: str | Path,  # a run's folder
 ) -> dict:  # 'recipe' and 'data'
-    """What a run's folder says it is.
+    """The recipe and the data set of a run, as its folder's run.json has them.
     Raises FileNotFoundError where it holds no run, ValueError where it is damaged."""
     path = Path(out) / 'run.json'
     try:
@@ -241,18 +241,20 @@ def differences(
     new: dict,  # as in run.json
 ) -> list[str]:  # "base_lr 0.001 there, 0.002 here"
     "Where two runs differ in what decides their weights."
-    there, here = deciding_facts(old), deciding_facts(new)
+    there = deciding_facts(old)
+    here = deciding_facts(new)
     names = [name for name in there | here if there.get(name) != here.get(name)]
     return [f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in names]
 
 
 def claim(
     out: str | Path,  # the run's folder
-    run: dict,  # what wants to run
+    run: dict,  # 'recipe' and 'data' of the run, as in run.json
     resume: bool,  # go on with what is there; False: remove it
     write: bool,  # is this the process that writes?
 ) -> None:
-    "Make the folder this run's. Raises ValueError where it is another's, OSError where it can't be written."
+    """Write the folder's run.json, and remove what a killed run, or with resume=False the old run, has left.
+    Raises ValueError where the folder holds another run, OSError where it can't be written."""
     out = Path(out)
     run = json.loads(json.dumps(run))  # tuples become lists, as in the file
     if resume and (out / 'run.json').exists():

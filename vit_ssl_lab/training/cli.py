@@ -95,7 +95,7 @@ def main() -> None:
         run(parse())
     except (ValueError, OSError, FloatingPointError, RuntimeError) as e:
         if type(e) is RuntimeError:
-            raise  # not one of ours
+            raise  # from torch or a library: its traceback is needed
         sys.exit(f"{type(e).__name__}: {e}")
 
 

@@ -53,7 +53,7 @@ def set_seed(
         torch.mps.manual_seed(seed)
 
 
-ORDER, PLACE, VIEWS, NOISE, FORWARD = range(5)  # independent streams of chance
+ORDER, PLACE, VIEWS, NOISE, FORWARD = range(5)  # independent streams of random numbers
 
 
 class Order:
@@ -97,7 +97,7 @@ def micro_batches(
     accumulate: int,  # micro-batches of each process
 ) -> list[tuple[int, int, float]]:  # from, to, weight: its share of the whole batch
     """The micro-batches of one process, as many as any process has.
-    One that has no image left takes the first with weight 0: the others wait for it."""
+    A process with no image left computes the first one with weight 0, since the others wait for it."""
     lo, hi = shard(total, rank, world)
     batches = []
     for i in range(accumulate):
@@ -123,11 +123,12 @@ def make_views(
     if hi - lo == total:
         return views(images)
     if not hasattr(views, 'sample'):
-        # views of another make: other pictures on every number of processes, but never twice the same chance
+        # these views can't be drawn for the whole batch: they differ between numbers of processes, and a
+        # seed for each part keeps two parts from the same random numbers
         set_seed(seed_of(seed, lo), images.device)
         return views(images)
-    draws = views.sample(total, images.shape[-2:], device=images.device)
-    part = [type(draw)(*(values[lo:hi] for values in draw)) for draw in draws]
+    params = views.sample(total, images.shape[-2:], device=images.device)  # of the whole batch, one a view
+    part = [type(view)(*(values[lo:hi] for values in view)) for view in params]
     return views(images, params=part)
 
 
@@ -248,11 +249,11 @@ class Captions:
 
 # %% ../../nbs/training/05_pretrain.ipynb #0c60c1b0
 def device_settings(
-    recipe: Recipe,  # asks
-    device: torch.device,  # has
-    total: int,  # steps: compiling costs a minute, a short run doesn't get it back
+    recipe: Recipe,  # its fields precision and compile
+    device: torch.device,  # where to train
+    total: int,  # steps of the run: compiling takes a minute, which a short run doesn't save
 ) -> tuple[str, bool]:  # accelerate's mixed_precision; compile?
-    "What 'auto' means here: bf16 and compiling pay on CUDA and never on a CPU."
+    "Precision and compiling of this run. 'auto': bf16 on CUDA, and compiling there in long runs."
     on_cuda = device.type == 'cuda'
     if recipe.precision == 'auto':
         use_bf16 = on_cuda and torch.cuda.is_bf16_supported()
@@ -270,7 +271,7 @@ def make_accelerator(
     device: torch.device,  # where to train
     **options: Any,  # more arguments of `Accelerator`
 ) -> Accelerator:
-    "accelerate for this run; what an earlier run in this kernel chose is forgotten, except its processes."
+    "accelerate for this run; the settings of an earlier run in this kernel are reset, except its processes."
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=precision, **options)
 
@@ -363,7 +364,10 @@ def forward_backward(
     index: Tensor,  # (B,) the whole batch's images
 ) -> dict[str, Tensor]:  # the loss and the method's own scalars: this process's weighted part of them
     "Add the gradient of this process's part of a batch, micro-batch by micro-batch."
-    method, accelerator, seed, total = run.method, run.accelerator, run.recipe.seed, len(index)
+    method = run.method
+    accelerator = run.accelerator
+    seed = run.recipe.seed
+    total = len(index)
     metrics = {}
     batches = run.micro_batches(total)
     for i, (lo, hi, weight) in enumerate(batches):
@@ -374,7 +378,7 @@ def forward_backward(
             needed['labels'] = labels
         if run.captions is not None:
             needed['captions'] = run.captions(which)
-        set_seed(seed_of(seed, FORWARD, step, lo), run.device)  # dropout: other chance for every part
+        set_seed(seed_of(seed, FORWARD, step, lo), run.device)  # dropout differs between parts
         is_last = i == len(batches) - 1  # processes meet once, at the last micro-batch
         sync = contextlib.nullcontext() if is_last else accelerator.no_sync(run.model)
         with idle_rank(not weight), sync:
@@ -399,7 +403,9 @@ def update(
     step: int,  # from 0
 ) -> dict[str, Tensor]:  # loss, grad_norm and the method's own scalars: this process's part of them
     "Make one update of the weights."
-    recipe, method, total = run.recipe, run.method, run.schedule.total
+    recipe = run.recipe
+    method = run.method
+    total = run.schedule.total
     set_lr(run.optimizer, run.lr_at(step))
     metrics = forward_backward(run, step, run.order(step))
     if hasattr(method, 'before_step'):
@@ -437,7 +443,9 @@ def record_nonfinite(
         run.first_nonfinite = no_step, torch.zeros((), device=run.device)
     first_step, first_loss = run.first_nonfinite
     is_first = (first_step < 0) & ~finite
-    run.first_nonfinite = torch.where(is_first, step, first_step), torch.where(is_first, loss, first_loss)
+    first_step = torch.where(is_first, step, first_step)
+    first_loss = torch.where(is_first, loss, first_loss)
+    run.first_nonfinite = first_step, first_loss
 
 
 def raise_if_nonfinite(
@@ -510,10 +518,8 @@ def log_row(
     step: int,  # updates made
     metrics: dict[str, Tensor],  # of the last update, from `update`
     last_step: int,  # updates made when the row before was written
-    last_seconds: float,  # and the second of it
-) -> dict[
-    str, Any
-]:  # step, loss, lr, grad_norm, seconds, images, images_per_second, the method's own scalars
+    last_seconds: float,  # seconds in the training loop by then
+) -> dict[str, Any]:  # the columns of `History.rows`
     "A row of the log after `step` updates."
     names = [name for name in metrics if name != 'grad_norm']
     parts = torch.stack([metrics[name] for name in names])
@@ -549,9 +555,11 @@ def train(
     probe: Callable | None,  # as in `pretrain`
 ) -> None:
     "Make all steps that are left."
-    recipe, total = run.recipe, run.schedule.total
+    recipe = run.recipe
+    total = run.schedule.total
     clock = time.perf_counter() - run.seconds
-    last_step, last_seconds = run.start, run.seconds  # of the row before
+    last_step = run.start  # of the row before
+    last_seconds = run.seconds
     for step in range(run.start, total):
         metrics = update(run, step)
         done = step + 1
@@ -565,7 +573,8 @@ def train(
                 row |= run_probe(run, probe, done)
             history.rows.append(row)
             run.accelerator.log(row, step=done)
-            last_step, last_seconds = done, time.perf_counter() - clock  # the probe's time doesn't count
+            last_step = done
+            last_seconds = time.perf_counter() - clock  # the probe's time doesn't count as training
         if run.out and (is_last or is_due(done, recipe.checkpoint_every)):
             raise_if_nonfinite(run)
             run.seconds = time.perf_counter() - clock
@@ -578,7 +587,7 @@ def run_probe(
     probe: Callable,  # as in `pretrain`
     step: int,  # updates made
 ) -> dict[str, float]:  # {} in all processes but the first
-    "What the caller wants to know on the way, measured in eval mode by the first process."
+    "The scalars that the caller's probe measures, in eval mode, in the first process only."
     if not run.accelerator.is_main_process:
         return {}
     with eval_mode(run.method), local_only():
@@ -590,14 +599,14 @@ def identity(
     recipe: Recipe,  # every hyper-parameter
     data: Any,  # the data set
 ) -> dict:  # what run.json holds
-    "What makes a run this run and no other."
+    "The recipe, what decides the data set, and its class names."
     in_memory = hasattr(data, 'images')
     shape = list(data.images.shape[1:]) if in_memory else [len(data.mean), data.size, data.size]
     # which pictures, in which order: unlike pixels, the same on every machine that draws them
     labels = zlib.crc32(data.labels.cpu().numpy().tobytes())
     facts = dict(name=data.name, split=data.split, n=len(data), labels=labels, shape=shape)
     facts |= dict(mean=list(data.mean), std=list(data.std))
-    # the classes decide nothing: a run of before they were noted goes on
+    # beside the facts and not among them: a run whose run.json has no classes can be resumed
     return dict(recipe=asdict(recipe), data=facts, classes=list(data.classes))
 
 
@@ -672,7 +681,7 @@ def pretrain(
             train(run, history, reporter, probe)
             history.finished = True
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 close_trackers(accelerator)
             raise
         close_trackers(accelerator)
@@ -684,7 +693,7 @@ def load_run(
     out: str | Path,  # a run's folder
     step: int | None = None,  # which checkpoint; None: the newest
 ) -> nn.Module:  # the method with that checkpoint's weights, in eval mode, on the CPU
-    """Read a run back without its data set: the folder knows its recipe.
+    """The method of a checkpoint, built without its data set from the recipe in the folder.
     Raises FileNotFoundError where there is none."""
     run = ckpt.read_run(out)
     tensors, state = ckpt.load_checkpoint(out, step)

@@ -52,8 +52,8 @@ def layer_of(
 def layers_of(
     encoder: Any,  # a module: a ViT, a ResNet, any other network of timm, or something else
 ) -> tuple[dict, int]:  # name of a parameter -> layer; number of layers between stem and head
-    """All layers of an encoder. A network in stages (ConvNeXt, Swin) says through timm's `group_matcher`
-    what belongs together: a block each, a change of size with the block behind it."""
+    """All layers of an encoder. Those of a network in stages (ConvNeXt, Swin) are given by timm's
+    `group_matcher`: one for each block, a change of size together with the block behind it."""
     blocks = len(getattr(encoder, 'blocks', ()))
     stages = sum(hasattr(encoder, f'layer{i}') for i in range(1, 5))  # of a ResNet
     depth = blocks or stages
@@ -98,8 +98,8 @@ def longest_match(
 def param_groups(
     model: nn.Module,  # a method, an encoder, or an encoder with a head
     weight_decay: float = 0.05,  # for matrices
-    layer_decay: float
-    | None = None,  # lr factor from one layer to the one below; None: the same lr everywhere
+    # lr factor from one layer to the one below; None: the same lr everywhere
+    layer_decay: float | None = None,
     no_decay: Iterable[str] = (),  # more names that don't decay, e.g. 'cls_token'
     decay_all: bool = False,  # norms and biases decay too, as in MoCo and SimSiam
     # prefix of names -> factor of their lr; of several the longest prefix counts

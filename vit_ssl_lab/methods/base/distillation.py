@@ -17,7 +17,7 @@ from .siamese import MomentumSiamese, refuse_batch_of_one
 
 # %% ../../../nbs/methods/base/03_distillation.ipynb #e6abb575
 def group_by_size(
-    views: Any,  # what the method was given: two or more batches (B, C, h, w), two large ones first
+    views: Any,  # of the method: two or more batches (B, C, h, w), two large ones first
 ) -> list[Tensor]:  # (V, B, C, h, w) each: neighbours of one size together, the two large crops in the first
     """Group crops so that each size is one forward pass.
     Raises ValueError for fewer than two crops, for crops of different numbers of pictures, and for two large
@@ -105,7 +105,7 @@ class SelfDistillation(MomentumSiamese):
         check.positive(warmup_teacher_temperature, 'warmup_teacher_temperature', hint)
         if not (0 <= teacher_warmup <= 1 and 0 <= freeze_last <= 1):
             raise ValueError(
-                f"teacher_warmup and freeze_last are shares of the run, 0 to 1: "
+                "teacher_warmup and freeze_last are shares of the run, 0 to 1: "
                 f"got {teacher_warmup} and {freeze_last}."
             )
         if clip is not None and not clip > 0:
@@ -185,7 +185,7 @@ class SelfDistillation(MomentumSiamese):
                 p.grad = None  # no gradient, so no weight decay either
 
     def after_step(self, progress: float) -> None:
-        "The teacher follows, parameters only; the centre moves; the temperature rises."
+        "Update the teacher (parameters only), the centre and the teacher's temperature."
         super().after_step(progress)
         self.center.update()
         self.heat.fill_(self.teacher_temperature_at(progress))

@@ -33,9 +33,9 @@ from ...core import Features, Mask, choose, eval_mode, needs
 
 # %% ../../../nbs/methods/base/01_masked.ipynb #44100293
 class MaskedMethod(nn.Module):
-    "An encoder that can leave patches out, and the masks that say which: the kind, the share, the draw."
+    "The base class of masked methods: an encoder that can leave patches out, and how masks are drawn."
 
-    needs: ClassVar[tuple[str, ...]] = ('noise',)  # training hands out the chance of the masks
+    needs: ClassVar[tuple[str, ...]] = ('noise',)  # the training loop draws the masks' sort keys
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class MaskedMethod(nn.Module):
     def draw_mask(
         self,
         images: Tensor,  # (B, C, H, W), for B and the device
-        noise: Tensor
-        | None = None,  # (B, *noise_shape) sort keys of the mask; None: drawn; a grid reads none
+        # (B, *noise_shape) sort keys of the mask; None: drawn; grid masking takes none
+        noise: Tensor | None = None,
         mask: Mask | None = None,  # any mask of the contract: returned as it is
         ratio: float | None = None,  # share of hidden patches; None: the method's
         generator: Generator | None = None,  # where a draw comes from; None: torch's global generator
@@ -84,14 +84,15 @@ class MaskedMethod(nn.Module):
             noise = None
         if ratio is None:
             ratio = self.mask_ratio
-        batch, device = len(images), images.device
+        batch = len(images)
+        device = images.device
         return make_mask(self.masking, batch, self.grid, ratio, generator, noise, device, self.group)
 
     def check_mask(
         self,
         mask: Mask,  # what was given
     ) -> None:
-        "Raises ValueError for a mask of another grid."
+        "Refuse a mask of another grid. Raises ValueError."
         if mask.mask.shape[1] == math.prod(self.grid):
             return
         grid = ' x '.join(map(str, self.grid))
@@ -102,11 +103,11 @@ class MaskedMethod(nn.Module):
         )
 
     def after_step(self, progress: float) -> None:
-        "No momentum and no queue."
+        "Nothing to update: there is no momentum encoder and no queue."
 
 # %% ../../../nbs/methods/base/01_masked.ipynb #mskd0006
 class MaskedAutoencoder(MaskedMethod):
-    """An encoder of visible patches, a decoder of all, and pixels to regress; the loss is the method's.
+    """An encoder of visible patches and a decoder of all, whose target is pixels; subclasses add the loss.
 
     (MAE, arXiv 2111.06377, section 3)"""
 

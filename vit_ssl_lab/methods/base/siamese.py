@@ -17,7 +17,7 @@ from ...core import choose, needs
 
 # %% ../../../nbs/methods/base/02_siamese.ipynb #358d4479
 def check_two_views(
-    views: Any,  # what the method was given: two batches (B, C, H, W)
+    views: Any,  # of the method: two batches (B, C, H, W)
 ) -> tuple[Tensor, Tensor]:  # the two views
     "The two views of a list. Raises ValueError for anything but two batches of the same length."
     is_tensor = isinstance(views, Tensor)
@@ -44,7 +44,7 @@ def refuse_batch_of_one(
         return
     if any(isinstance(m, _BatchNorm) for m in method.modules()):
         raise ValueError(
-            "Batch normalisation has no spread to divide by in a batch of one picture: "
+            "Batch normalisation has no variance to divide by in a batch of one picture: "
             "give two or more, or leave the last small batch out (drop_last=True)."
         )
 
@@ -89,7 +89,7 @@ class Siamese(nn.Module):
         return self.projector(self.encoder(x).pooled)
 
     def after_step(self, progress: float) -> None:
-        "No momentum and no queue."
+        "Nothing to update: there is no momentum encoder and no queue."
 
 # %% ../../../nbs/methods/base/02_siamese.ipynb #2663d37c
 class MomentumSiamese(Siamese):
@@ -132,7 +132,7 @@ class MomentumSiamese(Siamese):
         return cosine_momentum(self.momentum, progress)
 
     def after_step(self, progress: float) -> None:
-        "The momentum encoder and projector follow, parameters only."
+        "Update the momentum encoder and the momentum projector, parameters only."
         momentum = self.momentum_at(progress)
         if self.momentum_encoder is not None:
             momentum_update(self.momentum_encoder, self.encoder, momentum, buffers=False)
