@@ -1,5 +1,5 @@
-"""How long a reader waits for a reconstruction after a click: the laptop model on the CPU, one picture, every
-pane. Run: python -m benchmarks.explorers"""
+"""How long a reader waits for a reconstruction after a click: the laptop model on the CPU, one picture, all
+panels. Run: python -m benchmarks.explorers"""
 
 import json, time
 from statistics import median

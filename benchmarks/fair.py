@@ -6,7 +6,8 @@ training pictures; the best is then run with three seeds and scored on the test 
 of its own, on one thread, so that time and memory are its own. Stored under results/fair_benchmark.json,
 row by row.
 
-python -m benchmarks.fair # what is missing python -m benchmarks.fair simclr byol # these rows, anew"""
+    python -m benchmarks.fair               # what is missing
+    python -m benchmarks.fair simclr byol   # these rows, anew"""
 
 import argparse, json, os, resource, subprocess, sys
 from dataclasses import replace
@@ -54,12 +55,13 @@ OWN_ENCODER = {  # what a method can't do without; the rest is the common encode
 }
 
 
-def plan_of(row: str, factor: float, seed: int):
+def recipe_of(row: str, factor: float, seed: int):
     "The recipe of one run: the method's laptop recipe within the common budget."
-    base = replace(recipe(row, 'laptop'), **OPTIONS, **({} if 'noise' in method_class(row).needs else VIEWS))
-    return replace(
-        base, **{**BUDGET, **OWN_ENCODER.get(row, {})}, epochs=None, base_lr=RATE * factor, seed=seed
-    )
+    masks = 'noise' in method_class(row).needs
+    view_fields = {} if masks else VIEWS
+    base = replace(recipe(row, 'laptop'), **OPTIONS, **view_fields)
+    budget = BUDGET | OWN_ENCODER.get(row, {})
+    return replace(base, **budget, epochs=None, base_lr=RATE * factor, seed=seed)
 
 
 def parts():
@@ -72,41 +74,34 @@ def parts():
 
 def scores(encoder, bank, unseen) -> dict:
     "kNN on the pooled vector; linear probes on the pooled vector and on the means of nine regions."
-    pooled = 'pooled'
+    regions = 'pooled' if isinstance(encoder, RawPixels) else 'regions'
     return dict(
         knn=float(knn(encoder, bank, unseen)),
-        probe_pooled=float(linear_probe(encoder, bank, unseen, features=pooled)),
-        probe_regions=float(
-            linear_probe(
-                encoder, bank, unseen, features=pooled if isinstance(encoder, RawPixels) else 'regions'
-            )
-        ),
+        probe_pooled=float(linear_probe(encoder, bank, unseen, features='pooled')),
+        probe_regions=float(linear_probe(encoder, bank, unseen, features=regions)),
     )
 
 
 def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
     "One run, in this process."
     torch.set_num_threads(1)
-    train, bank, held, test = parts()
-    if row in BASELINES:
-        encoder = (
-            RawPixels()
-            if row == 'raw pixels'
-            else random_encoder_like(build(plan_of('mae', 1.0, seed), train).encoder, seed)
-        )
-        return scores(encoder, bank, test)
-    plan = plan_of(row, factor, seed)
-    method = build(plan, train)
+    train, bank, held_out, test = parts()
+    if row == 'raw pixels':
+        return scores(RawPixels(), bank, test)
+    if row == 'random encoder':
+        mae = build(recipe_of('mae', 1.0, seed), train)
+        return scores(random_encoder_like(mae.encoder, seed), bank, test)
+    chosen = recipe_of(row, factor, seed)
+    method = build(chosen, train)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    history = pretrain(method, train, plan, quiet=True, device='cpu')
+    history = pretrain(method, train, chosen, quiet=True, device='cpu')
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if tuning:
-        return dict(factor=factor, base_lr=plan.base_lr, knn=float(knn(method.encoder, bank, held)))
-    own = (
-        dict(random=scores(random_encoder_like(method.encoder, seed), bank, test))
-        if row in OWN_ENCODER
-        else {}
-    )
+        accuracy = float(knn(method.encoder, bank, held_out))
+        return dict(factor=factor, base_lr=chosen.base_lr, knn=accuracy)
+    own = {}
+    if row in OWN_ENCODER:  # its random encoder isn't the common one
+        own['random'] = scores(random_encoder_like(method.encoder, seed), bank, test)
     return dict(
         scores(method.encoder, bank, test),
         seconds=history.seconds,
@@ -132,22 +127,18 @@ def run(row: str, factor: float = 1.0, seed: int = 0, tuning: bool = False) -> d
 def make_row(row: str) -> dict:
     "Tune, then run all seeds."
     if row in BASELINES:
-        return dict(
-            trials=[],
-            seeds={str(s): run(row, seed=s) for s in (SEEDS if row == 'random encoder' else SEEDS[:1])},
-        )
+        seeds = SEEDS if row == 'random encoder' else SEEDS[:1]
+        return dict(trials=[], seeds={str(s): run(row, seed=s) for s in seeds})
     trials = [run(row, factor, TUNING_SEED, True) for factor in FACTORS]
     best = max(trials, key=lambda t: t['knn'])
-    return dict(
-        trials=trials, base_lr=best['base_lr'], seeds={str(s): run(row, best['factor'], s) for s in SEEDS}
-    )
+    runs = {str(s): run(row, best['factor'], s) for s in SEEDS}
+    return dict(trials=trials, base_lr=best['base_lr'], seeds=runs)
 
 
 def setting() -> dict:
     "What is the same for every row, as it is stored beside the runs."
-    return json.loads(
-        json.dumps(dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS))
-    )
+    fields = dict(BUDGET, **OPTIONS, **VIEWS, base_lr=RATE, seeds=SEEDS, factors=FACTORS)
+    return json.loads(json.dumps(fields))  # tuples as lists, as they are read back
 
 
 def main(rows=()) -> dict:
@@ -155,22 +146,19 @@ def main(rows=()) -> dict:
     budget = setting()
 
     def known():  # read again before each save: another process may have made rows meanwhile
-        stored = (
-            load_result(NAME) if (results_dir() / f'{NAME}.json').exists() else dict(setting={}, figures={})
-        )
+        if not (results_dir() / f'{NAME}.json').exists():
+            return {}
+        stored = load_result(NAME)
         return stored['figures'] if stored['setting'] == budget else {}
 
     figures = known()
     for row in rows or [r for r in (*BASELINES, *ROWS) if r not in figures]:
         made = make_row(row)
-        figures = known()
-        figures = {r: {**figures, row: made}[r] for r in (*BASELINES, *ROWS) if r in {**figures, row: made}}
+        unordered = known() | {row: made}
+        figures = {r: unordered[r] for r in (*BASELINES, *ROWS) if r in unordered}
         save_result(NAME, figures, **budget)
-        print(
-            f"{row}: "
-            + ', '.join(f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)),
-            flush=True,
-        )
+        numbers = [f"{k} {v:.1f}" for k, v in made['seeds']['0'].items() if isinstance(v, float)]
+        print(f"{row}: {', '.join(numbers)}", flush=True)
     return dict(rows=[dict(row=r, **f['seeds']['0']) for r, f in figures.items()])
 
 

@@ -24,7 +24,7 @@ def timed(step, rounds: int = 20, warm: int = 5) -> float:
 
 
 def matmul_peak(n: int = 8192) -> float:
-    "TFLOP/s of one large bf16 product: what this card reaches, not what its sheet says."
+    "TFLOP/s of one large bf16 product: what this card reaches, not its data sheet's figure."
     a, b = (torch.randn(n, n, device='cuda', dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / timed(lambda: a @ b) / 1e12
 

@@ -7,13 +7,17 @@ round; figures are medians over the turns, ratios are taken turn by turn, by the
 quartiles) and by the processor's time of this process.
 
 Memory is measured in a process of its own for each arm, beside the built model's weights, over three
-steps, in four ways: - activations: what the forward pass leaves for the backward pass; - tensors: the most
-bytes that tensors hold at a time (gradients and AdamW's averages are in it), whatever the allocator does;
-- peak: growth of the resident set with each large tensor in a mapping of its own (MALLOC_MMAP_THRESHOLD_,
-the same for all arms), so that memory that is freed is memory given back: code, libraries' buffers and
-all; - heap: the same with glibc's malloc as it is. It keeps the holes that freed tensors leave and fills
-them badly (a block of memory can't take an aligned tensor of its own size), so this figure holds 80 to 130
-MiB of holes in all arms. Run: python -m benchmarks.mae_step"""
+steps, in four ways:
+ - activations: what the forward pass leaves for the backward pass;
+ - tensors: the most bytes that tensors hold at a time, gradients and AdamW's averages included, whatever
+   the allocator does;
+ - peak: growth of the resident set with each large tensor in a mapping of its own
+   (MALLOC_MMAP_THRESHOLD_, the same for all arms), so that freed memory is given back; code and libraries'
+   buffers included;
+ - heap: the same with glibc's malloc as it is. It keeps the holes that freed tensors leave and fills them
+   badly (a block of memory can't take an aligned tensor of its own size), so this figure contains 80 to
+   130 MiB of holes in all arms.
+Run: python -m benchmarks.mae_step"""
 
 import json, os, random, resource, subprocess, sys, time, warnings
 from statistics import median, quantiles
@@ -110,8 +114,8 @@ def make(name: str):  # the step, which returns the loss, and the model
 
 
 def grown(name: str) -> float:
-    """In a process of its own:
-    MiB by which the resident set grows from the built model to the peak of three steps."""
+    """MiB by which the resident set grows from the built model to the peak of three steps; to be run in a
+    process of its own."""
     step, _ = make(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
@@ -153,9 +157,8 @@ def memory(name: str) -> dict[str, float]:
     )
 
 
-def turns(
-    threads: int, rounds: int
-) -> dict[str, list[tuple[float, float]]]:  # arm -> seconds by the clock and of processor time
+def turns(threads: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    "For each arm its steps: seconds by the clock, and of processor time."
     torch.set_num_threads(threads)
     steps = {name: make(name)[0] for name in ARMS}
     times = {name: [] for name in ARMS}
@@ -163,12 +166,13 @@ def turns(
     for step in [*steps.values()] * 2:
         step()  # warm-up
     for _ in range(rounds):
-        for name in order.sample(
-            list(steps), len(steps)
-        ):  # no arm always inherits the same arm's heap and caches
-            start = time.perf_counter(), time.process_time()
+        # in a random order: no arm always inherits the same arm's heap and caches
+        for name in order.sample(list(steps), len(steps)):
+            start = time.perf_counter()
+            cpu_start = time.process_time()
             steps[name]()
-            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            seconds = time.perf_counter() - start
+            times[name].append((seconds, time.process_time() - cpu_start))
     return times
 
 
@@ -178,16 +182,18 @@ def main(rounds: int = 21) -> dict:
     for threads in (1, 2):
         times = turns(threads, rounds)
         for name in ARMS:
-            ratios = [median(t[i] / o[i] for t, o in zip(times[name], times['ours'])) for i in (0, 1)]
-            low, _, high = quantiles([t[0] / o[0] for t, o in zip(times[name], times['ours'])], n=4)
+            rounds_of_both = list(zip(times[name], times['ours']))
+            ratios = [t[0] / o[0] for t, o in rounds_of_both]
+            cpu_ratios = [t[1] / o[1] for t, o in rounds_of_both]
+            low, _, high = quantiles(ratios, n=4)
             rows.append(
                 dict(
                     arm=name,
                     threads=threads,
                     step_ms=round(1000 * median(t for t, _ in times[name]), 1),
-                    time_to_ours=round(ratios[0], 3),
+                    time_to_ours=round(median(ratios), 3),
                     quartiles=f'{low:.3f} to {high:.3f}',
-                    cpu_to_ours=round(ratios[1], 3),
+                    cpu_to_ours=round(median(cpu_ratios), 3),
                     **{f'{k}_mib': round(v, 1) for k, v in kept[name].items()},
                     **{f'{k}_to_ours': round(v / kept['ours'][k], 3) for k, v in kept[name].items()},
                 )

@@ -4,7 +4,7 @@ Every arm makes MoCo v2's two views (random resized crop, flip, colour jitter, g
 the pictures in memory, with all cores of the machine: ours and kornia batched with one thread a core,
 lightly and torchvision on PIL with one worker process a core. Arms take turns, so that a slow moment of
 the machine meets all of them; figures are medians over the turns. Processor time stands beside the clock:
-it says the same on a machine that has other work to do. Run: python benchmarks/two_views.py"""
+it is the same on a machine that has other work to do. Run: python benchmarks/two_views.py"""
 
 import argparse, os, time, warnings
 from statistics import median

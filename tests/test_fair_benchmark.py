@@ -67,7 +67,7 @@ MASKED = (
 def test_the_budget_is_the_same(row):
     """Of the budget only the encoder may differ, in the four rows that can't stand on the common one; all
     rows but the masked ones get the same two views."""
-    run_recipe = fair.recipe_of(row, 1.0, 0)
+    chosen = fair.recipe_of(row, 1.0, 0)
     own = fair.OWN_ENCODER.get(row, {})
     assert set(fair.OWN_ENCODER) == {'extrema', 'mp3', 'fcmae', 'flip'}
     assert set(own) <= {
@@ -76,12 +76,12 @@ def test_the_budget_is_the_same(row):
     }
     for k, v in fair.BUDGET.items():
         if k not in own:
-            assert getattr(run_recipe, k) == v
+            assert getattr(chosen, k) == v
     if row not in fair.OWN_ENCODER:
-        assert run_recipe.encoder_options == fair.OPTIONS['encoder_options']
-    assert (
-        run_recipe.views == fair.VIEWS['views'] and run_recipe.views_options == fair.VIEWS['views_options']
-    ) == (row not in MASKED)
+        assert chosen.encoder_options == fair.OPTIONS['encoder_options']
+    assert (chosen.views == fair.VIEWS['views'] and chosen.views_options == fair.VIEWS['views_options']) == (
+        row not in MASKED
+    )
 
 
 @pytest.mark.parametrize('row', fair.ROWS)

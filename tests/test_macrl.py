@@ -84,8 +84,8 @@ def test_l1_on_both_branches_by_hand():
 
 @pytest.mark.parametrize('pool', ['patches', 'encoder'])
 def test_contrast_equals_lightlys_with_a_memory_bank(pool):
-    """Loss and gradients on the same bank over three steps of SGD; the momentum encoder follows; the bank fills in
-    the same order."""
+    """Loss and gradients on the same bank over three steps of SGD; the momentum encoder follows;
+    the bank fills in the same order."""
     ours = make(pixel_weight=0, pool=pool, norm='layer')
     peer = copy.deepcopy(ours)
     bank = NTXentLoss(temperature=0.2, memory_bank_size=(12, 8))

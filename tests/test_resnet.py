@@ -1,4 +1,4 @@
-"The ResNet against timm's and torchvision's: same weights, same pictures; and `encoder`, which builds all encoders."
+"The ResNet against timm's and torchvision's: same weights, same pictures; and encoders by name."
 
 import re
 from dataclasses import replace

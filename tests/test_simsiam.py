@@ -172,7 +172,7 @@ def test_loss_at_initialisation():
 
 
 def test_spread_of_a_standard_normal():
-    "The paper's reference: unit vectors all over the sphere have a standard deviation of 1/sqrt(d) in every dimension."
+    "The paper's reference: unit vectors all over the sphere have std 1/sqrt(d) in every dimension."
     for d in (64, 2048):
         z = torch.randn(512, d, generator=seeded(0))
         assert 0.98 < feature_std(z).item() < 1.02

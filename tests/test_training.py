@@ -467,7 +467,7 @@ class Breaks(nn.Module):
 def test_non_finite(tmp_path, what, message):
     method = Breaks(what)
     with pytest.raises(
-        FloatingPointError, match=f"step 7 of 20: {says}; the last good checkpoint is step 6"
+        FloatingPointError, match=f"step 7 of 20: {message}; the last good checkpoint is step 6"
     ) as e:
         pretrain(method, load('digits'), small(steps=20), out=tmp_path, quiet=True, device='cpu')
     assert str(e.value).count('. ') <= 1

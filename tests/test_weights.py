@@ -1,5 +1,5 @@
-"""Loading other people's weights: randomly initialised models of timm and transformers are loaded and
-back."""
+"""Loading other people's weights: randomly initialised models of timm and transformers go in
+and come back."""
 
 import argparse
 import json

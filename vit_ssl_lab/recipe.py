@@ -27,9 +27,10 @@ def as_tuples(
 
 def encoder_family(
     encoder: str,  # "vit_nano", "resnet18", "convnextv2_atto"
-) -> str:  # "vit", "resnet", "convnextv"
-    "The family of an encoder, which decides what options it takes: its name's first word, without a number."
-    return encoder.split('_')[0].rstrip('0123456789')
+) -> str:  # "vit", "resnet", "convnextv2"
+    "The family of an encoder, which decides what options it takes: its name's first word, without a depth."
+    word = encoder.split('_')[0]
+    return word.rstrip('0123456789') if word.startswith('resnet') else word
 
 # %% ../nbs/recipe.ipynb #63741844
 SCALES = ('laptop', 'slow', 'gpu', 'paper')

@@ -488,7 +488,7 @@ def vit_arguments(
 ) -> dict:  # of `ViT`
     """The arguments of a `ViT` that these weights fit, at the size they were trained with.
 
-    Raises ValueError for a stem that isn't known, and where the heads or the picture's size can't be inferred.
+    Raises ValueError for an unknown stem, and where the heads or the picture's size can't be inferred.
     """
     state = ckpt.state
     metadata = ckpt.metadata | {name: value for name, value in given.items() if value is not None}

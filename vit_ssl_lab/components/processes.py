@@ -253,7 +253,8 @@ class SyncBatchNorm(_BatchNorm):
         if n < 2:
             raise ValueError(
                 "Batch normalisation has no variance to divide by where all processes together have one "
-                "value per channel: give two pictures or more, or leave the last small batch out (drop_last=True)."
+                "value per channel: give two pictures or more, or leave the last small batch out "
+                "(drop_last=True)."
             )
         y = (z - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.running_mean is not None:
