@@ -119,7 +119,7 @@ MUTANTS = [
     Mutant(
         'Masked error: the mask is ignored',
         'components/losses.py',
-        [('(each.mean(-1) * mask).sum() / mask.sum().clamp(min=1)', 'each.mean()')],
+        [('(errors.mean(-1) * mask).sum() / mask.sum().clamp(min=1)', 'errors.mean()')],
         'components',
     ),
     Mutant(

@@ -283,7 +283,7 @@ def test_recipe():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: small(momentum=1.1), '1.1 is not'),
         (lambda: small(momentum=-0.1), '-0.1 is not'),

@@ -469,7 +469,7 @@ KEEP = torch.tensor([[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: convnextv2_yocto(50), 'does not divide into patches of 8 x 8'),
         (lambda: convnextv2_yocto(patch_size=7), 'not 7: change patch_size or stem_size'),

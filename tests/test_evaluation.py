@@ -143,7 +143,7 @@ def test_knn_of_a_set_in_itself_is_perfect_with_one_neighbour():
 
 
 @pytest.mark.parametrize(
-    'bad, says',
+    'bad, message',
     [
         (dict(k=0), 'must lie in 1..200'),
         (dict(k=201), 'must lie in 1..200'),
@@ -353,7 +353,7 @@ def test_supervised_starts_from_other_weights():
 
 
 @pytest.mark.parametrize(
-    'bad, error, says',
+    'bad, error, message',
     [
         (dict(labels_per_class=51), ValueError, 'the rarest class has 50'),
         (dict(labels_per_class=0), ValueError, 'must lie in 1..50'),

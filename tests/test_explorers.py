@@ -240,7 +240,7 @@ def test_unexpected_errors_are_shown_and_survived():
 
 
 @pytest.mark.parametrize(
-    'bad, says',
+    'bad, message',
     [
         (torch.rand(2, 5, 8, 8), 'C = 1 or 3'),
         (torch.rand(0, 3, 8, 8), 'n at least 1'),
@@ -282,7 +282,7 @@ def test_painting_and_back():
 
 
 @pytest.mark.parametrize(
-    'change, says',
+    'change, message',
     [
         ({'ratio': 1.0}, '0 <= ratio < 1'),
         ({'ratio': -0.1}, '0 <= ratio < 1'),

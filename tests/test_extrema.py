@@ -432,7 +432,7 @@ def test_recipes():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: small(masks=5), 'give 1 to 4 masks'),
         (lambda: small(masks=0), "can't be disjoint"),

@@ -282,7 +282,7 @@ def build_with_stem(size):
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: FCMAE(resnet_nano()), 'needs an encoder with patch_size'),
         (lambda: FCMAE(nn.Identity()), 'vit and convnextv2'),

@@ -258,7 +258,7 @@ def test_preset_and_training():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: make()(two()[0]), 'one tensor'),
         (lambda: make()(two()[:1]), 'got 1'),

@@ -277,7 +277,7 @@ def test_estimated_statistics_know_nothing_of_hidden_patches():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: nano(mask_ratio=1.0), '0 <= ratio < 1'),
         (lambda: nano(mask_ratio=-0.1), '0 <= ratio < 1'),

@@ -505,7 +505,7 @@ class Conv1dStem(Frames):
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: nano(positions='learn'), "positions='none'"),
         (lambda: nano(positions='sincos'), 'without_positions'),

@@ -126,7 +126,7 @@ def test_readme_is_in_sync():
 
 
 @pytest.mark.parametrize(
-    'words, says', [(['sofa'], "There is no step 'sofa'; there are: env, data, browser.")]
+    'words, message', [(['sofa'], "There is no step 'sofa'; there are: env, data, browser.")]
 )
 def test_bootstrap_speaks(words, message):
     done = subprocess.run(

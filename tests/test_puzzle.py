@@ -151,7 +151,7 @@ def test_work_is_done_once():
 
 
 @pytest.mark.parametrize(
-    'change, says',
+    'change, message',
     [
         ({'ratio': 1.0}, '0 <= ratio < 1'),
         ({'ratio': 0.97}, 'leaves none of 24'),

@@ -162,7 +162,7 @@ def test_explorers_that_need_attention_refuse_it():
 
 
 @pytest.mark.parametrize(
-    'make,says',
+    'make,message',
     [
         (
             lambda: resnet_nano()(pictures(2, size=(48, 48)), torch.zeros(2, 3, dtype=torch.int64)),

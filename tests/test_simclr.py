@@ -220,7 +220,7 @@ def test_recipe():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: small(temperature=0), 'above 0, not 0'),
         (lambda: small(temperature=-1.0), 'above 0, not -1'),

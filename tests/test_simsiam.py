@@ -243,7 +243,7 @@ def test_recipe():
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: small(predictor='learn'), "Did you mean 'learned'"),
         (lambda: small(similarity='cosin'), "Did you mean 'cosine'"),

@@ -210,7 +210,7 @@ def test_the_number_of_classes_comes_from_the_data_and_survives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'do, says',
+    'do, message',
     [
         (lambda: make()(pictures()), 'got none'),
         (lambda: make()(pictures(), LABELS[:5]), r'int64 \(6,\)'),

@@ -95,7 +95,7 @@ def test_votes_are_hogs():
 
 
 @pytest.mark.parametrize(
-    'change, says',
+    'change, message',
     [
         (dict(cell=7), 'Cells of 7 pixels do not divide a picture of 32 x 48'),
         (dict(picture=9), 'no picture 9'),

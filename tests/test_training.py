@@ -157,7 +157,7 @@ def test_a_run_with_a_constant_part(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'changes,says',
+    'changes,message',
     [
         (dict(schedule='stairs'), "no schedule 'stairs'"),
         (dict(milestones=(3,)), "give schedule='step'"),
@@ -462,7 +462,7 @@ class Breaks(nn.Module):
 
 
 @pytest.mark.parametrize(
-    'what,says', [('loss', 'the loss is nan'), ('gradient', 'the gradient is not finite')]
+    'what,message', [('loss', 'the loss is nan'), ('gradient', 'the gradient is not finite')]
 )
 def test_non_finite(tmp_path, what, message):
     method = Breaks(what)
@@ -609,7 +609,7 @@ def test_command_line_is_the_same_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    'argv,says',
+    'argv,message',
     [
         (['mea'], "Did you mean 'mae'"),
         (['mae', 'labtop'], "Did you mean 'laptop'"),

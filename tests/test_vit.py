@@ -231,7 +231,7 @@ def test_sizes_equal_timm_by_name():
 
 
 @pytest.mark.parametrize(
-    'keep, says',
+    'keep, message',
     [
         (torch.full((2, 3), 16), 'from 0 to 15'),
         (torch.full((2, 3), -1), 'from 0 to 15'),

@@ -531,7 +531,7 @@ def test_what_transformers_has_no_place_for(tmp_path, bad):
 
 
 @pytest.mark.parametrize(
-    'make,says',
+    'make,message',
     [
         (lambda: resnet_nano(), "not ResNet: write its state_dict"),
         (

@@ -102,7 +102,8 @@ def _fashion_mnist(split: str, root: str | None, environment: str | None) -> tup
     "Images, labels, and which damaged files were passed over; `environment` only tells cached results apart."
     part = 'train' if split == 'train' else 't10k'
     names = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
-    files, faults = None, []
+    files = None
+    faults = []
     for folder in fashion_folders(root):
         files = _read_fashion_mnist(folder, names, faults)
         if files:
@@ -170,10 +171,12 @@ def cifar(
 
     check_split(name, split)
     if name == 'cifar10':
-        kind, wanted = CIFAR10, 'cifar-10-batches-py'
+        kind = CIFAR10
+        wanted = 'cifar-10-batches-py'
         mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
     else:
-        kind, wanted = CIFAR100, 'cifar-100-python'
+        kind = CIFAR100
+        wanted = 'cifar-100-python'
         mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
     def make(folder: str, download: bool) -> CIFAR10:

@@ -131,7 +131,8 @@ def zero_shot(
     start = time.time()
     names = data.classes if classes is None else classes
     truth = data.labels if labels is None else labels
-    lowest, highest = int(truth.min()), int(truth.max())
+    lowest = int(truth.min())
+    highest = int(truth.max())
     if len(truth) != len(data) or lowest < 0 or highest >= len(names):
         raise ValueError(
             f"{len(data)} pictures need a label each, 0 to {len(names) - 1} for {len(names)} classes: "
@@ -175,7 +176,9 @@ def scene_questions(
         "A prompt for names in this aspect, the other two given."
         return lambda name: _caption(**{aspect.replace('class', 'garment'): name}, **others)
 
-    garments, tints, backgrounds = known['class'], known['tint'], known['background']
+    garments = known['class']
+    tints = known['tint']
+    backgrounds = known['background']
     if aspect == 'class':
         prompts = [prompt(tint=t, background=b) for t in tints for b in backgrounds]
     elif aspect == 'tint':

@@ -324,7 +324,8 @@ def _start_training(explorer: CollapseExplorer) -> None:
 async def _train(explorer: CollapseExplorer) -> None:
     "Piece after piece while `running`."
     explorer._turn += 1
-    turn, run = explorer._turn, explorer.run
+    turn = explorer._turn
+    run = explorer.run
     try:
         while explorer.running and turn == explorer._turn and run is explorer.run:
             _train_piece(explorer)
@@ -422,7 +423,8 @@ def _draw_mark(ax: Axes, at: float, text: str) -> None:
 
 def _draw_record(explorer: CollapseExplorer, axes: np.ndarray, record: dict) -> None:
     "Std of each dimension, singular values and the cloud of points at one moment."
-    stds, values = record['stds'].numpy(), record['values'].numpy()
+    stds = record['stds'].numpy()
+    values = record['values'].numpy()
     axes[0].bar(range(1, len(stds) + 1), stds)
     axes[0].axhline(1, color='k', lw=0.8, ls=':')
     axes[0].set(title='std of each dimension', xlabel='dimension', ylim=(0, 1.6))

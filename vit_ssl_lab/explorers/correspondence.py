@@ -169,7 +169,9 @@ def _draw_view(ax: Axes, view: np.ndarray, values: np.ndarray | None = None, **o
 
 def _draw_match(explorer: CorrespondenceExplorer, ax: Axes, which: int, view: np.ndarray) -> None:
     "The other view under the cosines with the asked region; a box at the match, a ring at the true place."
-    side, i, region = explorer.side, explorer.picture, explorer.region
+    side = explorer.side
+    i = explorer.picture
+    region = explorer.region
     n, h, w = explorer.shape
     rows, cols = explorer.grid
     cosines = explorer.cosines[which, i]
@@ -195,7 +197,8 @@ def _draw_judged(explorer: CorrespondenceExplorer, ax: Axes, which: int, view: n
     for region in visible.nonzero().flatten().tolist():
         top, left, height, width = _region_box(explorer, region)
         mark = '✓' if right[region] else '×'
-        x, y = left + width / 2 - 0.5, top + height / 2 - 0.5
+        x = left + width / 2 - 0.5
+        y = top + height / 2 - 0.5
         ax.text(x, y, mark, ha='center', va='center', fontsize=9)
     found = int(right[visible].sum())
     ax.set_title(f'right: {found} of {int(visible.sum())} that are visible', fontsize=9)

@@ -210,7 +210,8 @@ class ReconstructionExplorer(MaskExplorer):
             generator = Generator(device).manual_seed(self.seed)
             mask = self.mask.to(device)
             r = self.method.reconstruct(image, mask=mask, generator=generator, pixels=pixels)
-        (height, width), (h, w) = r.input.shape[-2:], image.shape[-2:]
+        height, width = r.input.shape[-2:]
+        h, w = image.shape[-2:]
         if (height, width) != (h, w):
             raise ValueError(
                 f"This method works on pictures of {height} x {width} pixels, "

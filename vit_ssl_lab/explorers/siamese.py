@@ -217,7 +217,8 @@ def _batch_of(explorer: SiameseExplorer) -> _Batch:
         return explorer._batches[key]
     source = explorer.batch_pictures
     own = _movable_views(explorer.method)
-    params, module = [], None
+    params = []
+    module = None
     if own is None:
         normalised, pictures = _views_without_params(explorer)
     else:
