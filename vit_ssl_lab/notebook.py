@@ -216,8 +216,6 @@ def run_notebook(
     path = Path(path)
     start = time.time()
     nb = nbformat.read(path, as_version=4)
-    metadata = copy.deepcopy(nb.metadata)
-    stored = {cell.id: copy.deepcopy(cell.outputs) for cell in nb.cells if cell.cell_type == 'code'}
     where = {'metadata': {'path': str(path.parent)}}
     client = NotebookClient(nb, timeout=timeout, resources=where, kernel_name='python3')
     # one thread: sums in another order would give other last digits, and after some training other pictures
@@ -226,15 +224,17 @@ def run_notebook(
         for i, cell in enumerate(nb.cells):
             if cell.cell_type == 'code' and flags_of(cell.source) <= set(flags):
                 client.execute_cell(cell, i)
-    for cell in nb.cells:
-        if cell.cell_type == 'code':
-            new = stable_outputs(cell.outputs, f'{path.name}/{cell.id}')
-            cell.outputs = [nbformat.from_dict(o) for o in settled(stored[cell.id], new)]
-            cell.execution_count = None
-            cell.metadata.pop('execution', None)
-    metadata.pop('widgets', None)
-    nb.metadata = metadata  # the kernel adds its version
-    nbformat.write(nb, out or path)
+    executed = {cell.id: cell for cell in nb.cells if cell.cell_type == 'code'}
+    page = nbformat.read(path, as_version=4)  # what was written into the notebook meanwhile stays
+    for cell in page.cells:
+        if cell.cell_type != 'code' or cell.id not in executed or cell.source != executed[cell.id].source:
+            continue
+        new = stable_outputs(executed[cell.id].outputs, f'{path.name}/{cell.id}')
+        cell.outputs = [nbformat.from_dict(o) for o in settled(cell.outputs, new)]
+        cell.execution_count = None
+        cell.metadata.pop('execution', None)
+    page.metadata.pop('widgets', None)
+    nbformat.write(page, out or path)
     return time.time() - start
 
 # %% ../nbs/notebook.ipynb #29b595e7
