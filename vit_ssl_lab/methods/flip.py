@@ -101,9 +101,14 @@ class FLIP(nn.Module):
         "A random mask, as MAE draws it. (section 3, image masking)"
         if mask is not None:
             return mask.to(images.device)
-        batch = len(images)
-        options = dict(noise=noise, generator=generator, device=images.device)
-        return random_masking(batch, self.encoder.grid, self.mask_ratio, **options)
+        return random_masking(
+            len(images),
+            self.encoder.grid,
+            self.mask_ratio,
+            noise=noise,
+            generator=generator,
+            device=images.device,
+        )
 
     def forward(
         self,
