@@ -86,6 +86,7 @@ def test_ruff_check():
     assert not run(BIN / 'ruff', 'check', '.')
 
 
+@pytest.mark.slow
 def test_pyright():
     "The type checker finds nothing in the whole package (pyrightconfig.json)."
     assert not run(BIN / 'pyright')
