@@ -18,7 +18,8 @@ pytestmark = pytest.mark.notebooks
 NOTEBOOK = 'nbs/methods/20_vicreg.ipynb'
 TEST = 'tests/test_vicreg.py'
 BLOCK = re.compile(r'^```(\w+) *(\S*)\n(.*?)^```$', re.M | re.S)
-NEEDED = ['nbs', 'vit_ssl_lab', 'index.ipynb', 'settings.ini', 'pyproject.toml', 'setup.py', 'pytest.ini']
+NEEDED = ['nbs', 'vit_ssl_lab', 'tests', 'benchmarks', 'results', 'index.ipynb', 'settings.ini', 'pytest.ini']
+NEEDED += ['pyproject.toml', 'setup.py']
 
 
 def blocks() -> list[tuple[str, str, str]]:
@@ -49,7 +50,6 @@ def scratch(tmp_path_factory):
             )
         elif source.exists():
             shutil.copy(source, folder / name)
-    (folder / 'tests').mkdir()
     write_notebook(folder / NOTEBOOK)
     texts = [text for _, file, text in blocks() if file == TEST]
     (folder / TEST).write_text('\n'.join(texts), encoding='utf-8')
@@ -81,6 +81,17 @@ def test_the_method_is_found(scratch):
 
 def test_its_test_passes(scratch):
     assert '2 passed' in run(scratch, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', TEST)
+
+
+def test_the_other_tests_stay_green(scratch):
+    "Those that go through all methods: recipes, the registry, stored rows."
+    files = ['tests/test_training.py', 'tests/test_fair_benchmark.py']
+    some = 'recipes or papers or names or row or budget'
+    assert 'passed' in run(scratch, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', some, *files)
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r'@[A-Z]+@', (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'))
 
 
 def test_the_notebook_runs_and_keeps_the_rules(scratch):
