@@ -15,6 +15,7 @@ WIDTH = 110  # columns of code, comments and strings
 JS_WIDTH = 120
 CELL = 600  # characters of a cell that isn't exported
 FOLDED_CELL = 1500  # of a cell that only draws, and is folded away
+DRAWING_LINES = 4  # plotting calls from which on a cell is a drawing, to be folded
 EXPORTED_LINES = 160
 PICTURE_BYTES = 160_000
 NOTEBOOK_BYTES = 1_500_000
@@ -81,6 +82,11 @@ def is_folded(cell) -> bool:
     return bool(cell['metadata'].get('jupyter', {}).get('source_hidden'))
 
 
+def drawing_lines(cell) -> int:
+    "Lines that call a method of matplotlib's figures and axes."
+    return len(re.findall(r'^\s*(?:ax|axes\[[^]]*\]|fig|plt|twin)\.\w+\(', source(cell), re.M))
+
+
 def code_lines(cell) -> int:
     return sum(bool(line.strip()) and not line.startswith('#|') for line in source(cell).splitlines())
 
@@ -113,6 +119,8 @@ def lint_size(cell, where: str) -> list[str]:
     if not is_own(cell):
         if code_lines(cell) > EXPORTED_LINES:
             out.append(f"{where}: {code_lines(cell)} lines, over {EXPORTED_LINES}")
+    elif drawing_lines(cell) >= DRAWING_LINES and not is_folded(cell):
+        out.append(f"{where}: {drawing_lines(cell)} lines that draw: fold it, or move them into a helper")
     elif len(text) > CELL and not is_folded(cell):
         out.append(f"{where}: {len(text)} characters, over {CELL}: split it, or fold it if it only draws")
     elif len(text) > FOLDED_CELL:

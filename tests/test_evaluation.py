@@ -465,3 +465,15 @@ def test_the_grid_of_penalties_reaches_both_ends():
 
     _, how = probe_small(wide(y), y, wide(t), t)
     assert 1e-5 < how['C'] < 0.1
+
+
+def test_the_face_exports_every_page():
+    "vit_ssl_lab.evaluation has all public names of its modules."
+    import importlib
+    import pkgutil
+
+    from vit_ssl_lab import evaluation
+
+    for module in pkgutil.iter_modules(evaluation.__path__):
+        page = importlib.import_module(f'vit_ssl_lab.evaluation.{module.name}')
+        assert set(page.__all__) <= set(evaluation.__all__), module.name

@@ -5,9 +5,11 @@ import torch
 from vit_ssl_lab.components.losses import masked_mse
 from vit_ssl_lab.components.patches import patchify
 from vit_ssl_lab.core import Mask
+from vit_ssl_lab.data import load
 from vit_ssl_lab.data.views import MAEViews
 from vit_ssl_lab.encoders.vit import vit_nano
 from vit_ssl_lab.methods.base.masked import MaskedAutoencoder
+from vit_ssl_lab.training import build, recipe
 
 SIZES = dict(decoder_width=32, decoder_depth=1, decoder_heads=2)
 
@@ -77,3 +79,27 @@ def test_older_names_of_statistics_are_understood(old, new):
     a = m.reconstruct(images, mask=mask, pixels=old)
     b = m.reconstruct(images, mask=mask, pixels=new)
     assert torch.equal(a.prediction, b.prediction)
+
+
+MASKED = ('mae', 'maskfeat', 'supmae', 'cmae', 'macrl', 'fcmae', 'occlusion')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MASKED)
+def test_torch_compile_sees_one_graph(name):
+    "The mask's cache of hidden patches must not break the graph: on a GPU that would cost speed."
+    digits = load('digits')
+    chosen = recipe(name, 'laptop', data='digits', img_size=16, patch_size=4, batch_size=4)
+    method = build(chosen, digits)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    views = method.views(digits.images[:4])
+    labels = dict(labels=digits.labels[:4]) if 'labels' in method.needs else {}
+    noise = torch.rand(4, *method.noise_shape)
+    torch._dynamo.reset()
+    torch.compile(method, backend=count)(views, noise=noise, **labels)
+    assert len(graphs) == 1

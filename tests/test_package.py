@@ -137,7 +137,9 @@ def test_bootstrap_speaks(words, message):
 
 
 def test_make_help_lists_the_targets():
-    printed = subprocess.run(['make', '--no-print-directory', 'help'], cwd=ROOT, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        ['make', '--no-print-directory', 'help'], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     explained = dict(line.split(maxsplit=1) for line in printed.splitlines())
     makefile = (ROOT / 'Makefile').read_text()
     targets = re.search(r'^\.PHONY: (.*)$', makefile, re.M)[1].split()

@@ -9,7 +9,6 @@ __all__ = ['Features', 'Mask', 'Encoder', 'Method', 'Data', 'needs', 'eval_mode'
 # %% ../nbs/core.ipynb #ef65c175
 import difflib, importlib, os, warnings
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import (
     Any,
@@ -46,9 +45,16 @@ class Mask(_Mask):
         "The share of hidden patches."
         return 1 - self.keep.shape[1] / self.mask.shape[1]
 
-    @cached_property
+    @property
     def hidden(self) -> Tensor:  # (B, N - K) int64, raster order
-        "The indices of the patches that are not visible."
+        "The indices of the patches that are not visible; found once, then kept."
+        if torch.compiler.is_compiling():  # a compiler merges equal operations, and can't trace what is kept
+            return self._find_hidden()
+        if '_hidden' not in self.__dict__:
+            self.__dict__['_hidden'] = self._find_hidden()
+        return self.__dict__['_hidden']
+
+    def _find_hidden(self) -> Tensor:
         num_hidden = self.mask.shape[1] - self.keep.shape[1]
         hidden_first = self.mask.argsort(dim=1, descending=True, stable=True)
         return hidden_first[:, :num_hidden]

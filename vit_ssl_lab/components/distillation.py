@@ -195,4 +195,12 @@ def region_pairs(
 
 # %% ../../nbs/components/19_distillation.ipynb #3c3d1fd3
 # names of version 0.1
-__getattr__ = renamed(__name__, full='at_least_float32', fullness='mean_prediction_entropy')
+__getattr__ = renamed(
+    __name__,
+    by_size='vit_ssl_lab.methods.base.distillation.group_by_size',
+    encode_crops='vit_ssl_lab.methods.base.distillation.encode_crops',
+    SelfDistillation='vit_ssl_lab.methods.base.distillation.SelfDistillation',
+    quiet='vit_ssl_lab.methods.base.distillation.disable_dropout',
+    full='at_least_float32',
+    fullness='mean_prediction_entropy',
+)

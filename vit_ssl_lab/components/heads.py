@@ -246,3 +246,13 @@ class PositionHead(LinearHead):
         predicted = logits.argmax(-1)
         distance = self.steps[places, predicted]
         return distance == 0, distance
+
+# %% ../../nbs/components/06_heads.ipynb #4d940b7b
+from ..core import renamed
+
+__getattr__ = renamed(
+    __name__,
+    ClassAttention='vit_ssl_lab.components.attention.ClassAttention',
+    ClassAttentionBlock='vit_ssl_lab.components.attention.ClassAttentionBlock',
+    ClassAttentionPool='vit_ssl_lab.components.attention.ClassAttentionPool',
+)

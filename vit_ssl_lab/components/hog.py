@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from .. import check
 from ..core import choose
 
 # %% ../../nbs/components/17_hog.ipynb #aa2d2a8e
@@ -65,8 +66,7 @@ def hog(
             f"Cells of {cell} pixels do not divide a picture of {h} x {w}: "
             "choose a cell that divides both, or resize."
         )
-    if bins < 1:
-        raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
+    check.bins(bins)
     gx, gy = gradient(images if images.dtype == torch.float64 else images.float(), kind)
     rows, columns = h // cell, w // cell
     turns = torch.atan2(gx, gy) / math.pi  # of 180 degrees

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .. import check
 from .hog import HISTOGRAM_NORMS, hog, patch_cells, unpatch_cells
 from .patches import normalise_patches, patchify, to_pair, unnormalise, unpatchify
 from ..core import choose, renamed
@@ -149,8 +150,7 @@ class HOGTarget(Target):
                 f"Cells of {cell} pixels do not divide a patch of {ph} x {pw}: "
                 "choose a cell that divides both sides, MaskFeat has 8 in 16."
             )
-        if bins < 1:
-            raise ValueError(f"A histogram has one bin or more, not {bins}: MaskFeat has 9.")
+        check.bins(bins)
         self.cells = (ph // cell, pw // cell)  # of a patch, downwards and across
         self.width = channels * bins * math.prod(self.cells)
 
@@ -342,6 +342,18 @@ def make_target(
 
 __getattr__ = renamed(
     __name__,
+    masked_error='vit_ssl_lab.components.losses.masked_error',
+    masked_mse='vit_ssl_lab.components.losses.masked_mse',
+    masked_l1='vit_ssl_lab.components.losses.masked_l1',
+    GRADIENTS='vit_ssl_lab.components.hog.GRADIENTS',
+    HISTOGRAM_NORMS='vit_ssl_lab.components.hog.HISTOGRAM_NORMS',
+    gradient='vit_ssl_lab.components.hog.gradient',
+    hog='vit_ssl_lab.components.hog.hog',
+    hog_strokes='vit_ssl_lab.components.hog.hog_strokes',
+    patch_cells='vit_ssl_lab.components.hog.patch_cells',
+    unpatch_cells='vit_ssl_lab.components.hog.unpatch_cells',
+    normalise_patches='vit_ssl_lab.components.patches.normalise_patches',
+    flat_fraction='vit_ssl_lab.components.patches.flat_fraction',
     frozen='freeze_teacher',
     target_of='make_target',
     unnormalise_honest='vit_ssl_lab.components.patches.unnormalise_estimated',

@@ -515,6 +515,9 @@ def default_views(
 # %% ../../nbs/data/09_views.ipynb #d207a5ee
 __getattr__ = renamed(
     __name__,
+    CACHE='CACHE_FLOATS',
+    SHAPE='GEOMETRY',
+    PLAIN='KEEPS_COLOURS',
     Draw='ViewParams',
     throw='sample_params',
     pair='vit_ssl_lab.data.operations.rows_columns',

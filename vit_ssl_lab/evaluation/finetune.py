@@ -210,3 +210,12 @@ def supervised(
             fresh = encoder()
     how = {'layer_decay': 1.0, 'name': 'supervised', **options}
     return finetune(fresh, train, test, seed=seed, **how)
+
+# %% ../../nbs/evaluation/04_finetune.ipynb #ba10d1b3
+from ..core import renamed
+
+__getattr__ = renamed(
+    __name__,
+    free_last='unfreeze_last',
+    train_free='train_unfrozen',
+)

@@ -180,3 +180,11 @@ def linear_probe(
     value, how = probe(X, y, Q, truth, **options)
     setting = dict(name='linear probe', protocol=protocol, features=features, **how)
     return Score(value, setting, time.time() - start)
+
+# %% ../../nbs/evaluation/03_linear_probe.ipynb #6fe180ab
+from ..core import renamed
+
+__getattr__ = renamed(
+    __name__,
+    WIDE='LARGE_MATRIX',
+)
