@@ -29,4 +29,5 @@ OWN = [
     *('to_picture', 'History', 'build', 'pretrain', 'recipe'),
 ]
 __all__ = []
-__all__ += notebook.__all__ + evaluation.__all__ + explorers.__all__ + runs.__all__ + OWN
+_ROOMS = notebook.__all__ + evaluation.__all__ + explorers.__all__ + runs.__all__
+__all__ += _ROOMS + OWN  # pyright: ignore[reportUnsupportedDunderAll]
