@@ -19,6 +19,7 @@ from vit_ssl_lab.components.distillation import (
     region_pairs,
     view_pairs,
 )
+from vit_ssl_lab.core import transfer_encoder
 from vit_ssl_lab.data.views import views
 from vit_ssl_lab.encoders.swin import swin_nano
 from vit_ssl_lab.encoders.resnet import resnet_nano
@@ -351,6 +352,14 @@ def test_who_learns_and_who_follows():
     assert all(k in m.state_dict() for k in ('center.center', 'region_center.center', 'heat')), (
         "a resumed run goes on with them"
     )
+
+
+@pytest.mark.parametrize('cls', [DINO, EsViT])
+def test_the_teachers_encoder_is_what_transfers(cls):
+    m = make(cls)
+    assert transfer_encoder(m) is m.momentum_encoder
+    assert transfer_encoder(m) is not m.encoder
+    assert not any(k.startswith('transfer_encoder') for k in m.state_dict()), "it is no third copy"
 
 
 def test_in_eval_mode_nothing_is_held():

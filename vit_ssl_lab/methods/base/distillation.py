@@ -164,6 +164,12 @@ class SelfDistillation(MomentumSiamese):
         risen = min(1.0, progress / self.teacher_warmup)
         return start + risen * (self.teacher_temperature - start)
 
+    @property
+    def transfer_encoder(self) -> nn.Module:
+        """The teacher's encoder, which is evaluated and saved; the student's is `encoder`.
+        (`eval_knn.py`, `eval_linear.py`: `--checkpoint_key teacher`)"""
+        return self.momentum_encoder
+
     def heads(self) -> list[DINOHead]:
         "The student's heads, of which the last layer doesn't learn at first."
         return [self.projector]
