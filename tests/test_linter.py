@@ -32,8 +32,9 @@ STATIC = sorted((ROOT / 'vit_ssl_lab' / 'explorers' / 'static').glob('*.*'))
 # A module imports from its own folder and from floors above it in this list.
 FLOORS = [
     {'check'},
-    {'core'},
+    {'core', 'blueprint'},
     {'show', 'results'},
+    {'comparison'},
     {'notebook'},
     {'components', 'data', 'recipe'},
     {'encoders'},

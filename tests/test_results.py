@@ -81,9 +81,3 @@ def test_a_network_is_stored_in_half_and_read_in_single_precision(folder):
     assert back['n'].dtype == torch.int64
     assert back['n'] == state['n']
     assert (back['w'] - state['w']).norm() < 0.01 * state['w'].norm()  # rounded to half a percent
-
-
-def test_a_claim_is_judged_over_the_seeds_that_both_arms_have():
-    both = results.judge_claim('a beats b', [3.0, 4.1, 9.0], [1.0, 2.0], unit='%', threshold=1.0)
-    assert both == results.verdict('a beats b', results.compare([3.0, 4.1], [1.0, 2.0], 1.0), '%')
-    assert results.judge_claim('a beats b', [3.0], []) == 'a beats b: not judged, 0 seed(s) stored.'

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IN_TEST', 'VIEW', 'setup', 'check_exercise', 'stable_outputs', 'settled', 'flags_of', 'run_notebook', 'main', 'os',
            'time', 'Path', 'plt', 'np', 'torch', 'F', 'rearrange', 'reduce', 'repeat', 'test_close', 'test_eq',
-           'test_fail', 'Tensor', 'nn', 'Features', 'Mask', 'best_device', 'compare', 'is_stored', 'judge_claim',
-           'load_arms', 'load_network', 'load_result', 'make_arms', 'over_seeds', 'run_arms', 'save_network',
-           'save_result', 'verdict', 'draw_arrow', 'draw_box', 'show', 'show_bars', 'show_curves', 'show_images',
-           'show_rows']
+           'test_fail', 'Tensor', 'nn', 'Features', 'Mask', 'best_device', 'compare', 'compare_equal', 'holm',
+           'is_stored', 'judge_claim', 'load_arms', 'load_network', 'load_result', 'make_arms', 'over_seeds',
+           'run_arms', 'save_network', 'save_result', 'show_verdicts', 'verdict', 'verdict_table', 'draw_arrow',
+           'draw_box', 'show', 'show_bars', 'show_curves', 'show_images', 'show_rows']
 
 # %% ../nbs/notebook.ipynb #326ec819
 import base64, copy, hashlib, json, os, random, re, struct, time, warnings
@@ -22,8 +22,10 @@ from einops import rearrange, reduce, repeat
 from fastcore.test import test_close, test_eq, test_fail
 from torch import Tensor, nn
 from .core import Features, Mask, best_device, renamed
-from .results import compare, is_stored, judge_claim, load_arms, load_network, load_result
-from .results import make_arms, over_seeds, run_arms, save_network, save_result, verdict
+from .results import is_stored, load_arms, load_network, load_result
+from .results import make_arms, over_seeds, run_arms, save_network, save_result
+from .comparison import compare, compare_equal, holm, judge_claim, show_verdicts, verdict
+from .comparison import verdict_table
 from .show import draw_arrow, draw_box
 from .show import show, show_bars, show_curves, show_images, show_rows, use_style
 
@@ -47,6 +49,8 @@ _all_ = [
     'Mask',
     'best_device',
     'compare',
+    'compare_equal',
+    'holm',
     'is_stored',
     'judge_claim',
     'load_arms',
@@ -57,7 +61,9 @@ _all_ = [
     'run_arms',
     'save_network',
     'save_result',
+    'show_verdicts',
     'verdict',
+    'verdict_table',
     'draw_arrow',
     'draw_box',
     'show',

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORK', 'LEVELS', 'results_dir', 'find', 'is_stored', 'machine', 'save_result', 'load_result', 'row_steps',
-           'online_name', 'save_network', 'load_network', 'compare', 'verdict', 'judge_claim', 'run_arms', 'make_arms',
-           'load_arms', 'over_seeds']
+           'online_name', 'save_network', 'load_network', 'run_arms', 'make_arms', 'load_arms', 'over_seeds']
 
 # %% ../nbs/results.ipynb #2a87381f
 import json, lzma, os, platform
@@ -13,7 +12,6 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Callable, Sequence
 import torch
 from safetensors.torch import load as load_tensors, save
@@ -170,44 +168,6 @@ def load_network(
         if online != key and online in state and value.is_floating_point() and value.ndim > 1:
             state[key] = value + state[online]  # momentum copies are stored as differences
     return state
-
-# %% ../nbs/results.ipynb #3d8d554c
-def compare(
-    a: list[float],  # one value a seed
-    b: list[float],  # the other arm, the same seeds
-    threshold: float = 0.0,  # how much `a` must be above `b`, in the unit of the values
-) -> dict:  # difference, standard_error (of the paired difference), holds
-    "Does arm `a` beat arm `b`? Paired over seeds. Raises ValueError for unequal or fewer than two seeds."
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"Two arms need the same seeds, two or more: got {len(a)} and {len(b)}.")
-    differences = [x - y for x, y in zip(a, b)]
-    mean = fmean(differences)
-    error = stdev(differences) / len(differences) ** 0.5
-    return dict(difference=mean, standard_error=error, holds=mean > max(threshold, 2 * error))
-
-
-def verdict(
-    claim: str,  # the claim in one sentence
-    outcome: dict,  # from `compare`
-    unit: str = 'points',  # of the difference
-) -> str:  # a sentence with the figures
-    "Say in one sentence whether a claim holds here."
-    word = 'holds here' if outcome['holds'] else 'does not hold here'
-    return f"{claim}: {word} ({outcome['difference']:+.2f} ± {outcome['standard_error']:.2f} {unit})."
-
-
-def judge_claim(
-    claim: str,  # the claim in one sentence
-    a: list[float],  # one value a seed
-    b: list[float],  # the other arm
-    unit: str = 'points',  # of the difference
-    threshold: float = 0.0,  # how much `a` must be above `b`
-) -> str:  # the verdict over the seeds that both have; or that fewer than two are stored
-    "The verdict on a claim about two stored arms, of which one may have fewer seeds."
-    seeds = min(len(a), len(b))
-    if seeds < 2:
-        return f"{claim}: not judged, {seeds} seed(s) stored."
-    return verdict(claim, compare(a[:seeds], b[:seeds], threshold), unit)
 
 # %% ../nbs/results.ipynb #3ddec011
 def run_arms(

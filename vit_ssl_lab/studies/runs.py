@@ -22,8 +22,9 @@ from ..evaluation.knn import knn
 from ..evaluation.linear_probe import linear_probe
 from ..notebook import IN_TEST
 from ..recipe import Recipe
-from ..results import NETWORK, compare, is_stored, load_arms, load_network, load_result
-from ..results import over_seeds, run_arms, save_network, verdict
+from ..results import NETWORK, is_stored, load_arms, load_network, load_result
+from ..results import over_seeds, run_arms, save_network
+from ..comparison import compare, verdict
 from ..show import draw_bar, show
 from ..training import pretrain
 from ..training.build import build, method_class, recipe
