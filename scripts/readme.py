@@ -1,11 +1,14 @@
-"""Write README.md, and its pictures under docs/readme, from index.ipynb as it is stored."""
+"""Write README.md, and its pictures under docs/readme, from index.ipynb as it is stored; before that, bring
+the last column of the index's table of papers up to date."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
+from stored import with_stored_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = 'docs/readme'
@@ -44,7 +47,22 @@ def readme() -> tuple[str, dict[str, bytes]]:  # the page, and its pictures by f
     return NOTE + text, pictures
 
 
+def refresh_table() -> None:
+    "Write what is stored under results/ into the index's table."
+    path = ROOT / 'index.ipynb'
+    text = path.read_text(encoding='utf-8')
+    nb = json.loads(text)
+    for cell in nb['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            cell['source'] = with_stored_runs(source).splitlines(True)
+    fresh = json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
+    if fresh != text:
+        path.write_text(fresh, encoding='utf-8')
+
+
 def main() -> None:
+    refresh_table()
     text, pictures = readme()
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
     (ROOT / FOLDER).mkdir(parents=True)
