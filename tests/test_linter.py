@@ -39,6 +39,7 @@ FLOORS = [
     {'components', 'data', 'recipe'},
     {'encoders'},
     {'methods'},
+    {'weight_files', 'weight_layouts'},
     {'weights'},
     {'training'},
     {'evaluation'},
