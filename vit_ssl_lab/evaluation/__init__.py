@@ -16,6 +16,7 @@ from .table import *
 from .invariance import *
 from .zero_shot import *
 from .correspondence import *
+from .attributes import *
 
 _PARTS = (
     'features',
@@ -27,6 +28,7 @@ _PARTS = (
     'invariance',
     'zero_shot',
     'correspondence',
+    'attributes',
 )
 __all__ = []  # the functions knn, health, ... hide the modules of these names, so these are looked up
 for _part in _PARTS:

@@ -160,6 +160,9 @@ def random_encoder_like(
         for module in new.modules():
             _call(module, 'reset_parameters')
         _call(new, 'init_weights')
+        published = getattr(new, 'drawn_by', None)  # of `init_as_published`
+        if published is not None:
+            published(new)
         for name, p in new.named_parameters():
             was_redrawn = not p.equal(old[name])
             is_constant = bool((p == p.flatten()[0]).all())
