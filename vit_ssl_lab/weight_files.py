@@ -8,7 +8,7 @@ __all__ = ['COMPRESSED', 'HDF5', 'LARGEST', 'DEEPEST', 'KINDS', 'METADATA_KINDS'
            'read_json', 'read_config', 'open_file', 'find_state_dict', 'weight_file', 'read_weights', 'unfit_tensors']
 
 # %% ../nbs/weight_files.ipynb #87c04b25
-import argparse, json, math, pickle, re, zipfile
+import argparse, json, math, pickle, re, struct, zipfile
 from pathlib import Path
 from typing import Any, Callable
 import torch
@@ -45,16 +45,16 @@ def complaint(
             return f"{path.name} is compressed ({name}): unpack it first."
     if head.startswith(HDF5):
         return f"{path.name} is an HDF5 file (Keras): give weights that torch or safetensors has written."
-    if path.suffix == '.safetensors':
-        return _cut_safetensors(path, head, size)
-    if head.startswith(b'PK') and not zipfile.is_zipfile(path):
-        return _broken(path)
     is_text = all(byte >= 32 or byte in b'\t\r\n' for byte in head)
     first_line = head.split(b'\n')[0]
     if is_text and (head.startswith((b'{', b'[', b'#')) or b' ' in first_line):
         start = head[:40].decode('utf-8', 'replace').splitlines()[0]
         return f"{path.name} is a text that starts with {start!r}, not weights: fetch the file itself."
-    return None
+    if path.suffix == '.safetensors':
+        return _cut_safetensors(path, head, size)
+    is_pickle = head[0] == 0x80 and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05')
+    is_zip = head.startswith(b'PK') and zipfile.is_zipfile(path)
+    return None if is_pickle or is_zip else _broken(path)
 
 
 def _promised(pointer: bytes) -> str:
@@ -281,6 +281,7 @@ def _open_pickle(path: Path) -> Any:  # what was saved, usually a dict
         IndexError,
         TypeError,
         AttributeError,
+        struct.error,
     )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -236,6 +236,7 @@ def from_numbered_resnet(
     ours = {}
     for key, value in state.items():
         number, dot, rest = key.partition('.')
+        rest = rest.replace('shortcut.', 'downsample.')  # lightly's own ResNets
         ours[children.get(number, number) + dot + rest] = value
     return ours
 

@@ -610,11 +610,33 @@ def _encoder_for(
     if 'stem.0.weight' in state:
         return ConvNeXtV2(**(convnext_arguments(ckpt, assumed, img_size) | kw))
     if 'layers.0.blocks.0.attn.relative_position_bias_table' in state:
-        old_size = old_size or ckpt.metadata.get('img_size')
-        return Swin(**(swin.infer_arguments(state, assumed, old_size) | kw))
+        return _swin_for(ckpt, assumed, old_size, kw)
     if 'layer1.0.conv1.weight' in state:
-        return ResNet(**(resnet_arguments(ckpt, assumed, img_size) | kw))
+        return _resnet_for(ckpt, assumed, img_size, kw)
     return _vit_for(ckpt, assumed, old_size, strict, kw)
+
+
+def _swin_for(ckpt: Checkpoint, assumed: list, old_size: int | tuple | None, kw: dict) -> Swin:
+    "A Swin for these weights. LayerNorm's eps is 1e-6 in EsViT, and 1e-5 in timm and the official Swin."
+    arguments = swin.infer_arguments(ckpt.state, assumed, old_size or ckpt.metadata.get('img_size'))
+    is_esvit = any(
+        re.match(r'\?(teacher\.|student\.)?head(_dense)?\.(mlp|last_layer)', key) for key in ckpt.state
+    )
+    is_esvit = is_esvit or ckpt.network.startswith(('teacher', 'student'))
+    eps = ckpt.metadata.get('eps', 1e-6 if is_esvit or ckpt.layout == 'vit_ssl_lab' else 1e-5)
+    arguments['norm_layer'] = partial(nn.LayerNorm, eps=eps)
+    return Swin(**(arguments | kw))
+
+
+def _resnet_for(ckpt: Checkpoint, assumed: list, img_size: int | tuple | None, kw: dict) -> ResNet:
+    "A ResNet for these weights. (solo-learn, `solo/methods/base.py`: on CIFAR its 3 x 3 stem pads by two)"
+    encoder = ResNet(**(resnet_arguments(ckpt, assumed, img_size) | kw))
+    is_solo_learn = ckpt.network in ('backbone', 'encoder') and '?classifier.weight' in ckpt.state
+    stem: Any = encoder.conv1
+    if is_solo_learn and stem.kernel_size == (3, 3):
+        stem.padding = (2, 2)
+        assumed.append('conv1.padding=2, as solo-learn has it')
+    return encoder
 
 
 def _from_config(cls: Any, name: str, arguments: dict, source: str) -> Encoder:
@@ -855,6 +877,8 @@ def metadata_of(
         metadata['img_size'] = list(to_pair(encoder.img_size))
     if network:
         metadata['network'] = network
+    if isinstance(encoder, Swin):
+        metadata['eps'] = _swin_eps(encoder)
     if not isinstance(encoder, ViT):
         return metadata
     block = _first_block(encoder)
@@ -873,6 +897,10 @@ def metadata_of(
         mask_ratio=method.mask_ratio,
         norm_pix=method.norm_pix,
     )
+
+
+def _swin_eps(encoder: Any) -> float:
+    return encoder.layers[0].blocks[0].norm1.eps
 
 
 def has_mae_decoder(
@@ -1156,7 +1184,10 @@ def _check_timm_config(model: nn.Module, path: Path) -> None:  # a folder with t
             unsupported = 'a convolutional stem'
         elif encoder.global_pool == 'class_attention':
             unsupported = 'class attention'
-    elif not isinstance(encoder, Swin):
+    elif isinstance(encoder, Swin):
+        if _swin_eps(encoder) != 1e-5:
+            unsupported = f"LayerNorm's eps of {_swin_eps(encoder)} in a Swin"
+    else:
         unsupported = f'a {type(encoder).__name__}'
     if unsupported:
         raise ValueError(
