@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
+from vit_ssl_lab.core import write_whole
 from vit_ssl_lab.notebook import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,7 +20,7 @@ def main() -> None:
     seconds = run_notebook(ROOT / 'index.ipynb', out=OUT / 'tour.ipynb', env=threads)
     nb = nbformat.read(OUT / 'tour.ipynb', as_version=4)
     page, _ = HTMLExporter().from_notebook_node(nb)
-    (OUT / 'tour.html').write_text(page, encoding='utf-8')
+    write_whole(OUT / 'tour.html', page.encode('utf-8'))
     code = [c for c in nb.cells if c.cell_type == 'code']
     scores = [c for c in code if re.search(r'^#\| label: scores', c.source, re.M)]
     for cell in scores:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from fastcore.test import test_close, test_eq, test_fail
 from torch import Tensor, nn
-from .core import Features, Mask, best_device, renamed
+from .core import Features, Mask, best_device, renamed, write_whole
 from .results import is_stored, load_arms, load_network, load_result
 from .results import make_arms, over_seeds, run_arms, save_network, save_result
 from .comparison import compare, compare_equal, holm, judge_claim, show_verdicts, verdict
@@ -240,7 +240,7 @@ def run_notebook(
         cell.execution_count = None
         cell.metadata.pop('execution', None)
     page.metadata.pop('widgets', None)
-    nbformat.write(page, out or path)
+    write_whole(Path(out or path), (nbformat.writes(page).rstrip('\n') + '\n').encode())
     return time.time() - start
 
 # %% ../nbs/notebook.ipynb #29b595e7

@@ -6,6 +6,7 @@
 __all__ = ['BASELINES', 'ScoreTable', 'score_table']
 
 # %% ../../nbs/evaluation/06_table.ipynb #e06tab02
+import html
 from typing import Any
 import pandas as pd
 import torch
@@ -14,6 +15,7 @@ from .features import BatchedData, RawPixels, Score, random_encoder_like
 from .finetune import supervised
 from .knn import knn
 from .linear_probe import linear_probe
+from ..show import as_label
 
 # %% ../../nbs/evaluation/06_table.ipynb #4752ca49
 class ScoreTable:
@@ -33,7 +35,7 @@ class ScoreTable:
         "The table."
         values = {}
         for name, scores in self.rows.items():
-            values[name] = {kind: score.value for kind, score in scores.items()}
+            values[as_label(name)] = {as_label(kind): score.value for kind, score in scores.items()}
         return pd.DataFrame(values).T
 
     def sentences(self) -> list[str]:  # one for each kind of score
@@ -51,7 +53,9 @@ class ScoreTable:
             best = rivals[name]
             comparison = self._comparison(score, best)
             out.append(
-                f"{kind}: {self.subject} ({score.value:.1f} %) {comparison} {name} ({best.value:.1f} %)."
+                as_label(
+                    f"{kind}: {self.subject} ({score.value:.1f} %) {comparison} {name} ({best.value:.1f} %)."
+                )
             )
         return out
 
@@ -75,7 +79,9 @@ class ScoreTable:
     def _repr_html_(self) -> str:
         style = self.frame().style
         style.format('{:.1f}', na_rep='')
-        return style.to_html() + ''.join(f'<p>{sentence}</p>' for sentence in self.sentences())
+        for axis in (0, 1):  # a row's name is the caller's
+            style.format_index(escape='html', axis=axis)
+        return style.to_html() + ''.join(f'<p>{html.escape(text)}</p>' for text in self.sentences())
 
 # %% ../../nbs/evaluation/06_table.ipynb #7eabf80e
 BASELINES = ('raw pixels', 'random encoder', 'supervised')

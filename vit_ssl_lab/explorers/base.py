@@ -7,7 +7,7 @@ __all__ = ['HIGHLIGHT', 'read_static', 'widget_script', 'pictures_of', 'rgb_byte
            'hide_ticks', 'draw_picture', 'draw_frame', 'draw_marker']
 
 # %% ../../nbs/explorers/01_base.ipynb #ae9b9cdf
-import base64, html, json, time
+import base64, html, json, math, re, time
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
-from ..core import renamed
+from ..core import renamed, write_whole
 from ..data.operations import normalize
-from ..show import to_picture
+from ..show import as_label, to_picture
 
 # %% ../../nbs/explorers/01_base.ipynb #44b924cc
 def read_static(
@@ -84,7 +84,7 @@ def names_of(
     "The name of each picture's class, where the data set has labels."
     if not hasattr(images, 'labels'):
         return [''] * n
-    return [images.classes[int(i)] for i in images.labels[:n]]
+    return [as_label(images.classes[int(i)]) for i in images.labels[:n]]
 
 # %% ../../nbs/explorers/01_base.ipynb #d6c2e947
 def normalizer(
@@ -171,8 +171,27 @@ class Explorer(anywidget.AnyWidget):
 
 # %% ../../nbs/explorers/01_base.ipynb #099308ae
 def _json_value(value: Any) -> Any:
-    "What `json.dumps` takes for a trait: bytes become base64."
-    return {'base64': base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+    "What JSON has a word for: bytes become base64, and nan and infinity null (a browser reads neither)."
+    if isinstance(value, bytes):
+        return {'base64': base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {name: _json_value(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    is_number = not isinstance(value, float) or math.isfinite(value)
+    return value if is_number else None
+
+
+def _json_in_page(value: Any) -> str:
+    """JSON for a script element. Without a "<" no name can end the element, begin a comment or another script."""
+    text = json.dumps(_json_value(value), allow_nan=False)
+    return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
+
+
+def _answer_key(values: list) -> str:
+    "What `JSON.stringify` makes of these values in the browser: 1 for 1.0, and letters as they are."
+    plain = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    return json.dumps(_json_value(plain), separators=(',', ':'), ensure_ascii=False)
 
 
 def _page(
@@ -186,23 +205,16 @@ def _page(
     "One self-contained file: no network, no kernel."
     stored = {}
     for values, follow in answers:
-        key = json.dumps(values, separators=(',', ':'))
-        stored[key] = {name: _json_value(value) for name, value in follow.items()}
-    state = dict(
-        traits={name: _json_value(value) for name, value in traits.items()},
-        keys=keys,
-        answers=stored,
-    )
+        stored[_answer_key(values)] = follow
+    state = dict(traits=traits, keys=keys, answers=stored)
     parts = dict(
         title=html.escape(title),
         css=css,
         script=code.replace('export default { render };', 'const widget = { render };'),
-        state=json.dumps(state).replace('</', '<\\/'),  # `</script>` in a class name must not end the script
+        state=_json_in_page(state),
     )
-    text = read_static('page.html')
-    for name, part in parts.items():
-        text = text.replace('{{%s}}' % name, part)
-    return text
+    # in one pass: a class may be called {{css}}
+    return re.sub(r'\{\{(\w+)\}\}', lambda place: parts[place[1]], read_static('page.html'))
 
 # %% ../../nbs/explorers/01_base.ipynb #5d78fe92
 @patch
@@ -210,13 +222,16 @@ def to_html(
     self: Explorer,
     path: str | Path | None = None,  # where to write it too
 ) -> str:  # the page
-    "One self-contained HTML file of the present state. Without a kernel it does all that needs no model."
+    """One self-contained HTML file of the present state. Without a kernel it does all that needs no model.
+
+    It is written whole or not at all; raises OSError for a full disk.
+    """
     keys, answers = self._offline_answers()
     title = f"{type(self).__name__} (vit_ssl_lab)"
     traits = {**self.state(), 'live': False, 'offline': self._browser_traits + keys}
     text = _page(title, str(self._esm), str(self._css), traits, keys, answers)
     if path is not None:
-        Path(path).write_text(text, 'utf-8')
+        write_whole(Path(path), text.encode('utf-8'))
     return text
 
 # %% ../../nbs/explorers/01_base.ipynb #c46cf4f8

@@ -29,6 +29,7 @@ from vit_ssl_lab.explorers.base import (
 )
 from .positions import cosine_bytes
 from ..show import to_picture
+from ..show import as_label
 
 # %% ../../nbs/explorers/06_features.ipynb #6a62e672
 def main_axes(
@@ -168,7 +169,7 @@ def _draw_map(explorer: FeatureExplorer, ax: Axes) -> None:
     points = np.frombuffer(explorer.points, np.float32).reshape(n, 2)
     labels = np.array(explorer.labels or [0] * n)
     for label in np.unique(labels):
-        name = explorer.classes[label] if explorer.classes else None
+        name = _legend_label(explorer.classes[label]) if explorer.classes else None
         x, y = points[labels == label].T
         ax.scatter(x, y, s=14, label=name, color=plt.get_cmap('tab10')(label % 10))
     x, y = points[explorer.picture]
@@ -188,7 +189,7 @@ def _draw_patches(explorer: FeatureExplorer, fig: SubFigure) -> None:
         ax.axis('off')
     for column, i in zip(axes.T, explorer.shown):
         column[0].imshow(to_picture(explorer.pictures[i]), cmap='gray', vmin=0, vmax=1)
-        column[0].set_title(explorer.names[i] or f'picture {i}', fontsize=8)
+        column[0].set_title(explorer.names[i] or f'picture {i}', fontsize=8, parse_math=False)
         column[1].imshow(rgb[i])
         column[1].set_title('PCA as RGB', fontsize=8)
     for ax, values in zip(axes[2], cosines):
@@ -208,6 +209,10 @@ def figure(self: FeatureExplorer) -> Figure:
     _draw_map(self, left.subplots())
     _draw_patches(self, right)
     return fig
+
+
+def _legend_label(name: str) -> str:
+    return as_label(name).replace('$', r'\$')  # a legend would set it as mathematics
 
 # %% ../../nbs/explorers/06_features.ipynb #2db5cfd4
 __getattr__ = renamed(__name__, neighbours='nearest_neighbours')

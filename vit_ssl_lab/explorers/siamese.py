@@ -349,7 +349,7 @@ def _draw_vectors(explorer: SiameseExplorer, ax: Axes) -> None:
         vectors = vectors[:, vectors[0].argsort(kind='stable')]
     ax.imshow(vectors, cmap='RdBu_r', vmin=-3, vmax=3, aspect='auto', interpolation='nearest')
     ax.grid(False)
-    ax.set_yticks(range(len(vectors)), labels=explorer.vector_names)
+    ax.set_yticks(range(len(vectors)), labels=explorer.vector_names, parse_math=False)
     ax.set_xlabel(f"dimension, ordered by {'z1' if by_z1 else 'number'}")
     cosines = [f'cosine {name}: {value:.2f}' for name, value in explorer.cosines]
     ax.set_title('\n'.join(cosines), fontsize=9)

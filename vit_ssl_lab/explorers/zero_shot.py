@@ -175,7 +175,7 @@ def figure(self: ZeroShotExplorer) -> Figure:
     fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout='constrained', width_ratios=[1, 1, 1.6, 1.8])
     draw_picture(axes[0], self.pictures[self.picture])
     axes[0].axis('off')
-    axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9)
+    axes[0].set_title(self.names[self.picture] or f'picture {self.picture + 1}', fontsize=9, parse_math=False)
     _draw_patch_map(self, axes[1])
     _draw_ranking(self, axes[2])
     image = _draw_matrix(self, axes[3])
