@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from ..components.distillation import other_views, view_pairs
+from ..components.initialisation import init_deit, init_torchvision
 from ..components.losses import feature_std
 from ..data.views import default_views
-from .base.distillation import SelfDistillation, encode_crops
+from .base.distillation import SelfDistillation, encode_crops, logits_of_crops
 from .base.recipes import gpu_vit, laptop_multicrop
 from ..recipe import Recipe
 
@@ -21,17 +22,22 @@ class DINO(SelfDistillation):
     """The student's distribution for every crop matches the centred and sharpened teacher's for another crop.
     (Caron et al. 2021, algorithm 1; `main_dino.py: DINOLoss`)"""
 
+    # the head is drawn so by its constructor
+    published_init = {'encoder': {'vit': init_deit, 'resnet': init_torchvision}}
+
     def __init__(
         self,
         # the Encoder contract; a ViT needs dynamic_img_size=True where crops have several sizes
         encoder: nn.Module,
         # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
         views: nn.Module | None = None,
+        # of the run: the teacher's temperature rises from one to the next; None: in every step
+        epochs: float | None = None,
         **options: Any,  # of `SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
         if views is None:
             views = default_views(encoder, 'dino')
-        super().__init__(encoder, views=views, **options)
+        super().__init__(encoder, views=views, epochs=epochs, **options)
 
     def forward(
         self,
@@ -45,7 +51,7 @@ class DINO(SelfDistillation):
             teacher = encode_crops(self.momentum_encoder, groups[0][:2])
             teacher_logits = self.momentum_projector(teacher.pooled)  # (2, B, K)
         pooled = [encode_crops(self.encoder, crops).pooled for crops in groups]  # one pass a size
-        student_logits = torch.cat([self.projector(z) for z in pooled])  # (10, B, K)
+        student_logits = torch.cat(logits_of_crops(self.projector, pooled))  # (10, B, K), the head sees all
         p = self.center(teacher_logits, self.teacher_temperature_now)  # (2, B, K) probabilities
         loss = other_views(view_pairs(student_logits, p, self.temperature))
         if self.training:
@@ -96,6 +102,7 @@ PAPER = Recipe(
         freeze_last=1 / 800,
         clip=None,
     ),
+    init='paper',
     views_options=dict(scale=(0.25, 1.0), local=10, local_scale=(0.05, 0.25)),
     img_size=224,
     patch_size=16,
@@ -105,7 +112,9 @@ PAPER = Recipe(
     lr_scale='batch/256',
     betas=(0.9, 0.999),
     weight_decay=0.04,
+    weight_decay_end=0.4,
     warmup=10,
+    peak_in_warmup=True,
     min_lr=1e-5,
     log_every=50,
     checkpoint_every=5000,
@@ -113,8 +122,8 @@ PAPER = Recipe(
         "arXiv 2104.14294 and the arguments of the released ViT-S/16 (README of the official code): 800 "
         "epochs, batch 1024, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-5, no clipping, "
         "teacher's temperature 0.04 to 0.07 in 30 epochs, 2 crops of 224 (0.25 to 1) and 10 of 96 (0.05 "
-        "to 0.25), drop path 0.1. Deviations: the official weight decay rises from 0.04 to 0.4 by a "
-        "cosine, here it stays; fp16 there, bf16 here."
+        "to 0.25), drop path 0.1, weight decay from 0.04 to 0.4 by a cosine. All schedules are counted as in "
+        "the official code. Deviation: fp16 there, bf16 here."
     ),
 )
 

@@ -6,16 +6,17 @@
 __all__ = ['MATCHES', 'METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'EsViT']
 
 # %% ../../nbs/methods/18_esvit.ipynb #6ba9adda
-from typing import Any
+from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from ..components.distillation import Center, DINOHead, entropy, match_regions, other_views
 from ..components.distillation import region_pairs, view_pairs
+from ..components.initialisation import init_deit, init_swin
 from ..components.losses import feature_std
-from ..components.momentum import momentum_copy, momentum_update
+from ..components.momentum import momentum_copy
 from ..core import choose
 from ..data.views import default_views
-from .base.distillation import SelfDistillation, encode_crops
+from .base.distillation import SelfDistillation, encode_crops, logits_of_crops
 from .base.recipes import gpu_vit, laptop_multicrop
 from ..recipe import Recipe
 
@@ -27,6 +28,11 @@ class EsViT(SelfDistillation):
     """DINO between views, and between each region and the one that resembles it in the other view.
     (Li et al. 2021, section 3.2; `main_esvit.py: DDINOLoss`)"""
 
+    # the heads are drawn so by their constructor
+    published_init = {'encoder': {'swin': init_swin, 'vit': init_deit}}
+
+    resampling: ClassVar[str] = 'bicubic-plain'  # of a ViT's positions: as DINO's first release
+
     def __init__(
         self,
         encoder: nn.Module,  # the Encoder contract: pooled and patches; a Swin in the paper
@@ -37,6 +43,8 @@ class EsViT(SelfDistillation):
         norm_last: bool = False,  # gains of the heads' last layers stay 1; False: they learn, as published
         # makes the crops, large ones first; None: the paper's 2 + 8, with ImageNet's mean and std
         views: nn.Module | None = None,
+        # of the run: the teacher's temperature rises from one to the next; None: in every step
+        epochs: float | None = None,
         **options: Any,  # of `SelfDistillation`: dim, temperature, teacher_temperature, momentum, ...
     ):
         if not 0 <= region <= 1:
@@ -48,7 +56,7 @@ class EsViT(SelfDistillation):
         self.match = choose(match, MATCHES, 'way to match regions')
         if views is None:
             views = default_views(encoder, 'dino')
-        super().__init__(encoder, norm_last=norm_last, views=views, **options)
+        super().__init__(encoder, norm_last=norm_last, views=views, epochs=epochs, **options)
         width: Any = encoder.width
         self.dense = DINOHead(width, **self.head_options) if region else None
         self.momentum_dense = None if self.dense is None else momentum_copy(self.dense)
@@ -70,7 +78,8 @@ class EsViT(SelfDistillation):
             teacher = encode_crops(self.momentum_encoder, groups[0][:2])
             teacher_logits = self.momentum_projector(teacher.pooled)
         student = [encode_crops(self.encoder, crops) for crops in groups]
-        student_logits = torch.cat([self.projector(features.pooled) for features in student])
+        pooled = [features.pooled for features in student]
+        student_logits = torch.cat(logits_of_crops(self.projector, pooled))  # (10, B, K), the head sees all
         p = self.center(teacher_logits, self.teacher_temperature_now)  # (2, B, K)
         loss_view = other_views(view_pairs(student_logits, p, self.temperature))
         if self.training:
@@ -93,10 +102,11 @@ class EsViT(SelfDistillation):
         with torch.no_grad():
             teacher_logits = self.momentum_dense(teacher.patches)  # (2, B, m, K)
         p = self.region_center(teacher_logits, self.teacher_temperature_now)
+        patches = [features.patches for features in student]
         pairs = []
-        for features in student:
-            partners = self.partners(features.patches, teacher.patches)
-            pairs.append(region_pairs(self.dense(features.patches), p, partners, self.temperature))
+        for crops, logits in zip(patches, logits_of_crops(self.dense, patches)):
+            partners = self.partners(crops, teacher.patches)
+            pairs.append(region_pairs(logits, p, partners, self.temperature))
         loss = other_views(torch.cat(pairs, 1))
         if self.training:
             self.region_center.stage(teacher_logits)
@@ -121,11 +131,16 @@ class EsViT(SelfDistillation):
         nearest = ((rows + 0.5) * teacher_side / student_side).long()  # the teacher's row at the same height
         return (nearest[:, None] * teacher_side + nearest).flatten().expand(shape)
 
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        "What follows in DINO, and the momentum head of the regions."
+        pairs = super().followers()
+        if self.dense is not None and self.momentum_dense is not None:
+            pairs.append((self.momentum_dense, self.dense))
+        return pairs
+
     def after_step(self, progress: float) -> None:
         "Update what DINO updates, the momentum head of the regions and their centre."
         super().after_step(progress)
-        if self.dense is not None and self.momentum_dense is not None:
-            momentum_update(self.momentum_dense, self.dense, self.momentum_at(progress), buffers=False)
         self.region_center.update()
 
 # %% ../../nbs/methods/18_esvit.ipynb #recesvit1
@@ -185,6 +200,7 @@ PAPER = Recipe(
         freeze_last=1 / 300,
         clip=3.0,
     ),
+    init='paper',
     views='dino',
     img_size=224,
     patch_size=4,
@@ -194,7 +210,9 @@ PAPER = Recipe(
     lr_scale='batch/256',
     betas=(0.9, 0.999),
     weight_decay=0.04,
+    weight_decay_end=0.4,
     warmup=10,
+    peak_in_warmup=True,
     min_lr=1e-6,
     log_every=50,
     checkpoint_every=5000,
@@ -203,8 +221,8 @@ PAPER = Recipe(
         "300 epochs, batch 512 on 16 GPUs, AdamW, 5e-4 x batch/256, 10 epochs of warm-up, to 1e-6, "
         "gradients clipped to 3 tensor by tensor, last layers frozen in the first epoch, 2 crops of 224 "
         "and 8 of 96. Window 14: encoder_options=dict(window_size=14), region loss from epoch 180 to 200 "
-        "on. Deviations: the official weight decay rises from 0.04 to 0.4 by a cosine, here it stays; "
-        "fp16 there, bf16 here."
+        "on. Weight decay from 0.04 to 0.4 by a cosine; all schedules are counted as in the official code. "
+        "Deviation: fp16 there, bf16 here."
     ),
 )
 
