@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help lab tour test unit notebooks format hooks bench env clean
+.PHONY: help lab tour test unit lowest notebooks format hooks bench env clean
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 lab: env         ## set everything up and open JupyterLab at the tour
@@ -17,6 +17,8 @@ test: env        ## everything the tests need, then all tests
 unit: env        ## the tests to run first: proofs, losses, shapes; under three minutes
 	$(PYTHON) scripts/bootstrap.py data
 	$(BIN)/python -m pytest -n 2 -q -m unit tests
+lowest: env      ## are the floors in settings.ini true? the unit tests with the lowest versions of all requirements
+	$(BIN)/python scripts/lowest.py
 notebooks: env   ## after editing notebooks: format, export the package, clean, regenerate README.md, check
 	$(BIN)/ruff format .
 	$(BIN)/nbdev_export

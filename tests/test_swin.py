@@ -141,17 +141,20 @@ def test_through_the_weights_door(tmp_path):
         official[f'module.{name}'] = value
     torch.save(dict(teacher=official, student={}, epoch=3), tmp_path / 'esvit.pth')
     torch.save(state, tmp_path / 'timm.pth')
-    for name, layout in (('esvit.pth', 'swin'), ('timm.pth', 'timm')):
+    as_timm = swin_nano(32, norm_layer=torch.nn.LayerNorm).eval()  # whose eps is 1e-5, EsViT's is 1e-6
+    as_timm.load_state_dict(state)
+    wanted = {'esvit.pth': want, 'timm.pth': as_timm(x).pooled}
+    for name, layout, eps in (('esvit.pth', 'swin', 1e-6), ('timm.pth', 'timm', 1e-5)):
         loaded, report = load_encoder(tmp_path / name)
         assert report.layout == layout
         assert not report.missing
-        assert report.assumed == ['img_size=32']
-        assert loaded(x).pooled.equal(want)
+        assert report.assumed == ['img_size=32', f'eps={eps}']
+        assert loaded(x).pooled.equal(wanted[name])
     assert report.unexpected == []
     assert load_encoder(tmp_path / 'esvit.pth')[1].unexpected == ['head.mlp.0.weight']
     larger, _ = load_encoder(tmp_path / 'timm.pth', img_size=48)
     assert larger.grid == (6, 6)
-    assert larger(x).pooled.equal(want)
+    assert larger(x).pooled.equal(as_timm(x).pooled)
     assert larger.layers[0].blocks[0].window_size == (4, 4)
     named, report = load_encoder('swin_tiny_patch4_window7_224', pretrained=False)
     assert isinstance(named, Swin)

@@ -1,4 +1,5 @@
-"""Files and folders that mean harm, are something else, or are not whole: one sentence each, and nothing happens."""
+"""Files and folders that mean harm, are something else, or are not whole: one sentence each, nothing else
+happens."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Checkpoints of other libraries and of the official codes. Names are listed here independently of the package,
-networks are other people's (torchvision, timm, lightly) or written down again, and both are run."""
+"""Checkpoints of other libraries and of the official codes. Names are listed here independently of the
+package, networks are other people's (torchvision, timm, lightly) or written down again, and both are run."""
 
 import math
 import re
@@ -49,7 +49,7 @@ def head(prefix: str) -> dict:
     return {f'{prefix}.{name}': value for name, value in HEAD.items()}
 
 
-# where each library puts the encoder that its own evaluation reads, the other encoder, and what is no encoder;
+# where each library puts the encoder that its own evaluation reads, the other one, and what is no encoder;
 # main_lincls.py of MoCo, MoCo v3 and SimSiam, main_linear.py of solo-learn, MMPretrain's models/selfsup
 RESNET_FILES = {
     'MoCo v1': ('module.encoder_q.', 'module.encoder_k.', ['module.encoder_q.fc', 'module.queue']),

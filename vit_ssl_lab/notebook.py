@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from fastcore.test import test_close, test_eq, test_fail
 from torch import Tensor, nn
-from .core import Features, Mask, best_device, renamed, write_whole
+from .core import Features, Mask, best_device, import_extra, renamed, write_whole
 from .results import is_stored, load_arms, load_network, load_result
 from .results import make_arms, over_seeds, run_arms, save_network, save_result
 from .comparison import compare, compare_equal, holm, judge_claim, show_verdicts, verdict
@@ -216,14 +216,13 @@ def run_notebook(
 ) -> float:  # seconds
     """Execute a notebook in a fresh Jupyter kernel and store its outputs; unchanged ones stay byte for byte.
     A cell that raises stops it with that cell's error, and nothing is written."""
-    import nbformat
-    from nbclient import NotebookClient
-
+    nbformat = import_extra('nbformat', 'lab', for_='A notebook that is executed')
+    nbclient = import_extra('nbclient', 'lab', for_='A notebook that is executed')
     path = Path(path)
     start = time.time()
     nb = nbformat.read(path, as_version=4)
     where = {'metadata': {'path': str(path.parent)}}
-    client = NotebookClient(nb, timeout=timeout, resources=where, kernel_name='python3')
+    client = nbclient.NotebookClient(nb, timeout=timeout, resources=where, kernel_name='python3')
     # one thread: sums in another order would give other last digits, and after some training other pictures
     environment = {'OMP_NUM_THREADS': '1', **os.environ, **(env or {})}
     with client.setup_kernel(env=environment):

@@ -88,7 +88,7 @@ def to_picture(
 def as_label(
     name: Any,  # of a class, a file, a row: whatever somebody has called it
 ) -> str:  # what a page and a figure can hold
-    "A name as text: control characters and halves of characters (from names of files) become a question mark."
+    "A name as text: control characters and halves of characters (from names of files) become '?'."
     text = str(name).encode('utf-8', 'replace').decode()
     return ''.join(letter if letter.isprintable() or letter == '\n' else '?' for letter in text)
 

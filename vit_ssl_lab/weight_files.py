@@ -28,7 +28,7 @@ def complaint(
     with open(path, 'rb') as file:
         head = file.read(2048)
     if not head:
-        return f"{path.name} is empty (0 bytes): it was cut off before its first byte, so fetch or copy it again."
+        return f"{path.name} is empty, cut off before its first byte: fetch or copy it again."
     if head.startswith(b'version https://git-lfs'):
         return (
             f"{path.name} is a git-LFS pointer of {size} bytes{_promised(head)}, not the weights themselves: "
@@ -410,7 +410,7 @@ def read_weights(
 ) -> tuple[dict, dict]:  # name -> tensor, metadata
     """What `open_file` gives, of one file or of all that an index names.
 
-    Raises ValueError for a part alone, and for parts that lack a tensor, are missing, or are in another folder.
+    Raises ValueError for a part alone, and for parts that lack a tensor, are missing, or lie elsewhere.
     """
     path = Path(path)
     if path.name.endswith('.index.json'):

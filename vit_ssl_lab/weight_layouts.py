@@ -208,9 +208,8 @@ def pick_network(
     wanted = found[0] if network is None else network.rstrip('.') + '.'
     if wanted not in found:
         known = ', '.join(prefix.rstrip('.') for prefix in found)
-        raise ValueError(
-            f"There is no network {network!r} in this file; there {'are: ' + known if found else 'is one only'}."
-        )
+        there = f"are: {known}" if found else "is one only"
+        raise ValueError(f"There is no network {network!r} in this file; there {there}.")
     picked = {}
     for key, value in state.items():
         if key.startswith(wanted):
@@ -231,7 +230,10 @@ NUMBERED_RESNET = {  # the number of a child -> its name, with (torchvision) and
 def from_numbered_resnet(
     state: dict,  # name -> tensor: "0.weight", "4.0.conv1.weight"
 ) -> dict:  # torchvision's and timm's names
-    "A ResNet that was cut into a `nn.Sequential`. (lightly, `examples/pytorch/simclr.py`; `models/resnet.py`)"
+    """A ResNet that was cut into a `nn.Sequential`.
+
+    (lightly, `examples/pytorch/simclr.py`; `models/resnet.py`)
+    """
     children = NUMBERED_RESNET['6 children' if '2.0.conv1.weight' in state else '8 children']
     ours = {}
     for key, value in state.items():
@@ -264,7 +266,10 @@ MMPRETRAIN_KEYS = [  # pattern in MMPretrain's name -> timm's, applied one after
 def from_mmpretrain(
     state: dict,  # name -> tensor, of a VisionTransformer, perhaps with MAE's decoder in "neck."
 ) -> dict:  # timm's names, and "decoder." with this workbook's
-    "MMPretrain's names turned into timm's. (`models/backbones/vision_transformer.py`, `models/necks/mae_neck.py`)"
+    """MMPretrain's names turned into timm's.
+
+    (`models/backbones/vision_transformer.py`, `models/necks/mae_neck.py`)
+    """
     ours = {}
     for theirs, value in state.items():
         key = theirs

@@ -68,8 +68,8 @@ def read_checkpoint(
 ) -> Checkpoint:
     """The checkpoint at a place, whatever its layout.
 
-    Raises what `open_file` raises, and ValueError for several files in a folder, missing parts, a network that
-    isn't there, and a configuration that can't be trusted.
+    Raises what `open_file` raises, and ValueError for several files in a folder, missing parts, a network
+    that isn't there, and a configuration that can't be trusted.
     """
     if str(source).startswith('hf:'):
         folder = download_from_hub(str(source).removeprefix('hf:'))
@@ -113,7 +113,7 @@ def _metadata_of_layout(
 
 
 def _is_mocov3_table(table: Tensor) -> bool:
-    "Whether positions are MoCo v3's, which are frozen and have rows and columns the other way round than MAE's."
+    "Whether positions are MoCo v3's: frozen, with rows and columns the other way round than in MAE's."
     num_patches, width = table.shape[1] - 1, table.shape[-1]
     side = isqrt(max(num_patches, 0))
     if side < 2 or side**2 != num_patches or width % 4 or not table.is_floating_point():
@@ -164,8 +164,8 @@ def metadata_of_config(
 ) -> dict:  # what can't be read from the weights alone
     """The metadata in a config.json: known names, with values of the kind that they should have.
 
-    Raises ValueError for an architecture that isn't timm's own and one of this workbook's families, for a value
-    of another kind, and for arguments that aren't known (they would change the network).
+    Raises ValueError for an architecture that isn't timm's own and one of this workbook's families, for a
+    value of another kind, and for arguments that aren't known (they would change the network).
     """
     where = f"config.json of {source}"
     if 'architecture' not in config:
@@ -181,8 +181,8 @@ def metadata_of_config(
     arguments, unknown = only_known(config.get('model_args') or {}, TIMM_ARGUMENTS, where)
     if unknown and strict:
         raise ValueError(
-            f"{where} has the arguments {', '.join(unknown[:4])}, which are not known here and may change the "
-            "network: give strict=False to leave them out."
+            f"{where} has the arguments {', '.join(unknown[:4])}, which are not known here and may change "
+            "the network: give strict=False to leave them out."
         )
     if unknown and notes is not None:
         notes.append(f"left out of config.json: {', '.join(unknown[:4])}")
@@ -213,7 +213,8 @@ def infer_heads(
 ) -> int:
     """The number of attention heads, which no weight has in its shape.
 
-    Raises ValueError if it isn't given and the width is none of the usual ones, or if it doesn't divide the width.
+    Raises ValueError if it isn't given and the width is none of the usual ones, or if it doesn't divide
+    the width.
     """
     if given:
         if width % given:
@@ -397,7 +398,8 @@ def resnet_arguments(
 ) -> dict:  # of `ResNet`
     """The arguments of a `ResNet` that these weights fit: plain, wide and ResNeXt, basic and bottleneck.
 
-    Raises ValueError for a stem of several convolutions and for squeeze-and-excitation: timm's names know them.
+    Raises ValueError for a stem of several convolutions and for squeeze-and-excitation: timm's names know
+    them.
     """
     state = ckpt.state
     stem = state.get('conv1.weight')
@@ -569,7 +571,7 @@ def load_encoder(
     strict: bool = True,  # False: what is missing, unfit or ambiguous is noted in the report, and no error
     network: str
     | None = None,  # of several in a file: "encoder_k", "student"; None: what its authors evaluate
-    # of `ViT`, `ResNet`, `ConvNeXtV2`, `Swin`: to help (num_heads=) or to change (num_classes=, drop_path_rate=)
+    # of the encoder's class: to help (num_heads=) or to change (num_classes=, drop_path_rate=)
     **kw,
 ) -> tuple[Encoder, Report]:  # in eval mode
     """An encoder from anywhere, and what was used of the source.
@@ -623,7 +625,10 @@ def _swin_for(ckpt: Checkpoint, assumed: list, old_size: int | tuple | None, kw:
         re.match(r'\?(teacher\.|student\.)?head(_dense)?\.(mlp|last_layer)', key) for key in ckpt.state
     )
     is_esvit = is_esvit or ckpt.network.startswith(('teacher', 'student'))
-    eps = ckpt.metadata.get('eps', 1e-6 if is_esvit or ckpt.layout == 'vit_ssl_lab' else 1e-5)
+    eps = ckpt.metadata.get('eps')
+    if eps is None:
+        eps = 1e-6 if is_esvit or ckpt.layout == 'vit_ssl_lab' else 1e-5
+        assumed.append(f'eps={eps}')
     arguments['norm_layer'] = partial(nn.LayerNorm, eps=eps)
     return Swin(**(arguments | kw))
 

@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from ..core import choose, renamed, write_whole
+from ..core import choose, import_extra, renamed, write_whole
 from .dataset import Dataset, check_split, statistics
 from .download import DataError, cache_dir, first_line, search_paths
-from .folders import IMAGE_SUFFIXES, FolderDataset, split_folder
+from .folders import IMAGE_SUFFIXES, FolderDataset, find_split, hold_out, is_picture
 
 # %% ../../nbs/data/10_image_text.ipynb #0b3a72c9
 def check_captions(
@@ -122,8 +122,7 @@ def draw_icon(
     size: int,  # side in pixels
 ) -> Tensor:  # (3, size, size) uint8, on white
     "Draw one vector picture."
-    import resvg_py
-
+    resvg_py = import_extra('resvg_py', 'emoji', for_='The emoji data set')
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=size, height=size, background='#ffffff', skip_system_fonts=True
     )
@@ -271,6 +270,7 @@ def pairs(
     split: str = 'train',  # "train", "test" or the name of any folder in it
     file: str | None = None,  # the table's column of files; None: found
     caption: str | None = None,  # the table's column of captions; None: found
+    held_out: float = 0.0,  # share for "test" where no folder is; the same for both splits
     crop: str | None = None,  # "random" or "centre"; None: random for train
     **options: Any,  # size, margin, workers, mean, std of `FolderDataset`
 ) -> FolderDataset:  # truths['caption']; no labels
@@ -283,12 +283,18 @@ def pairs(
             f"Data set {name!r} can't be had: {top} is no folder; "
             f"give the path of a folder that holds pictures and their captions."
         )
-    base = split_folder(top, split) or top
+    part = find_split(top, split, name, held_out)
+    base = part.base
     table = next((base / t for t in TABLE_NAMES if (base / t).is_file()), None)
     if table is None:
         files, captions = _pairs_of_files(base, name)
     else:
         files, captions = _pairs_of_table(table, file, caption, name)
+    if part.keep != 'all':
+        names = [Path(f).relative_to(base).as_posix() for f in files]
+        is_held_out = hold_out(names, torch.zeros(len(files)), held_out).tolist()
+        kept = [i for i, held in enumerate(is_held_out) if held == (part.keep == 'test')]
+        files, captions = [files[i] for i in kept], [captions[i] for i in kept]
     return caption_dataset(files, captions, split, name, crop, options)
 
 
@@ -310,7 +316,7 @@ def _pairs_of_table(table: Path, file: str | None, caption: str | None, name: st
 
 def _pairs_of_files(base: Path, name: str) -> tuple[list, list]:
     "Pictures and the text file beside each; '' where there is none."
-    files = sorted(str(f) for f in base.rglob('*') if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(str(f) for f in base.rglob('*') if is_picture(f, base))
     if not files:
         raise DataError(
             f"Data set {name!r} is empty: {base} holds neither pictures nor one of {', '.join(TABLE_NAMES)}."
@@ -388,7 +394,11 @@ def shards(
     Raises `DataError` where there is no tar file."""
     top = Path(path).expanduser()
     name = f'webdataset:{path}'
-    base = split_folder(top, split) or top
+    if top.is_dir():
+        base = find_split(top, split, name, can_hold_out=False).base
+    else:
+        base = top  # one file or a pattern: the caller says what it is
+        choose(split, ('train', 'test', 'val'), f"split of {name!r} called")
     tars = sorted(glob(str(base / '*.tar') if base.is_dir() else str(base)))
     if not tars:
         raise DataError(

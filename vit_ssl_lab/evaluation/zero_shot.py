@@ -12,7 +12,7 @@ from typing import Any, Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import choose, eval_mode, needs, renamed
+from ..core import choose, eval_mode, import_extra, needs, renamed
 from ..data import Dataset
 from ..data.image_text import captions_of
 from ..data.operations import normalize
@@ -74,8 +74,7 @@ def prompt_templates(
     "A list of prompts. Raises ValueError for an unknown name. (open_clip, zero_shot_metadata.py)"
     if choose(name, TEMPLATES, 'list of prompts') == 'name':
         return ('{}',)
-    from open_clip import zero_shot_metadata as lists
-
+    lists = import_extra('open_clip.zero_shot_metadata', 'text', for_="A list of CLIP's prompts")
     return lists.SIMPLE_IMAGENET_TEMPLATES if name == '7' else lists.OPENAI_IMAGENET_TEMPLATES
 
 

@@ -183,7 +183,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _json_in_page(value: Any) -> str:
-    """JSON for a script element. Without a "<" no name can end the element, begin a comment or another script."""
+    """JSON for a script element. Without a "<" no name can end the element or begin another one."""
     text = json.dumps(_json_value(value), allow_nan=False)
     return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
