@@ -50,16 +50,36 @@ def sine_state(shapes: Mapping[str, Iterable[int]], dtype: torch.dtype = torch.f
 # --- one step of an optimizer
 
 
-def lars_update(p: nn.Parameter, lr: float, weight_decay: float, official: bool = False) -> Tensor:
-    """The first update of LARS: tensors of one dimension are neither decayed nor adapted to their norm.
-    timm divides by |g| + decay |w| (the LARS paper, equation 6), and the official code of SimCLR, BYOL and
-    MAE by |g + decay w|."""
+def lars_update(p: nn.Parameter, lr: float, weight_decay: float) -> Tensor:
+    """The first update of LARS as the official code of SimCLR, BYOL, MoCo v3 and MAE has it: a matrix moves by
+    0.001 |w| / |g + decay w| of its decayed gradient, a vector is neither decayed nor adapted."""
     grad = p.grad
     if p.ndim <= 1:
         return -lr * grad
     decayed = grad + weight_decay * p.detach()
-    norm = decayed.norm() if official else grad.norm() + weight_decay * p.detach().norm()
-    return -lr * 0.001 * p.detach().norm() / (norm + 1e-8) * decayed
+    return -lr * 0.001 * p.detach().norm() / decayed.norm() * decayed
+
+
+def check_moves(
+    before: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    rtol: float = 1e-9,
+    noise: float = 1e-12,
+) -> None:
+    """Each tensor has moved in the same direction and equally far: the difference of the two moves is at most
+    `rtol` of the move's length. A comparison of the weights would pass any optimizer whose steps are shorter
+    than its tolerance. A tensor that should move by rounding alone must not move by more than `noise`."""
+    assert before.keys() == ours.keys() == theirs.keys()
+    moved = 0
+    for name, start in before.items():
+        expected = (theirs[name] - start).detach()
+        difference = (ours[name] - start).detach() - expected
+        moved += bool(expected.norm() > noise)
+        assert difference.norm() <= rtol * expected.norm() + noise, (
+            f"{name}: moved by {expected.norm():.3g}, off by {difference.norm():.3g}"
+        )
+    assert moved, "nothing has moved, so nothing was compared"
 
 
 # --- what a network holds

@@ -2,7 +2,7 @@
 start, its masks, its other targets, bad input."""
 
 import math
-from helpers import equal, normal, seeded
+from helpers import check_moves, equal, normal, seeded
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,11 +136,15 @@ def test_equals_simmim_in_transformers(dtype, tolerance):
         torch.testing.assert_close(
             q.grad, read(n, grads.__getitem__), atol=max(tolerance, 1e-7), rtol=max(tolerance, 1e-6)
         )
+    before = {n: q.detach().clone() for n, q in m.named_parameters()}
     for module in (m, p):
         torch.optim.SGD(module.parameters(), lr=0.1).step()
     after = dict(p.named_parameters())
-    for n, q in m.named_parameters():
-        torch.testing.assert_close(q, read(n, after.__getitem__), atol=1e-5, rtol=0)
+    expected = {n: read(n, after.__getitem__) for n in before}
+    tight = dtype == torch.float64  # the peer adds 1e-5 to the count of hidden pixels
+    check_moves(
+        before, dict(m.named_parameters()), expected, 1e-6 if tight else 1e-3, 1e-9 if tight else 1e-6
+    )
 
 
 # --- by hand

@@ -222,6 +222,38 @@ def test_blur_with_black_border_is_a_zero_padded_convolution():
     )
 
 
+def test_blur_that_repeats_the_edge_is_pil_s_up_to_its_boxes():
+    """A replicated padding in front of torchvision's blur, exactly; PIL approximates the Gaussian by three
+    boxes on 8-bit pixels, and is as near at the rim as inside, where a mirrored blur is further off."""
+    from PIL import Image, ImageFilter
+
+    x = pictures(2, height=40, width=52)
+    for s in (0.6, 1.0, 2.0):
+        sigma = torch.tensor([s, s])
+        padded = torch.nn.functional.pad(x, (6, 6, 6, 6), mode='replicate')
+        expected = tv.gaussian_blur(padded, [13, 13], [s, s])[..., 6:-6, 6:-6]
+        ours = ops.gaussian_blur(x, sigma, 13, 'edge')
+        close(ours, expected)
+    ramp = torch.linspace(0.3, 1, 52).expand(1, 3, 40, 52).contiguous()  # where mirroring and repeating differ
+    pil = Image.fromarray((ramp[0] * 255).byte().permute(1, 2, 0).numpy()).filter(
+        ImageFilter.GaussianBlur(2.0)
+    )
+    pil = torch.tensor(np.asarray(pil)).permute(2, 0, 1) / 255
+    off = {b: (ops.gaussian_blur(ramp, torch.tensor([2.0]), 13, b)[0] - pil).abs() * 255 for b in ops.BORDERS}
+    assert off['edge'][..., :3].mean() < 1.1
+    assert off['edge'][..., :3].mean() < off['mirror'][..., :3].mean() < off['black'][..., :3].mean()
+    assert off['edge'].mean() < 1.0
+
+
+def test_each_preset_has_the_border_of_its_library():
+    from vit_ssl_lab.data.views import PRESETS
+
+    for name in ('mocov2', 'simsiam', 'mocov3', 'dino', 'cmae'):
+        assert all(policy.border == 'edge' for policy in PRESETS[name]), name  # PIL
+    for name in ('simclr', 'byol'):
+        assert all(policy.border == 'black' for policy in PRESETS[name]), name  # TensorFlow
+
+
 def test_grey_and_solarize_equal_torchvision():
     x = pictures()
     some = torch.tensor([True, False] * 3)
@@ -372,7 +404,8 @@ def test_view_equals_torchvision_step_by_step():
             if d.grey[i]:
                 p = tv.rgb_to_grayscale(p, 3)
             if d.sigma[i] > 0:
-                p = tv.gaussian_blur(p, [13, 13], [float(d.sigma[i])] * 2)
+                padded = torch.nn.functional.pad(p[None], (6, 6, 6, 6), mode='replicate')[0]  # as PIL
+                p = tv.gaussian_blur(padded, [13, 13], [float(d.sigma[i])] * 2)[:, 6:-6, 6:-6]
             close(ours[i], tv.normalize(p, MEAN, STD), 1e-4)
 
 

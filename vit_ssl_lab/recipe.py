@@ -11,7 +11,7 @@ import difflib, json, math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, NamedTuple, get_args
 import numpy as np
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 from . import check
 from .core import choose
 
@@ -341,9 +341,9 @@ def check_field(
 def check_optimizer(
     name: str,  # what was asked for
 ) -> str:  # `name`
-    """Refuse an optimizer that timm doesn't know; 'adamw', 'sgd' and 'lars' are among them.
-    Raises ValueError with the nearest names."""
-    names = list_optimizers()
+    """Refuse an optimizer that timm doesn't know, and one that needs second derivatives; 'adamw', 'sgd' and
+    'lars' are among the accepted. Raises ValueError with the nearest names."""
+    names = [known for known in list_optimizers() if not get_optimizer_info(known).second_order]
     if name in names:
         return name
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Sequence
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
-from ..core import choose, renamed
+from ..blueprint import Rebuildable
+from ..core import choose, renamed, say_once
 from vit_ssl_lab.data.operations import (
     BORDERS,
     KERNELS,
@@ -22,6 +23,7 @@ from vit_ssl_lab.data.operations import (
     TRIES,
     center_box,
     check_range,
+    check_unit_range,
     color_jitter,
     gaussian_blur,
     normalize,
@@ -56,7 +58,7 @@ class Policy:
     blur: float = 0.0  # probability of the blur
     sigma: tuple = (0.1, 2.0)  # of the blur, pixels
     kernel: int | None = None  # taps of the blur, odd; None: a tenth of the size, as SimCLR and BYOL
-    border: str = 'mirror'  # of the blur, or 'black'
+    border: str = 'mirror'  # of the blur: 'mirror' (torchvision), 'edge' (PIL) or 'black' (TensorFlow)
     solarize: float = 0.0  # probability of inverting what is bright
     threshold: float = 0.5  # of solarize, 0..1
     size: int | tuple | float | None = None  # pixels, or a share of the `Views`' size; None: that size
@@ -170,7 +172,7 @@ def blur_taps(
 CACHE_FLOATS = 2**19  # of one part of a batch on a CPU: 2 MB, about what a core's cache holds
 
 
-class Views(nn.Module):
+class Views(Rebuildable, nn.Module):
     "Make one augmented batch a policy, on the device of the pictures, each picture with its own parameters."
 
     mean: Tensor  # (C,)
@@ -192,13 +194,23 @@ class Views(nn.Module):
         self.size = rows_columns(size)
         self.policies = list(policies)
         self.generator = generator
+        self._range_is_known = False
         self.sizes = [view_size(p, self.size) for p in self.policies]
+        has_colours = len(mean) in (1, 3)  # grey is its own grey: nothing is left out
+        if not has_colours and any(p.grey or any(p.jitter[2:]) for p in self.policies):
+            say_once(
+                f"Pictures of {len(mean)} bands have no hue, no saturation and no grey: these views leave them out, "
+                f"and change brightness and contrast of all bands alike"
+            )
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32), persistent=False)
 
     def check(self, images: Tensor) -> Tensor:
         "The pictures as float in 0..1. Raises ValueError for the wrong number of channels."
         x = to_float(images)
+        if not self._range_is_known and images.is_floating_point() and not torch.compiler.is_compiling():
+            check_unit_range(x)  # where `to_float` doesn't read values: on a GPU, of the first batch
+            self._range_is_known = True
         if x.shape[1] != len(self.mean):
             raise ValueError(
                 f"These views were made for pictures of {len(self.mean)} channel(s), the length of mean, "
@@ -387,7 +399,7 @@ class ShiftedViews(Views):
         ]
 
 # %% ../../nbs/data/09_views.ipynb #4f5106b5
-_moco = Policy(jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5, kernel=13)
+_moco = Policy(jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5, kernel=13, border='edge')
 _byol = Policy(
     crop='byol',
     scale=(0.08, 1.0),
@@ -399,7 +411,7 @@ _byol = Policy(
     grey=0.2,
     border='black',
 )
-_mocov3 = Policy(scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, kernel=13)
+_mocov3 = Policy(scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, kernel=13, border='edge')
 _dino = replace(_mocov3, scale=(0.4, 1.0), mode='bicubic')
 _dino_small = replace(_dino, scale=(0.05, 0.4), blur=0.5, size=96 / 224)
 _extrema = Policy(jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2)
@@ -414,7 +426,7 @@ _simclr = Policy(
     blur=0.5,
     border='black',
 )
-_cmae = Policy(mode='bicubic')
+_cmae = Policy(mode='bicubic', border='edge')
 
 PRESETS = {  # name -> a policy a view
     'mae': (Policy(mode='bicubic'),),

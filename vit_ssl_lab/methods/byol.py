@@ -9,6 +9,7 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'reset_weights
 import torch
 from torch import Tensor, nn
 from ..components.heads import byol_head, mlp_head
+from ..components.initialisation import init_haiku, restart_copies
 from ..components.losses import feature_std, regression_loss
 from ..core import choose, renamed
 from ..data.views import default_views
@@ -30,6 +31,9 @@ def reset_weights(
     init = getattr(target, 'init_weights', None)
     if callable(init):
         init()
+    published = getattr(online, 'drawn_by', None)  # by `init_as_published`
+    if published is not None:
+        published(target)
     for source, copy in zip(online.parameters(), target.parameters()):
         if not source.requires_grad:
             copy.copy_(source)
@@ -39,6 +43,8 @@ def reset_weights(
 class BYOL(MomentumSiamese):
     """The online network predicts the target network's projection of the other view.
     (Grill et al. 2020, section 3.1; `byol_experiment.py`)"""
+
+    published_init = {'encoder': {'resnet': init_haiku}, 'projector': init_haiku, 'predictor': init_haiku}
 
     def __init__(
         self,
@@ -64,10 +70,20 @@ class BYOL(MomentumSiamese):
             self.views = default_views(encoder, 'byol')
         self.predictor = head(dim) if predictor else nn.Identity()
         self.stop_gradient = stop_gradient
-        if choose(target, ('copy', 'random'), 'start of the target') == 'random':
-            assert self.momentum_encoder is not None and self.momentum_projector is not None
-            reset_weights(self.momentum_encoder, encoder)
-            reset_weights(self.momentum_projector, self.projector)
+        self.start = choose(target, ('copy', 'random'), 'start of the target')
+        self.restart_copies()
+
+    def restart_copies(self) -> None:
+        "Start the target network anew: as a copy of the online network, or drawn like it."
+        restart_copies(self)
+        if self.start == 'copy':
+            return
+        for target, online in (
+            (self.momentum_encoder, self.encoder),
+            (self.momentum_projector, self.projector),
+        ):
+            assert target is not None
+            reset_weights(target, online)
 
     def target(self, x: Tensor, z: Tensor) -> Tensor:
         "What is predicted, (B, d): the target network's projection of `x`; z without stop-gradient."

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from .. import check
 from ..components.heads import extrema_head
+from ..components.initialisation import init_mae
 from ..components.losses import cosine_similarity, feature_std, info_nce, regression_loss
 from ..components.masking import disjoint_masking
 from ..components.patches import mask_to_pixels
@@ -37,6 +38,7 @@ class ExtreMA(MomentumSiamese):
     target for the whole picture. (Wu et al. 2022; `lib/builder.py`)"""
 
     needs: ClassVar[tuple[str, ...]] = ('noise',)
+    published_init = {'encoder': {'vit': init_mae}}  # `vits.py`; the heads are drawn so by the constructor
     encoder: Any
     momentum_encoder: nn.Module
     views: Any
@@ -57,6 +59,7 @@ class ExtreMA(MomentumSiamese):
         views: nn.Module | None = None,  # makes two views of a crop; None: the paper's, ImageNet's mean, std
     ):
         hint = "use a ViT with a grid of patches to hide, such as vit_nano(global_pool='class_attention')"
+        check.can_leave_out(encoder, for_=self)
         needs(encoder, 'grid', for_=self, hint=hint)
         disjoint_masking(1, encoder.grid, mask_ratio, masks)  # refuses masks that don't fit
         check.temperature(temperature, "the official code has 1")

@@ -13,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from ..components.decoders import ConvDecoder
+from ..components.initialisation import init_convnext
 from ..core import Mask
 from ..data.views import MAEViews
 from .base.masked import MaskedAutoencoder
@@ -23,6 +24,8 @@ from ..recipe import Recipe
 class FCMAE(MaskedAutoencoder):
     """Fully convolutional masked autoencoder: encode the visible cells, fill the gaps with one block, regress
     the hidden cells. (ConvNeXt V2, section 3.1; `models/fcmae.py`)"""
+
+    published_init = {'encoder': {'convnext': init_convnext}}
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ PAPER = Recipe(
     data='folder:imagenet',
     encoder='convnextv2_base',
     method_options=dict(decoder_width=512, decoder_depth=1, mask_ratio=0.6, norm_pix=True),
+    init='paper',
     views='mae',
     img_size=224,
     patch_size=32,
@@ -96,6 +100,7 @@ PAPER = Recipe(
     epochs=800,
     base_lr=1.5e-4,
     lr_scale='batch/256',
+    also_decay=('*.grn.*',),
     warmup=40,
     log_every=50,
     checkpoint_every=3120,
@@ -103,8 +108,8 @@ PAPER = Recipe(
         "arXiv 2301.00808, appendix A.2, and the official code: ConvNeXt V2-B (all sizes alike), AdamW "
         "(0.9, 0.95), weight decay 0.05, 1.5e-4 x batch/256, 40 epochs of warm-up, 800 epochs (1600 for "
         "the final models), 60 % of cells of 32 pixels hidden, random resized crop (0.2, 1); the code "
-        "mirrors pictures too, as here. GRN and the mask token: not decayed and decayed here, both "
-        "decayed in the official pre-training script."
+        "mirrors pictures too, as here. GRN and the mask token decay, as in the official "
+        "pre-training script."
     ),
 )
 

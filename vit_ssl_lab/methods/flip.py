@@ -12,7 +12,10 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
+from .. import check
+from ..blueprint import Rebuildable
 from ..components.clip import LogitScale, clip_loss
+from ..components.initialisation import init_flip, init_flip_text, init_xavier
 from ..components.losses import feature_std
 from ..components.masking import num_visible, random_masking
 from ..core import Mask, needs
@@ -21,10 +24,17 @@ from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
 # %% ../../nbs/methods/19_flip.ipynb #9240e1aa
-class FLIP(nn.Module):
+class FLIP(Rebuildable, nn.Module):
     "CLIP that encodes only the patches it keeps. (Li et al. 2022, section 3; `models_flip.py`)"
 
     needs: ClassVar[tuple[str, ...]] = ('noise', 'captions')
+    # a part's name -> how the official code draws it; see components.initialisation
+    published_init: ClassVar[dict[str, Any]] = {
+        'encoder': {'vit': init_flip},
+        'text_encoder': init_flip_text,
+        'image_head': init_xavier,
+        'text_head': init_xavier,
+    }
 
     def __init__(
         self,
@@ -39,6 +49,7 @@ class FLIP(nn.Module):
         views: nn.Module | None = None,
     ):
         super().__init__()
+        check.can_leave_out(encoder, for_=self)
         needs(
             encoder,
             'width grid img_size',
@@ -196,13 +207,15 @@ PAPER = Recipe(
         global_pool='avg',
         pool_include_prefix=True,
         fc_norm=False,
+        act_layer='gelu_tanh',
     ),
     method_options=dict(
         text_encoder='text_large',
-        text_options=dict(context_length=32, truncate=True),
+        text_options=dict(context_length=32, truncate=True, act='gelu_tanh'),
         dim=768,
         mask_ratio=0.5,
     ),
+    init='paper',
     views='mae',
     views_options=dict(scale=(0.5, 1.0)),
     img_size=224,
@@ -212,6 +225,8 @@ PAPER = Recipe(
     base_lr=4e-6,
     lr_scale='batch/256',
     weight_decay=0.2,
+    no_decay=('text_encoder.positional_embedding',),
+    also_decay=('scale',),
     warmup=0.004,
     log_every=50,
     checkpoint_every=1000,
@@ -219,7 +234,8 @@ PAPER = Recipe(
         "arXiv 2212.00794, section 4 and appendix A, and the official configurations: ViT-L/16, batch "
         "65,536, 32 epochs of LAION-400M, AdamW (0.9, 0.95), weight decay 0.2, 4e-6 x batch/256, warm-up "
         "of 51.2 million samples (0.4 % of the run), crops of 0.5 to 1, mask 50 %. Then unmasked tuning: "
-        "mask_ratio=0, base_lr=4e-8, 0.32 epochs, warm-up of 25.6 million samples. Word pieces are "
+        "mask_ratio=0, base_lr=4e-8, 0.32 epochs, warm-up of 25.6 million samples. GELU by tanh, as flax has it; "
+        "the text's positions don't decay, the temperature does. Word pieces are "
         "CLIP's 49,408 instead of BERT's 30,523, pooled at a start token; the official code runs in "
         "float32, here bf16 with the loss in float32; the released L/16 was trained on blurred faces. "
         "Needs more than one node; 65,536 captions and pictures are compared across all devices."

@@ -24,7 +24,7 @@ class MAE(MaskedAutoencoder):
 
     def __init__(
         self,
-        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans; `ViT.from_timm` makes one
+        encoder: Any,  # the Encoder contract: width, grid, patch_size, in_chans; `timm_encoder` makes one
         decoder_width: int = 512,  # Dd
         decoder_depth: int = 8,  # blocks
         decoder_heads: int = 16,  # attention heads of the decoder
@@ -88,7 +88,8 @@ SLOW = LAPTOP.but(scale='slow', steps=6000, log_every=50, checkpoint_every=1000)
 
 GPU = gpu_vit.but(
     method='mae',
-    encoder_options=dict(positions='sincos'),
+    # scored is the mean of the patches: no loss reads the class token
+    encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
     method_options=dict(decoder_width=192, decoder_depth=4, decoder_heads=6),
 )
 
@@ -105,6 +106,7 @@ PAPER = Recipe(
         mask_ratio=0.75,
         norm_pix=True,
     ),
+    init='paper',
     img_size=224,
     patch_size=16,
     batch_size=4096,

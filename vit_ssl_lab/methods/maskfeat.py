@@ -13,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from ..components.heads import LinearHead
+from ..components.initialisation import init_maskfeat
 from ..components.masking import gather_tokens, make_mask
 from ..components.patches import choose_statistics
 from ..components.reconstruction import Reconstruction, reconstruction_panels
@@ -28,6 +29,8 @@ class MaskFeat(MaskedMethod):
     """Hide blocks of patches, encode all places with mask tokens in place of the hidden ones, and predict a
     feature of what was there with one linear layer.
     (Wei et al. 2021, section 3; SlowFast, `masked.py: MaskMViT`)"""
+
+    published_init = {'encoder': {'vit': init_maskfeat}}  # token and head are drawn so by the constructor
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class MaskFeat(MaskedMethod):
             'width grid patch_size in_chans img_size masked',
             for_=self,
             hint="use one that takes mask tokens, such as those of vit_ssl_lab.encoders.vit, "
-            "or ViT.from_timm(model) for a timm model",
+            "or timm_encoder(model) for a timm model",
         )
         super().__init__(encoder, mask_ratio, masking, group=2)
         self.target = make_target(target, self.patch_size, encoder.in_chans, **(target_options or {}))
@@ -170,6 +173,7 @@ PAPER = Recipe(
         mask_ratio=0.4,
         masking='block',
     ),
+    init='paper',
     views='mae',
     views_options=dict(scale=(0.5, 1.0)),
     img_size=224,
@@ -189,8 +193,8 @@ PAPER = Recipe(
         "arXiv 2112.09133 and SlowFast, configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml: ViT-B/16, AdamW "
         "(0.9, 0.999), weight decay 0.05, 2e-4 x batch/256, 30 epochs of warm-up, gradient norm clipped "
         "at 0.02, crop (0.5, 1) and flip, no colour augmentation; 300 epochs in that file, 1600 for the "
-        "released model. The batch of 2048 is mmpretrain's; SlowFast gives it a node. There the class "
-        "token and the positions are decayed too, and biases of the network start at 0.02."
+        "released model. The batch of 2048 is mmpretrain's; SlowFast gives it a node. As "
+        "there, the class token and the positions decay, and biases of the network start at 0.02."
     ),
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from .. import check
 from ..components.heads import byol_head, mlp_head, moco_head
+from ..components.initialisation import init_torchvision
 from ..components.losses import feature_std, info_nce
 from ..components.processes import shuffle, unshuffle
 from ..components.queue import Queue
@@ -42,6 +43,8 @@ def make_heads(
 class MoCo(MomentumSiamese):
     """Each query finds its positive key among the keys of the last batches, made by a momentum encoder.
     (He et al. 2019, algorithm 1; Chen et al. 2020; `moco/builder.py`)"""
+
+    published_init = {'encoder': {'resnet': init_torchvision}}  # heads: torch's own
 
     def __init__(
         self,

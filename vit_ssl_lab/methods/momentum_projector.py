@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from .. import check
 from ..components.heads import mlp_head
+from ..components.initialisation import init_torchvision
 from ..components.losses import feature_std, info_nce
 from ..core import choose
 from ..data.views import default_views
@@ -30,6 +31,9 @@ PLACES = {
 class MomentumProjector(MomentumSiamese):
     """Contrast the views with keys from a network of which the projector, the encoder, both or nothing is a
     momentum copy. (Pham et al. 2022, abstract)"""
+
+    # there is no official code; solo-learn, on which the first author builds, has torchvision's ResNet
+    published_init = {'encoder': {'resnet': init_torchvision}}
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ PAPER = Recipe(
     encoder='resnet18',
     encoder_options=dict(stem='small'),
     method_options=dict(hidden=2048, dim=256, temperature=0.2, momentum=0.99),
+    init='paper',
     views='simclr',
     views_options=dict(blur=0.0),
     img_size=32,
@@ -119,6 +124,7 @@ PAPER = Recipe(
     batch_size=256,
     epochs=200,
     optimizer='lars',
+    optimizer_options=dict(norms='apart', trust=0.02, clip=True, eps=1e-8),
     base_lr=0.4,
     lr_scale='batch/256',
     weight_decay=1e-5,
@@ -128,7 +134,8 @@ PAPER = Recipe(
     note=(
         "UNVERIFIED: of arXiv 2208.05744 only the abstract was read, and there is no official code. "
         "These are the values of the first author's public fork of solo-learn for SimCLR on CIFAR-100: "
-        "ResNet-18 with a small stem, 200 epochs, batch 256, LARS, 0.4, weight decay 1e-5, head 2048 -> "
+        "ResNet-18 with a small stem, 200 epochs, batch 256, LARS clipped (trust 0.02), 0.4, weight decay "
+        "1e-5, head 2048 -> "
         "256, temperature 0.2, momentum 0.99 to 1, jitter (.8, .8, .8, .2) without blur. The length of "
         "the warm-up (10 epochs, solo-learn's default) and the scale of the crop (0.08 to 1, SimCLR's) "
         "are guesses."

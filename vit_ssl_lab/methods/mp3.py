@@ -12,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 from ..components.heads import PositionHead
+from ..components.initialisation import init_deit
 from ..components.masking import num_visible, random_masking
 from ..components.patches import patchify
+from ..blueprint import Rebuildable
 from ..core import Mask, eval_mode, needs, renamed
 from ..data.views import default_views
 from .base.recipes import gpu_vit, laptop_masked
@@ -58,11 +60,13 @@ class PlaceScores(NamedTuple):
     confusion: Tensor  # (N, N) mean probabilities: row = true place, column = place; rows sum to 1
 
 
-class MP3(nn.Module):
+class MP3(Rebuildable, nn.Module):
     """Masked patch position prediction: tokens without positions, a context, and for every token a prediction
     of its place. (Zhai et al. 2022, figure 1)"""
 
     needs: ClassVar[tuple[str, ...]] = ('noise',)
+    # there is no official code; the paper builds on DeiT's
+    published_init: ClassVar[dict[str, Any]] = {'encoder': {'vit': init_deit}}
 
     def __init__(
         self,
@@ -197,6 +201,7 @@ PAPER = Recipe(
     encoder='vit_base',
     encoder_options=dict(positions='none', class_token=False, global_pool='avg'),
     method_options=dict(mask_ratio=0.75),
+    init='paper',
     views='mae',
     views_options=dict(scale=(0.08, 1.0)),
     img_size=224,

@@ -205,7 +205,8 @@ SLOW = LAPTOP.but(scale='slow', steps=4000, log_every=50, checkpoint_every=1000)
 
 GPU = gpu_vit.but(
     method='occlusion',
-    encoder_options=dict(positions='sincos'),
+    # scored is the mean of the patches: no loss reads the class token
+    encoder_options=dict(positions='sincos', global_pool='avg', fc_norm=False),
     method_options=dict(similarity='decoder', decoder_width=192, decoder_depth=4, decoder_heads=6),
     views='mae',
 )

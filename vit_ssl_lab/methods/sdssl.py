@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from .. import check
 from ..components.heads import mlp_head
+from ..components.initialisation import init_mocov3
 from ..components.losses import feature_std, info_nce, nt_xent, regression_loss
 from ..core import choose
 from ..data.views import default_views
@@ -56,6 +57,7 @@ class SDSSL(MomentumSiamese):
     """Every block predicts what the momentum encoder's last block makes of the other view.
     (Jang et al. 2021; `pl_train_moco.py`, `pl_train_byol.py`, `pl_train_simclr.py`)"""
 
+    published_init = {'encoder': {'vit': init_mocov3}}  # `vision_transformer.py`; heads: torch's own
     encoder: ViT
     strength: Tensor  # of the earlier blocks' loss, now
 

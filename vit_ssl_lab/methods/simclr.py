@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from .. import check
 from ..components.heads import simclr_head
+from ..components.initialisation import init_normal_001, init_simclr
 from ..components.losses import feature_std, nt_xent
 from ..data.views import default_views
 from .base.recipes import gpu_vit, laptop_resnet, paper_resnet50
@@ -19,6 +20,8 @@ from .base.siamese import Siamese
 class SimCLR(Siamese):
     """Two views of each picture find each other among all views of the batch.
     (Chen et al. 2020, algorithm 1; `objective.py`, `model_util.py`)"""
+
+    published_init = {'encoder': {'resnet': init_simclr}, 'projector': init_normal_001}
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ PAPER = paper_resnet50.but(
     method_options=dict(hidden=None, dim=128, layers=2, temperature=0.1),
     batch_size=4096,
     optimizer='lars',
+    optimizer_options=dict(lr_in_momentum=True),
     base_lr=0.3,
     lr_scale='batch/256',
     weight_decay=1e-6,

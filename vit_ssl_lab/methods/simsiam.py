@@ -9,6 +9,7 @@ __all__ = ['PREDICTORS', 'SIMILARITIES', 'HEAD_NORMS', 'METHOD', 'LAPTOP', 'SLOW
 # %% ../../nbs/methods/05_simsiam.ipynb #d60d7d73
 from torch import Tensor, nn
 from ..components.heads import mlp_head, simsiam_predictor, simsiam_projector
+from ..components.initialisation import init_torchvision
 from ..components.losses import feature_std, negative_cosine
 from ..core import choose
 from ..data.views import default_views
@@ -33,6 +34,8 @@ def cross_entropy_similarity(
 class SimSiam(Siamese):
     """Two views, one encoder, a predictor on one side and no gradient on the other.
     (Chen & He 2020, algorithm 1; `simsiam/builder.py`)"""
+
+    published_init = {'encoder': {'resnet': init_torchvision}}  # heads: torch's own
 
     def __init__(
         self,

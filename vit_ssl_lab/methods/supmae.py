@@ -197,6 +197,7 @@ PAPER = Recipe(
         mask_ratio=0.75,
         norm_pix=True,
     ),
+    init='paper',
     views='mae',
     img_size=224,
     patch_size=16,

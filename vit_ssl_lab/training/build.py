@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from .. import methods
+from ..components.initialisation import init_as_published
 from ..core import choose
 from ..data.image_text import captions_of
 from ..data.views import views
-from ..encoders import encoder
+from ..encoders import encoder as make_encoder
 from ..recipe import Recipe
 
 # %% ../../nbs/training/01_build.ipynb #c1bld006
@@ -80,23 +81,29 @@ def _number_of_classes(method: type, data: Any) -> int:
 def build(
     recipe: Recipe,  # the run
     data: Any,  # its data set: channels, mean, std, and what the method learns from (classes, captions)
+    encoder: nn.Module | None = None,  # one of your own, which keeps its weights; None: the recipe's
 ) -> nn.Module:  # the method, with its encoder and its views
-    """The method a recipe describes, its weights drawn from the recipe's seed.
+    """The method a recipe describes, its weights drawn from the recipe's seed: with `init="paper"` as the
+    method's official code draws them (`init_as_published`), else as its parts do.
     Raises ValueError for a name that is not there, and where the data set lacks what it learns from."""
     method = method_class(recipe.method)
     arguments = inspect.signature(method).parameters
     options = dict(recipe.method_options)
     if 'num_classes' in arguments and 'num_classes' not in options:
         options['num_classes'] = _number_of_classes(method, data)  # its classifier has one output a class
+    if 'epochs' in arguments and recipe.epochs is not None:
+        options.setdefault('epochs', recipe.epochs)  # what it changes from one epoch to the next
     with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
         torch.default_generator.manual_seed(recipe.seed)
-        made_encoder = encoder(
-            recipe.encoder,
-            img_size=recipe.img_size,
-            patch_size=recipe.patch_size,
-            in_chans=len(data.mean),
-            **recipe.encoder_options,
-        )
+        made_encoder = encoder
+        if encoder is None:
+            made_encoder = make_encoder(
+                recipe.encoder,
+                img_size=recipe.img_size,
+                patch_size=recipe.patch_size,
+                in_chans=len(data.mean),
+                **recipe.encoder_options,
+            )
         if 'text_encoder' in arguments:
             options['text_encoder'] = make_text_encoder(options, data)
             options.pop('text_options', None)
@@ -107,4 +114,7 @@ def build(
             std=data.std,
             **recipe.views_options,
         )
-        return method(made_encoder, views=made_views, **options)
+        made = method(made_encoder, views=made_views, **options)
+        if recipe.init == 'paper':
+            init_as_published(made, keep=() if encoder is None else ('encoder',))
+        return made

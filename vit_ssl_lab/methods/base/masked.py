@@ -11,7 +11,10 @@ from functools import partial
 from typing import Any, Callable, ClassVar
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
+from ... import check
+from ...blueprint import Rebuildable
 from ...components.decoders import MAEDecoder
+from ...components.initialisation import init_mae
 from ...components.losses import masked_mse
 from vit_ssl_lab.components.masking import (
     KINDS,
@@ -32,10 +35,12 @@ from ...components.reconstruction import Reconstruction, reconstruction_panels
 from ...core import Features, Mask, choose, eval_mode, needs
 
 # %% ../../../nbs/methods/base/01_masked.ipynb #44100293
-class MaskedMethod(nn.Module):
+class MaskedMethod(Rebuildable, nn.Module):
     "The base class of masked methods: an encoder that can leave patches out, and how masks are drawn."
 
     needs: ClassVar[tuple[str, ...]] = ('noise',)  # the training loop draws the masks' sort keys
+    # a part's name -> how the paper's official code draws it; see components.initialisation
+    published_init: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -45,12 +50,13 @@ class MaskedMethod(nn.Module):
         group: int | tuple[int, ...],  # patches along each axis that "group" hides together
     ):
         super().__init__()
+        check.can_leave_out(encoder, for_=self)
         needs(
             encoder,
             'width grid patch_size in_chans img_size',
             for_=self,
             hint='use an encoder that can leave patches out, such as those of vit_ssl_lab.encoders.vit and '
-            'convnextv2, or ViT.from_timm(model) for a timm model',
+            'convnextv2, or timm_encoder(model) for a timm model',
         )
         self.encoder = encoder
         self.patch_size: tuple[int, int] = tuple(encoder.patch_size)
@@ -110,6 +116,8 @@ class MaskedAutoencoder(MaskedMethod):
     """An encoder of visible patches and a decoder of all, whose target is pixels; subclasses add the loss.
 
     (MAE, arXiv 2111.06377, section 3)"""
+
+    published_init = {'encoder': {'vit': init_mae}}  # the decoder is drawn so by its constructor
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ... import check
+from ...blueprint import Rebuildable
 from ...components.momentum import cosine_momentum, momentum_copy, momentum_update
 from ...components.processes import get_world_size
 from ...core import choose, needs
@@ -49,10 +50,12 @@ def refuse_batch_of_one(
         )
 
 # %% ../../../nbs/methods/base/02_siamese.ipynb #a934e883
-class Siamese(nn.Module):
+class Siamese(Rebuildable, nn.Module):
     "An encoder, a projector and views to compare: the base class of the Siamese methods."
 
     needs: ClassVar[tuple[str, ...]] = ()  # what `forward` takes beside the views
+    # a part's name -> how the paper's official code draws it; see components.initialisation
+    published_init: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
