@@ -191,9 +191,9 @@ def metadata_of_config(
 
 def _input_of_config(config: dict, where: str) -> dict:  # in_chans and, where it is fixed, img_size
     stated = config.get('pretrained_cfg')
-    size = stated.get('input_size') if isinstance(stated, dict) else None
-    if size is None:
+    if not isinstance(stated, dict) or stated.get('input_size') is None:
         return {}
+    size = stated['input_size']
     checked, _ = only_known({'dims': size}, TIMM_ARGUMENTS, where)
     channels, *pixels = checked['dims']
     arguments: dict[str, Any] = dict(in_chans=channels)
