@@ -287,7 +287,7 @@ def test_estimated_statistics_know_nothing_of_hidden_patches():
         (lambda: nano()(torch.randn(2, 3, 32, 32)), 'resize'),
         (lambda: nano()(torch.randn(2, 3, 24, 24), noise=torch.rand(2, 9)), r'\(2, 36\)'),
         (lambda: nano().reconstruct(torch.rand(1, 3, 24, 24), pixels='truth'), "Did you mean 'true'"),
-        (lambda: MAE(nn.Identity()), 'ViT.from_timm'),
+        (lambda: MAE(nn.Identity()), 'timm_encoder'),
         (lambda: vit_nano(img_size=30, patch_size=4), 'patch'),
         (
             lambda: nano()(torch.randn(2, 3, 24, 24), mask=mask_from(torch.tensor([[1, 0], [1, 1]]))),

@@ -261,5 +261,20 @@ def test_bad_names_and_sizes():
         vit_nano(img_size=30)
     with pytest.raises(ValueError, match="stem 'con'"):
         vit_nano(stem='con')
-    with pytest.raises(ValueError, match='dynamic_img_size'):
-        vit_nano(dynamic_img_size=True)(torch.zeros(1, 3, 48, 48), torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match='counts the patches of a picture of 48 x 48 pixels, and these have 32 x 48'
+    ):
+        vit_nano(dynamic_img_size=True)(torch.zeros(1, 3, 32, 48), torch.zeros(1, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize('stem', ['patchify', 'conv'])
+def test_a_dynamic_size_changes_nothing_at_the_size_it_was_made_for(stem):
+    options = dict(img_size=32, patch_size=8, stem=stem)
+    fixed = vit_nano(**options).eval()
+    dynamic = vit_nano(**options, dynamic_img_size=True).eval()
+    dynamic.load_state_dict(fixed.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    mask = random_masking(2, (4, 4), 0.5)
+    token = torch.randn(96)
+    assert dynamic(x, mask.keep).patches.equal(fixed(x, mask.keep).patches)
+    torch.testing.assert_close(dynamic.masked(x, mask, token).patches, fixed.masked(x, mask, token).patches)

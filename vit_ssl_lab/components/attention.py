@@ -301,7 +301,7 @@ class ClassAttentionPool(nn.Module):
 
     def read(self, x: Tensor, blocks: int) -> Tensor:
         "The class token (B, 1, D) after the first `blocks` blocks."
-        cls = self.cls_token.expand(len(x), 1, -1)
+        cls = self.cls_token.expand(x.shape[0], 1, -1)
         for block in list(self.blocks)[:blocks]:
             cls = block(x, cls)
         return cls

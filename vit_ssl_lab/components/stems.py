@@ -42,10 +42,11 @@ class PatchifyStem(PatchEmbed):
         assert self.grid_size is not None
         rows, cols = self.grid_size
         if keep.shape[1] == rows * cols:
-            return gather_tokens(self(images), keep)  # nothing hidden: the convolution, timm's bit for bit
+            tokens = self(images).flatten(1, -2)  # nothing hidden: the convolution, timm's bit for bit
+            return gather_tokens(tokens, keep)
         ph, pw = map(int, self.patch_size)
         cells = images.unflatten(3, (cols, pw)).unflatten(2, (rows, ph))  # (B, C, rows, ph, cols, pw), a view
-        sample = torch.arange(len(images), device=keep.device)[:, None]
+        sample = torch.arange(images.shape[0], device=keep.device)[:, None]
         patches = cells[sample, :, keep // cols, :, keep % cols]  # (B, K, C, ph, pw), the only copy
         return self.norm(F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias))
 
@@ -152,7 +153,10 @@ class ConvStem(nn.Module):
         keep: Tensor,  # (B, K) int64 indices of the visible patches
     ) -> Tensor:  # (B, K, D), in the order of `keep`
         "Tokens of the visible patches, made from a picture in which hidden pixels are 0."
-        return gather_tokens(self(hide_pixels(images, keep, self.grid_size)), keep)
+        tokens = self(hide_pixels(images, keep, self.grid_size)).flatten(
+            1, -2
+        )  # a grid, if the size is dynamic
+        return gather_tokens(tokens, keep)
 
     def init_weights(self) -> None:
         """Normal with std sqrt(2 / channels out) for the 3x3, sqrt(1 / channels out) and bias 0 for the 1x1.
@@ -199,8 +203,8 @@ def hide_pixels(
     "Set the pixels of hidden patches to 0, the mean of normalised pixels."
     rows, cols = grid
     height, width = images.shape[-2:]
-    visible = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device)
-    visible = visible.scatter(1, keep, True)
+    visible = torch.zeros(images.shape[0], rows * cols, dtype=torch.bool, device=images.device)
+    visible = visible.scatter(1, keep, torch.ones_like(keep, dtype=torch.bool))
     return images.where(mask_to_pixels(visible, (height // rows, width // cols), grid), 0)
 
 

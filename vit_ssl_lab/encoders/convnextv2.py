@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONVNEXT_V1', 'ENCODERS', 'downsample_cells', 'pointwise', 'channel_norm', 'sparse_depthwise_conv', 'sparse_block',
-           'ConvNeXtV2', 'convnextv2_yocto', 'convnextv2_atto', 'convnextv2_femto', 'convnextv2_pico',
+           'ConvNeXtV2', 'has_cells', 'convnextv2_yocto', 'convnextv2_atto', 'convnextv2_femto', 'convnextv2_pico',
            'convnextv2_nano', 'convnextv2_tiny', 'convnextv2_base', 'convnextv2_large', 'convnextv2_huge']
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #6f383d5e
@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from .. import check
 from ..components.masking import gather_tokens
 from ..components.norms import replace_norms, response_norm
-from ..components.patches import grid_of, patchify, to_pair
+from ..components.patches import grid_of, patchify, recorded_grid, to_pair
+from ..blueprint import Rebuildable
 from ..core import Features, renamed
 from .vit import timm_model, trained_size
 
@@ -62,7 +63,7 @@ def sparse_depthwise_conv(
 
     (ConvNeXt V2, section 3.1, sparse convolution as a masked dense one)
     """
-    b = len(x)
+    b = x.shape[0]
     n = math.prod(grid)
     first = n * torch.arange(b, device=keep.device)[:, None]
     index = (keep + first).flatten()  # (B K,) number of each visible cell among the cells of the batch
@@ -97,7 +98,7 @@ def sparse_block(
 CONVNEXT_V1 = dict(use_grn=False, ls_init_value=1e-6)  # what makes a ConvNeXt of a ConvNeXt V2
 
 
-class ConvNeXtV2(ConvNeXt):
+class ConvNeXtV2(Rebuildable, ConvNeXt):
     """timm's ConvNeXt V2, same state-dict keys, that encodes visible cells only and returns `Features`.
 
     (ConvNeXt V2, section 3)
@@ -164,9 +165,14 @@ class ConvNeXtV2(ConvNeXt):
 
         Raises ValueError for another family, and for one whose convolutions overlap.
         """
-        hint = "choose a timm name that starts with convnext, or use ViT.from_timm"
+        hint = "choose a timm name that starts with convnext, or use timm_encoder"
         convnext = timm_model(model, ConvNeXt, cls, hint, **kw)
-        _check_cells(convnext)
+        if not has_cells(convnext):
+            raise ValueError(
+                "This ConvNeXt has convolutions between its stages that overlap, "
+                "or its last norm before the mean, so cells can't be encoded by themselves: "
+                "choose one with a patch stem, no output_stride and the plain head, or use timm_encoder."
+            )
         convnext.__class__ = cls
         gamma = convnext.stages[0].blocks[0].gamma
         convnext.scale_at_start = None if gamma is None else 1e-6
@@ -204,10 +210,13 @@ class ConvNeXtV2(ConvNeXt):
         self.check_input(images, keep)
         if keep is None:
             x = self.forward_features(images)  # (B, D, rows, columns)
-            return Features(self.forward_head(x, pre_logits=True), x.flatten(2).mT, tuple(x.shape[-2:]))
+            pooled = self.forward_head(x, pre_logits=True)
+            return Features(pooled, x.flatten(2).transpose(1, 2), recorded_grid(tuple(x.shape[-2:])))
         patches = self.forward_visible(images, keep)  # (B, K, D)
-        pooled = self.forward_head(patches.mT[..., None], pre_logits=True)  # a map of K rows and one column
-        return Features(pooled, patches, self.grid)
+        pooled = self.forward_head(
+            patches.transpose(1, 2)[..., None], pre_logits=True
+        )  # a map of K rows and one column
+        return Features(pooled, patches, recorded_grid(self.grid))
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #0071672d
 @patch
@@ -263,7 +272,7 @@ def check_input(
             "resize them, or build the encoder with their img_size."
         )
     hint = f"the stride of {side} pixels makes {rows * cols} cells"
-    check.visible(keep, len(images), self.grid, what='cell', hint=hint)
+    check.visible(keep, images.shape[0], self.grid, what='cell', hint=hint)
 
 
 @patch
@@ -286,16 +295,14 @@ def init_weights(self: ConvNeXtV2) -> None:
                 block.mlp.grn.reset_parameters()
 
 
-def _check_cells(model: Any) -> None:  # of timm; raises ValueError if cells can't be encoded by themselves
+def has_cells(
+    model: Any,  # a ConvNeXt of timm
+) -> bool:
+    "Whether its cells can be encoded by themselves: no convolution between stages overlaps."
     convs = [stage.downsample[1] for stage in model.stages if isinstance(stage.downsample, nn.Sequential)]
     convs.append(model.stem[0])
     overlap = any(conv.kernel_size != conv.stride for conv in convs)
-    if overlap or not isinstance(model.norm_pre, nn.Identity):
-        raise ValueError(
-            "This ConvNeXt has convolutions between its stages that overlap, "
-            "or its last norm before the mean, so cells can't be encoded by themselves: "
-            "choose one with a patch stem, no output_stride and the plain head."
-        )
+    return not overlap and isinstance(model.norm_pre, nn.Identity)
 
 # %% ../../nbs/encoders/03_convnextv2.ipynb #0496d872
 def _convnextv2(

@@ -11,7 +11,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 from .. import check
-from ..components.patches import to_pair
+from ..components.patches import recorded_grid, to_pair
+from ..blueprint import Rebuildable
 from ..core import Features, choose, renamed
 from .vit import timm_model, trained_size
 
@@ -19,12 +20,13 @@ from .vit import timm_model, trained_size
 RESNET_BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 
 
-class ResNet(TimmResNet):
+class ResNet(Rebuildable, TimmResNet):
     """timm's ResNet, same state-dict keys, that returns `Features`.
 
     (Deep Residual Learning, table 1; stride in the 3x3 convolution as torchvision)
     """
 
+    needs_every_place = "its convolutions need every place"  # why no patch can be left out
     zero_last = True  # the default of `init_weights`
     img_size: tuple[int, int]  # (H, W) pixels
 
@@ -85,11 +87,19 @@ class ResNet(TimmResNet):
 
         Raises ValueError for another family.
         """
-        hint = "choose a timm name that starts with resnet, or use ViT.from_timm"
+        hint = "choose a timm name that starts with resnet, or use timm_encoder"
         resnet = timm_model(model, TimmResNet, cls, hint, **kw)
         resnet.__class__ = cls
         resnet.img_size = to_pair(img_size or trained_size(resnet))
         return resnet
+
+    def set_img_size(
+        self,
+        img_size: int | tuple,  # pixels: (H, W) or one number
+    ) -> 'ResNet':  # itself
+        "Expect pictures of another size: the grid changes, the weights stay."
+        self.img_size = to_pair(img_size)
+        return self
 
     @property
     def width(self) -> int:
@@ -113,7 +123,7 @@ class ResNet(TimmResNet):
         self.check_input(images, keep)
         x = self.forward_features(images)  # (B, D, rows, columns)
         pooled = self.forward_head(x, pre_logits=True)
-        return Features(pooled, x.flatten(2).transpose(1, 2), tuple(x.shape[-2:]))
+        return Features(pooled, x.flatten(2).transpose(1, 2), recorded_grid(tuple(x.shape[-2:])))
 
     def check_input(
         self,

@@ -21,7 +21,8 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 from .. import check
-from ..components.patches import grid_of, to_pair
+from ..components.patches import grid_of, recorded_grid, to_pair
+from ..blueprint import Rebuildable
 from ..core import Features, renamed
 from .vit import timm_model
 
@@ -55,13 +56,14 @@ class SwinBlock(SwinTransformerBlock):
         return x[:, :h, :w].contiguous()
 
 # %% ../../nbs/encoders/04_swin.ipynb #7f2f4954
-class Swin(SwinTransformer):
+class Swin(Rebuildable, SwinTransformer):
     """timm's Swin Transformer, same state-dict keys, that returns `Features`.
 
     It takes pictures of several sizes.
     (Swin, section 3; EsViT, table 6)
     """
 
+    needs_every_place = "its windows need every place"  # why no patch can be left out
     patch_embed: Any  # timm's; the types of its parts aren't declared
 
     def __init__(
@@ -109,7 +111,7 @@ class Swin(SwinTransformer):
         **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
     ) -> 'Swin':  # with the same weights; a model is copied
         "A timm Swin Transformer of any variant as a `Swin`. Raises ValueError for another family."
-        hint = "choose a timm name that starts with swin_ and has no version number, or use ViT.from_timm"
+        hint = "choose a timm name that starts with swin_ and has no version number, or use timm_encoder"
         swin = timm_model(model, SwinTransformer, cls, hint, **kw)
         swin.__class__ = cls
         swin.patch_embed.strict_img_size = False
@@ -148,7 +150,7 @@ class Swin(SwinTransformer):
         self.check_input(images, keep)
         x = self.forward_features(images)  # (B, rows, columns, D) after the last norm
         pooled = self.forward_head(x, pre_logits=True)
-        return Features(pooled, x.flatten(1, 2), tuple(x.shape[1:3]))
+        return Features(pooled, x.flatten(1, 2), recorded_grid(tuple(x.shape[1:3])))
 
     def check_input(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODERS', 'ViT', 'vit_nano', 'vit_tiny', 'vit_small', 'vit_base', 'vit_large', 'vit_huge', 'vit_1gf',
-           'vit_4gf', 'vit_18gf', 'vit_36gf', 'timm_model', 'trained_size']
+           'vit_4gf', 'vit_18gf', 'vit_36gf', 'timm_model', 'refuse_patch_dropout', 'trained_size']
 
 # %% ../../nbs/encoders/01_vit.ipynb #e24669bb
 import copy
@@ -20,10 +20,12 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .. import check
+from ..components import initialisation
+from ..blueprint import Rebuildable
 from ..components.attention import ClassAttentionPool, block_in_context
 from ..components.lean import LeanBlock
-from ..components.patches import to_pair
-from ..components.positions import sincos_2d
+from ..components.patches import grid_of, recorded_grid, to_pair
+from ..components.positions import RESAMPLING, resample_positions, sincos_2d
 from ..components.stems import ConvStem, PatchifyStem, hide_pixels
 from ..core import Features, Mask, choose, renamed
 
@@ -31,13 +33,14 @@ from ..core import Features, Mask, choose, renamed
 STEMS = {'patchify': PatchifyStem, 'conv': ConvStem}
 
 
-class ViT(VisionTransformer):
+class ViT(Rebuildable, VisionTransformer):
     """timm's Vision Transformer, same state-dict keys, that returns `Features` and can leave patches out.
 
     (ViT, section 3.1)
     """
 
     # each of these is defined further down, with a section of its own
+    resample: str | None = None  # also of a network from timm
     embed: Callable[..., Tensor]
     check_input: Callable[..., None]
     masked: Callable[..., Features]
@@ -52,6 +55,9 @@ class ViT(VisionTransformer):
         in_chans: int = 3,  # C
         stem: str | Callable = 'patchify',  # "patchify", "conv", or a class like timm's `PatchEmbed`
         positions: str = 'learn',  # "learn", "sincos" (MAE's table, frozen) or "none"
+        # how positions follow a crop of another size: a mode of `positions.resample_positions`; None: the
+        # method's own way (DINO and EsViT have one), else timm's, "bicubic"
+        resample: str | None = None,
         num_classes: int = 0,  # outputs of timm's head; 0: no head
         global_pool: str = 'token',  # timm's, or "class_attention": a class token added after the blocks
         class_depth: int = 2,  # with "class_attention": blocks in which that token attends
@@ -59,6 +65,8 @@ class ViT(VisionTransformer):
         **kw,  # the rest of timm's `VisionTransformer`: embed_dim, depth, num_heads, ...
     ):
         choose(positions, ['learn', 'sincos', 'none'], 'kind of positions')
+        if resample is not None:
+            choose(resample, RESAMPLING, 'way to resample positions')
         kw.setdefault('block_fn', LeanBlock)
         timm_pool: Any = global_pool
         class_attention = global_pool == 'class_attention'
@@ -75,6 +83,8 @@ class ViT(VisionTransformer):
             global_pool=timm_pool,
             **kw,
         )
+        refuse_patch_dropout(self)
+        self.resample = resample
         if class_attention:  # in timm's place for a pool with weights
             num_heads = kw.get('num_heads', 12)
             mlp_ratio = kw.get('mlp_ratio', 4.0)
@@ -91,15 +101,16 @@ class ViT(VisionTransformer):
         **kw,  # with a name: of timm.create_model (pretrained, img_size, in_chans, ...)
     ) -> 'ViT':  # with the same weights; a model is copied
         "A timm Vision Transformer of any variant as a `ViT`. Raises ValueError for another family."
-        names = "choose a timm name that starts with vit_ or deit_"
-        others = "encoders.resnet.ResNet.from_timm takes a ResNet"
-        vit = timm_model(model, VisionTransformer, cls, f"{names}; {others}", **kw)
+        hint = "choose a timm name that starts with vit_ or deit_, or use timm_encoder, which takes all"
+        vit = timm_model(model, VisionTransformer, cls, hint, **kw)
+        refuse_patch_dropout(vit)
         vit.__class__ = cls
         if type(vit.patch_embed) is PatchEmbed:
             vit.patch_embed.__class__ = PatchifyStem
         for block in vit.blocks:
             if type(block) is Block:
                 block.__class__ = LeanBlock
+        grid_of(vit.img_size, vit.patch_size)  # timm would cut the rest off without a word
         return vit
 
     def set_img_size(
@@ -107,8 +118,15 @@ class ViT(VisionTransformer):
         img_size: int | tuple,  # pixels: (H, W) or one number; a multiple of the patch
     ) -> 'ViT':  # itself
         "Take pictures of another size: positions are resampled. (timm's `set_input_size`)"
+        grid_of(img_size, self.patch_size)  # timm would cut the rest off without a word
         self.set_input_size(to_pair(img_size))
         return self
+
+    @property
+    def needs_every_place(self) -> str:  # why no patch can be left out; '' if patches can
+        if hasattr(self.patch_embed, 'visible'):
+            return ''
+        return f"its stem {type(self.patch_embed).__name__} can't embed visible patches only"
 
     @property
     def width(self) -> int:
@@ -135,7 +153,23 @@ class ViT(VisionTransformer):
         x = self.tokens(images, keep)
         pooled = self.forward_head(x, pre_logits=True)
         grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
-        return Features(pooled, x[:, self.num_prefix_tokens :], grid)
+        return Features(pooled, x[:, self.num_prefix_tokens :], recorded_grid(grid))
+
+    def _pos_embed(self, x: Tensor) -> Tensor:  # timm's name: (B, rows, columns, D) -> (B, P + N, D)
+        "Positions and prefix tokens; on another grid the positions are resampled as `resample` says."
+        as_timm = self.resample in (None, 'bicubic')
+        if as_timm or self.pos_embed is None or not self.dynamic_img_size:
+            return super()._pos_embed(x)
+        num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        table = resample_positions(self.pos_embed, self.grid, x.shape[1:3], num_prefix, self.resample)
+        tokens = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in tokens]
+        x = x.flatten(1, 2)  # (B, N, D)
+        if self.no_embed_class:
+            x = torch.cat([*prefix, x + table], 1)
+        else:
+            x = torch.cat([*prefix, x], 1) + table
+        return self.pos_drop(x)
 
     def tokens(
         self,
@@ -174,7 +208,7 @@ def embed(
             prefix = prefix + table[: self.num_prefix_tokens]
             table = table[self.num_prefix_tokens :]
         x = x + F.embedding(keep, table)
-    prefix = prefix.expand(len(x), -1, -1).to(x.dtype)
+    prefix = prefix.expand(x.shape[0], -1, -1).to(x.dtype)
     return torch.cat([prefix, x], 1)
 
 # %% ../../nbs/encoders/01_vit.ipynb #8a0b8798
@@ -204,17 +238,17 @@ def check_input(
         )
     if keep is None:
         return
-    if self.dynamic_img_size:
+    if (h, w) != (height, width):
         raise ValueError(
-            "An encoder with dynamic_img_size can't take `keep`, which counts the patches of one size: "
-            "build it without, or call set_input_size."
+            f"`keep` counts the patches of a picture of {height} x {width} pixels, and these have {h} x {w}: "
+            "resize them, or call set_img_size."
         )
-    if not hasattr(self.patch_embed, 'visible'):
+    if self.needs_every_place:
         raise ValueError(
-            f"The stem {type(self.patch_embed).__name__} can't embed visible patches only: "
+            f"A ViT can't leave patches out where {self.needs_every_place}: "
             "use stem='patchify' or 'conv', or a class with `visible(images, keep)`."
         )
-    check.visible(keep, len(images), self.grid)
+    check.visible(keep, images.shape[0], self.grid)
 
 # %% ../../nbs/encoders/01_vit.ipynb #626d5960
 @patch
@@ -229,8 +263,9 @@ def masked(
     (BEiT, section 2.3; SimMIM; MaskFeat, `masked.py: _maskfeat_forward`)
     """
     self.check_input(images, mask.keep)
-    x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))  # (B, N, D)
-    x = torch.where(mask.mask[..., None] > 0, token.to(x.dtype), x)
+    x = self.patch_embed(hide_pixels(images, mask.keep, self.grid))  # (B, N, D), or (B, rows, columns, D)
+    hidden = mask.mask.view(*x.shape[:-1], 1) > 0
+    x = torch.where(hidden, token.flatten().to(x.dtype), x)
     x = self.patch_drop(self._pos_embed(x))
     x = self.run_blocks(self.norm_pre(x))
     pooled = self.forward_head(x, pre_logits=True)
@@ -264,7 +299,7 @@ def in_context(
     x = self.norm_pre(x)
     P = self.num_prefix_tokens
     if context is not None:
-        prefix = torch.arange(P, device=x.device).expand(len(x), P)
+        prefix = torch.arange(P, device=x.device).expand(x.shape[0], P)
         context = torch.cat([prefix, context + P], 1)  # (B, P + M) indices of tokens
     for block in self.blocks:
         if self.grad_checkpointing:
@@ -392,15 +427,7 @@ def init_mae(self: ViT) -> ViT:  # itself
 
     (MAE, appendix A.1)
     """
-    for layer in self.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    if isinstance(self.patch_embed, PatchEmbed):
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.width, -1))
-    if self.cls_token is not None:
-        nn.init.normal_(self.cls_token, std=0.02)
+    initialisation.init_mae(self)
     return self
 
 
@@ -453,11 +480,27 @@ def timm_model(
         model = timm.create_model(model, **kw)
     else:
         model = copy.deepcopy(model)
-    if not isinstance(model, kind):
+    if type(model) is not kind and not isinstance(
+        model, cls
+    ):  # a subclass would lose what it does differently
         raise ValueError(
             f"Only timm's {kind.__name__} can become a {cls.__name__}, not {type(model).__name__}: {hint}."
         )
     return model
+
+
+def refuse_patch_dropout(
+    network: Any,  # of timm
+) -> None:
+    """Raise ValueError for a network that drops patches by itself: the features of the rest would be taken
+    for those of a whole grid."""
+    dropout = getattr(network, 'patch_drop', None)
+    drops = dropout is not None and not isinstance(dropout, nn.Identity)
+    if drops or getattr(network, 'patch_drop_rate', 0):
+        raise ValueError(
+            "This network leaves patches out at random in training (patch_drop_rate), and what it returns "
+            "then has no place on the grid: build it with patch_drop_rate=0, and give `keep` to hide patches."
+        )
 
 
 def trained_size(
