@@ -17,6 +17,7 @@ from .invariance import *
 from .zero_shot import *
 from .correspondence import *
 from .attributes import *
+from .few_labels import *
 
 _PARTS = (
     'features',
@@ -28,6 +29,7 @@ _PARTS = (
     'invariance',
     'zero_shot',
     'correspondence',
+    'few_labels',
     'attributes',
 )
 __all__ = []  # the functions knn, health, ... hide the modules of these names, so these are looked up
