@@ -295,6 +295,7 @@ def tree(tmp_path):
     Image.new('L', (70, 70), 99).save(tmp_path / 'train' / 'dog' / 'grey.png')
     Image.new('RGBA', (60, 90)).save(tmp_path / 'train' / 'dog' / 'glass.png')
     (tmp_path / 'train' / 'cat' / 'notes.md').write_text('not a picture, and does not look like one')
+    (tmp_path / 'nothing').mkdir()
     return tmp_path
 
 
@@ -354,7 +355,7 @@ def test_the_centre_crop_is_where_it_should_be(tmp_path):
     [
         (lambda t: load(f'folder:{t}/no'), 'is no folder'),
         (lambda t: load(f'folder:{t}', 'test'), 'has no split'),
-        (lambda t: load(f'folder:{t}/train/cat'), 'is empty'),
+        (lambda t: load(f'folder:{t}/nothing'), 'is empty'),
         (lambda t: load(f'folder:{t}', crop='middle'), 'crop'),
     ],
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CACHE_FLOATS', 'PRESETS', 'GEOMETRY', 'KEEPS_COLOURS', 'Policy', 'ViewParams', 'sample_params', 'view_size',
-           'blur_taps', 'Views', 'augment', 'MAEViews', 'ShiftedViews', 'views', 'default_views',
-           'random_resized_crop_params']
+           'share_of_size', 'blur_taps', 'Views', 'augment', 'MAEViews', 'ShiftedViews', 'views', 'default_statistics',
+           'default_views', 'random_resized_crop_params']
 
 # %% ../../nbs/data/09_views.ipynb #110bd8e9
 import math
@@ -153,9 +153,18 @@ def view_size(
     if policy.size is None:
         return size
     if isinstance(policy.size, float):
-        rows, columns = (max(4, round(side * policy.size / 4) * 4) for side in size)
-        return rows, columns
+        return share_of_size(policy.size, size, 4)
     return rows_columns(policy.size)
+
+
+def share_of_size(
+    share: float,  # of each side, above 0
+    size: tuple[int, int],  # (rows, columns) pixels
+    step: int | tuple[int, int],  # pixels; (rows, columns) or one number
+) -> tuple[int, int]:  # (rows, columns), multiples of the step, at least one step
+    "The nearest size that patches tile: 96 / 224 of 96 pixels is 40 in steps of 4, and 48 in steps of 16."
+    rows, columns = (max(n, round(side * share / n) * n) for side, n in zip(size, rows_columns(step)))
+    return rows, columns
 
 
 def blur_taps(
@@ -466,8 +475,10 @@ def views(
     mean: Sequence[float],  # of the channels, pixels in 0..1
     std: Sequence[float],  # of the channels
     local: int | None = None,  # how many small views, where the preset has them; None: as published
-    local_size: int | None = None,  # of the small views in pixels; None: 96 / 224 of `size`, in steps of 4
+    # of the small views in pixels; None: 96 / 224 of `size`, in steps of the patch
+    local_size: int | tuple[int, int] | None = None,
     local_scale: tuple | None = None,  # share of the area that small views keep; None: as published
+    patch_size: int | tuple[int, int] | None = None,  # pixels that must divide small views; None: 4
     generator: Generator | None = None,  # None: torch's global one
     **changes: Any,  # fields of `Policy`, changed in every view: blur=0.; for "cmae" also shift, margin
 ) -> Views:  # MAEViews for 'mae', ShiftedViews for 'cmae'
@@ -483,6 +494,9 @@ def views(
     for i, policy in enumerate(policies):
         applied = {field: value for field, value in changes.items() if _applies(field, name, i, policy)}
         policies[i] = replace(policy, **applied)
+        share = policies[i].size
+        if isinstance(share, float) and patch_size is not None:
+            policies[i] = replace(policies[i], size=share_of_size(share, rows_columns(size), patch_size))
     if name == 'cmae':
         return ShiftedViews(size, mean, std, policies, generator=generator, **shifts)
     if name != 'mae':
@@ -496,7 +510,7 @@ def _with_local(
     name: str,  # of the preset
     policies: list[Policy],  # of the preset, one a view
     local: int | None,  # how many small views; None: as published
-    local_size: int | None,  # pixels
+    local_size: int | tuple[int, int] | None,  # pixels
     local_scale: tuple | None,  # share of the area
 ) -> list[Policy]:
     "The policies with the number, the size and the scale of small views as asked for."
@@ -515,14 +529,28 @@ def _with_local(
     return large + [replace(p, **changes) for p in small]
 
 # %% ../../nbs/data/09_views.ipynb #022d2cf2
+def default_statistics(
+    channels: int,  # C, one or more
+) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and standard deviation of each, of pixels in 0..1
+    """ImageNet's for colour pictures; its middle channel's for grey ones; for other numbers of channels,
+    which have no colours, the average of its three for each."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    if channels == 1:
+        return IMAGENET_MEAN[1:2], IMAGENET_STD[1:2]
+    mean, std = (sum(values) / 3 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean,) * channels, (std,) * channels
+
+
 def default_views(
-    encoder: Any,  # has img_size and in_chans
+    encoder: Any,  # has img_size and in_chans; its patch_size, if it has one, divides small views
     preset: str,  # a name in `PRESETS`
+    **options: Any,  # of `views`: scale, local, ...
 ) -> Views:
-    """A paper's views at the encoder's size, with ImageNet's mean and standard deviation
-    (grey pictures: their middle channel's)."""
-    channels = slice(1, 2) if encoder.in_chans == 1 else slice(None)
-    return views(preset, encoder.img_size, IMAGENET_MEAN[channels], IMAGENET_STD[channels])
+    "A paper's views at the encoder's size and for its channels, with `default_statistics`."
+    mean, std = default_statistics(encoder.in_chans)
+    options = dict(patch_size=getattr(encoder, 'patch_size', None)) | options
+    return views(preset, encoder.img_size, mean, std, **options)
 
 # %% ../../nbs/data/09_views.ipynb #d207a5ee
 __getattr__ = renamed(
