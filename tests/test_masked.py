@@ -103,3 +103,13 @@ def test_torch_compile_sees_one_graph(name):
     torch._dynamo.reset()
     torch.compile(method, backend=count)(views, noise=noise, **labels)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize('name', ['mae', 'cmae', 'occlusion', 'supmae', 'macrl', 'maskfeat', 'mp3'])
+def test_a_gpu_recipe_scores_what_its_loss_has_read(name):
+    "No loss of these reads a class token: what their GPU recipes pool is the mean of the patches."
+    options = recipe(name, 'gpu').encoder_options
+    encoder = vit_nano(img_size=24, patch_size=8, depth=1, **options).eval()
+    features = encoder(torch.randn(2, 3, 24, 24))
+    mean = encoder.fc_norm(features.patches.mean(1))
+    torch.testing.assert_close(features.pooled, mean)

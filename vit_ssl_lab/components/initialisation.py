@@ -140,8 +140,9 @@ def init_flip(
 ) -> None:
     "As MAE, and the patch projection's bias is 0. (FLIP, `models_flip.py`, INIT_VER mae_jax_v2)"
     init_mae(vit)
-    if isinstance(vit.patch_embed, PatchEmbed):
-        nn.init.zeros_(vit.patch_embed.proj.bias)
+    stem = vit.patch_embed
+    if isinstance(stem, PatchEmbed) and stem.proj.bias is not None:
+        nn.init.zeros_(stem.proj.bias)
 
 
 @torch.no_grad()
@@ -244,7 +245,8 @@ def init_torchvision(
 def init_simclr(
     resnet: Any,  # a ResNet, changed in place
 ) -> None:
-    "Truncated normal of variance 1 / fan in; norms as torchvision's. (SimCLR, `resnet.py: conv2d_fixed_padding`)"
+    """Truncated normal of variance 1 / fan in; norms as torchvision's.
+    (SimCLR, `resnet.py: conv2d_fixed_padding`)"""
     init_torchvision(resnet)
     for m in resnet.modules():
         if isinstance(m, nn.Conv2d):

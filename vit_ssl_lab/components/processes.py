@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['get_world_size', 'get_rank', 'batch_counts', 'all_gather_rows', 'Gather', 'gather', 'rank_offset', 'idle_rank',
            'local_only', 'shuffle', 'unshuffle', 'SplitBatchNorm', 'SyncBatchNorm', 'CudaSyncBatchNorm',
-           'replace_batchnorm', 'convert_batchnorm', 'split_batchnorm', 'sync_batchnorm']
+           'replace_batchnorm', 'convert_batchnorm', 'split_batchnorm', 'sync_batchnorm', 'unread_parameters']
 
 # %% ../../nbs/components/14_processes.ipynb #b6de1fce
 import contextlib
@@ -361,6 +361,30 @@ def sync_batchnorm(
         return convert_batchnorm(bn, SyncBatchNorm)
 
     return replace_batchnorm(module, convert)
+
+# %% ../../nbs/components/14_processes.ipynb #pr0unrd2
+def unread_parameters(
+    module: nn.Module,  # a method, or any network
+    loss: Tensor,  # scalar, computed with its parameters; its backward pass is still to come
+) -> list[str]:  # names, in the module's order
+    """The trainable parameters that a loss does not depend on, in any process.
+    All processes must call it."""
+    read = set()
+    seen = {loss.grad_fn}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if hasattr(node, 'variable'):  # the end of a path: where a parameter's gradient is added up
+            read.add(id(node.variable))
+        for child, _ in getattr(node, 'next_functions', ()):
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    is_read = torch.tensor([id(p) in read for _, p in named], dtype=torch.uint8, device=loss.device)
+    if get_world_size() > 1:
+        dist.all_reduce(is_read, dist.ReduceOp.MAX)
+    return [name for (name, _), mark in zip(named, is_read.tolist()) if not mark]
 
 # %% ../../nbs/components/14_processes.ipynb #2bc8bb91
 # names of version 0.1

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from .. import check
 from .hog import HISTOGRAM_NORMS, hog, patch_cells, unpatch_cells
 from .patches import normalise_patches, patchify, to_pair, unnormalise, unpatchify
+from ..blueprint import Rebuildable
 from ..core import choose, renamed
 
 # %% ../../nbs/components/08_targets.ipynb #d699785f
-class Target(nn.Module):
+class Target(Rebuildable, nn.Module):
     """What a hidden patch is predicted as.
 
     A subclass sets `width` and `name`, and returns the truth in `forward`. (MaskFeat, section 3.2)"""

@@ -10,6 +10,7 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from ..blueprint import Rebuildable
 from .patches import grid_of, to_pair, unpatchify
 
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00005
@@ -64,7 +65,7 @@ class Codebook(nn.Module):
         self.codes.copy_(self.total / self.count[:, None])
 
 # %% ../../nbs/components/16_tokenizer.ipynb #tok00008
-class Tokenizer(nn.Module):
+class Tokenizer(Rebuildable, nn.Module):
     """A number for each patch of a picture, and a picture for the numbers.
     (After VQ-VAE, arXiv 1711.00937, and the dVAE of BEiT, arXiv 2106.08254)"""
 

@@ -107,12 +107,13 @@ def build(
         if 'text_encoder' in arguments:
             options['text_encoder'] = make_text_encoder(options, data)
             options.pop('text_options', None)
+        views_options = dict(patch_size=getattr(made_encoder, 'patch_size', None)) | recipe.views_options
         made_views = views(
             recipe.views or recipe.method,
             size=recipe.img_size,
             mean=data.mean,
             std=data.std,
-            **recipe.views_options,
+            **views_options,
         )
         made = method(made_encoder, views=made_views, **options)
         if recipe.init == 'paper':

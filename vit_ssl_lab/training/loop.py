@@ -316,7 +316,8 @@ class Run:
             no_decay=recipe.no_decay,
             also_decay=recipe.also_decay,
         )
-        how = dict(betas=recipe.betas, momentum=recipe.momentum, options=recipe.optimizer_options)
+        how: dict[str, Any] = dict(betas=recipe.betas, momentum=recipe.momentum)
+        how['options'] = recipe.optimizer_options
         self.optimizer = make_optimizer(recipe.optimizer, groups, recipe.lr, **how)
         self.settings = settings_of(self.optimizer)
         self.run_id: str | None = None  # of the run in `out`, which its checkpoints carry

@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any, Callable, Iterable
 import torch
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_info
+
+# public in timm's documentation, but not in its __all__
+from timm.optim import create_optimizer_v2, get_optimizer_info  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from .. import check
 from ..core import choose
@@ -216,16 +218,16 @@ class LARS(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
-                    self._update(p, group)
+                    self._update(p, p.grad, group)
         return loss
 
-    def _update(self, p: Tensor, group: dict) -> None:
+    def _update(self, p: Tensor, grad: Tensor, group: dict) -> None:
         by_shape = group['adapt'] is None  # then vectors are spared, as in the official codes
         adapts = p.ndim > 1 if by_shape else group['adapt']
         decay = 0.0 if by_shape and p.ndim <= 1 else group['weight_decay']
-        direction = p.grad + decay * p
+        direction = grad + decay * p
         if adapts:
-            direction = direction * trust_ratio(p, p.grad, direction, group)
+            direction = direction * trust_ratio(p, grad, direction, group)
         lr = group['lr']
         inner, outer = (lr, 1.0) if group['lr_in_momentum'] else (1.0, lr)
         state = self.state[p]
