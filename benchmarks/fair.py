@@ -12,6 +12,7 @@ row by row.
 import argparse, json, os, resource, subprocess, sys
 from dataclasses import replace
 import torch
+from vit_ssl_lab.core import transfer_encoder
 from vit_ssl_lab.data import load
 from vit_ssl_lab.evaluation import describe_health, extract, knn, linear_probe, random_encoder_like
 from vit_ssl_lab.evaluation.features import RawPixels
@@ -97,18 +98,18 @@ def one(row: str, factor: float, seed: int, tuning: bool) -> dict:
     history = pretrain(method, train, chosen, quiet=True, device='cpu')
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if tuning:
-        accuracy = float(knn(method.encoder, bank, held_out))
+        accuracy = float(knn(transfer_encoder(method), bank, held_out))
         return dict(factor=factor, base_lr=chosen.base_lr, knn=accuracy)
     own = {}
     if row in OWN_ENCODER:  # its random encoder isn't the common one
-        own['random'] = scores(random_encoder_like(method.encoder, seed), bank, test)
+        own['random'] = scores(random_encoder_like(transfer_encoder(method), seed), bank, test)
     return dict(
-        scores(method.encoder, bank, test),
+        scores(transfer_encoder(method), bank, test),
         seconds=history.seconds,
         memory_mib=memory,
         loss=history.rows[-1]['loss'],
         parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
-        health=describe_health(extract(method.encoder, test)[0]),
+        health=describe_health(extract(transfer_encoder(method), test)[0]),
         **own,
     )
 

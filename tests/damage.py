@@ -25,6 +25,7 @@ def die_at_write(count: int, where: str):
     """Die around the `count`-th thing that is done to the disk: 'before' it, 'inside' (half of a file's bytes
     are written), or 'after' it."""
     done = [0]
+    write_file = ckpt.write_file
 
     def dying(true):
         def call(*args, **kw):
@@ -32,14 +33,17 @@ def die_at_write(count: int, where: str):
             if done[0] != count:
                 return true(*args, **kw)
             if where == 'inside' and len(args) > 1 and isinstance(args[1], bytes):
-                true(args[0], args[1][: len(args[1]) // 2])
+                path = (
+                    args[0] if true is write_file else args[0].with_name(f'.{args[0].name}.{os.getpid()}.tmp')
+                )
+                path.write_bytes(args[1][: len(args[1]) // 2])
             elif where == 'after':
                 true(*args, **kw)
             kill()
 
         return call
 
-    ckpt.write_file = dying(ckpt.write_file)
+    ckpt.write_file = dying(write_file)
     whole = dying(core.write_whole)
     ckpt.write_whole = history.write_whole = whole
     ckpt.sync_folder = dying(ckpt.sync_folder)

@@ -11,7 +11,9 @@ import difflib, json, math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, NamedTuple, get_args
 import numpy as np
-from timm.optim import get_optimizer_info, list_optimizers
+
+# public in timm's documentation, but not in its __all__
+from timm.optim import get_optimizer_info, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from . import check
 from .core import choose
 
@@ -343,7 +345,8 @@ def check_optimizer(
 ) -> str:  # `name`
     """Refuse an optimizer that timm doesn't know, and one that needs second derivatives; 'adamw', 'sgd' and
     'lars' are among the accepted. Raises ValueError with the nearest names."""
-    names = [known for known in list_optimizers() if not get_optimizer_info(known).second_order]
+    known = [str(entry) for entry in list_optimizers()]
+    names = [entry for entry in known if not get_optimizer_info(entry).second_order]
     if name in names:
         return name
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)

@@ -8,6 +8,7 @@ __all__ = ['OWN']
 # %% ../../nbs/studies/00_lecture.ipynb #6ece8974
 from .. import evaluation, explorers, notebook
 from ..components.momentum import momentum_copy, momentum_update
+from ..core import transfer_encoder
 from ..data import Difficulty, Scenes, load, views
 from ..data.views import default_views
 from ..encoders import encoder
@@ -26,7 +27,7 @@ from ..training import History, build, pretrain, recipe
 OWN = [
     *('momentum_copy', 'momentum_update', 'Difficulty', 'Scenes', 'load', 'views', 'default_views'),
     *('encoder', 'resnet_nano', 'ViT', 'vit_nano', 'Recipe', 'change', 'make_schedule', 'results_dir'),
-    *('to_picture', 'History', 'build', 'pretrain', 'recipe'),
+    *('to_picture', 'History', 'build', 'pretrain', 'recipe', 'transfer_encoder'),
 ]
 __all__ = []
 _ROOMS = notebook.__all__ + evaluation.__all__ + explorers.__all__ + runs.__all__

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
-from ..core import renamed
+from ..core import renamed, transfer_encoder
 from ..data import load
 from ..data.views import PRESETS
 from ..encoders import family
@@ -54,12 +54,13 @@ def score_recipe(
     device: str | None = 'cpu',  # where; None: the best there is
     out: str | None = None,  # the run's folder, from which it resumes after a stop; None: nothing is written
 ) -> dict:  # accuracies in percent: "encoder, pooled, kNN", ...; and what the training took
-    """Pre-train by a recipe, and score its encoder, a random encoder and raw pixels.
+    """Pre-train by a recipe; score what transfers (`core.transfer_encoder`), a random encoder, raw pixels.
     With the accuracies: seconds, steps, loss and images a second of the training, GiB of memory on a GPU."""
     method, log = run_recipe(recipe, device=device, out=out)
+    scored = transfer_encoder(method)
     encoders = {
-        'encoder': method.encoder,
-        'random encoder': random_encoder_like(method.encoder, recipe.seed),
+        'encoder': scored,
+        'random encoder': random_encoder_like(scored, recipe.seed),
     }
     memory = {}
     if next(method.parameters()).is_cuda:
