@@ -51,8 +51,8 @@ def sine_state(shapes: Mapping[str, Iterable[int]], dtype: torch.dtype = torch.f
 
 
 def lars_update(p: nn.Parameter, lr: float, weight_decay: float) -> Tensor:
-    """The first update of LARS as the official code of SimCLR, BYOL, MoCo v3 and MAE has it: a matrix moves by
-    0.001 |w| / |g + decay w| of its decayed gradient, a vector is neither decayed nor adapted."""
+    """The first update of LARS as the official codes of SimCLR, BYOL, MoCo v3 and MAE have it: a matrix moves
+    by 0.001 |w| / |g + decay w| of its decayed gradient, a vector is neither decayed nor adapted."""
     grad = p.grad
     if p.ndim <= 1:
         return -lr * grad

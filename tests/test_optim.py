@@ -1,4 +1,4 @@
-"""Optimizers: LARS equals each official form over many steps, any optimizer of timm by its name, what decays."""
+"""Optimizers: LARS equals each official form over many steps, any optimizer of timm by name, what decays."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def start(name):
 
 
 def gradient(w, name, t):
-    "A gradient that depends on the weights, so that a wrong step is seen in all later ones; now and then none."
+    "It depends on the weights, so that a wrong step is seen in all later ones; now and then it is 0."
     noise = torch.randn(SHAPES[name], generator=seeded(1000 + t), dtype=torch.float64).numpy()
     scale = 1.0 if w.ndim > 1 else 0.004  # what isn't adapted has the plain rate, which is large here
     return np.zeros_like(w) if t % 50 == 13 else scale * (np.sin(3 * w) + 0.3 * noise)

@@ -234,7 +234,8 @@ def test_blur_that_repeats_the_edge_is_pil_s_up_to_its_boxes():
         expected = tv.gaussian_blur(padded, [13, 13], [s, s])[..., 6:-6, 6:-6]
         ours = ops.gaussian_blur(x, sigma, 13, 'edge')
         close(ours, expected)
-    ramp = torch.linspace(0.3, 1, 52).expand(1, 3, 40, 52).contiguous()  # where mirroring and repeating differ
+    # where mirroring and repeating differ
+    ramp = torch.linspace(0.3, 1, 52).expand(1, 3, 40, 52).contiguous()
     pil = Image.fromarray((ramp[0] * 255).byte().permute(1, 2, 0).numpy()).filter(
         ImageFilter.GaussianBlur(2.0)
     )
