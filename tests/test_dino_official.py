@@ -14,6 +14,7 @@ from vit_ssl_lab.encoders.vit import ViT
 from vit_ssl_lab.methods.dino import DINO
 from vit_ssl_lab.methods.esvit import EsViT
 from vit_ssl_lab.recipe import Recipe, make_schedule
+from vit_ssl_lab.studies import runs
 from vit_ssl_lab.training import build, pretrain, recipe
 from vit_ssl_lab.training import loop
 from vit_ssl_lab.training.optim import (
@@ -494,3 +495,30 @@ def test_only_the_positions_differ_from_timms(kw, no_embed_class):
         2, 3, 40, 40
     )  # on a finer grid antialiasing does nothing, but torch's has another cubic
     assert ours(wide).patches.shape == timms(wide).patches.shape == (2, 100, 24)
+
+
+# -- who is scored
+
+
+@pytest.mark.parametrize('method', ['dino', 'esvit'])
+def test_a_run_is_scored_by_its_teacher(method, monkeypatch):
+    trained, scored = [], []
+    run_recipe = runs.run_recipe
+
+    def remember(*args, **kwargs):
+        trained.append(run_recipe(*args, **kwargs))
+        return trained[-1]
+
+    def measure(encoder, labelled, unseen, features='pooled'):
+        scored.append(encoder)
+        return 0.0
+
+    monkeypatch.setattr(runs, 'run_recipe', remember)
+    monkeypatch.setattr(runs, 'SCORES', dict(kNN=measure))
+    small = dict(data_options=dict(size=32, n=80), batch_size=16)
+    plan = recipe(method, 'laptop', steps=2, **small)
+    figures = runs.score_recipe(plan)
+    (made, _) = trained[0]
+    assert any(encoder is made.momentum_encoder for encoder in scored)
+    assert not any(encoder is made.encoder for encoder in scored)
+    assert {'encoder, pooled, kNN', 'random encoder, pooled, kNN', 'raw pixels, kNN'} <= set(figures)

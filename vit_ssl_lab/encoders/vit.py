@@ -157,11 +157,11 @@ class ViT(Rebuildable, VisionTransformer):
 
     def _pos_embed(self, x: Tensor) -> Tensor:  # timm's name: (B, rows, columns, D) -> (B, P + N, D)
         "Positions and prefix tokens; on another grid the positions are resampled as `resample` says."
-        as_timm = self.resample in (None, 'bicubic')
-        if as_timm or self.pos_embed is None or not self.dynamic_img_size:
+        mode = self.resample or 'bicubic'
+        if mode == 'bicubic' or self.pos_embed is None or not self.dynamic_img_size:
             return super()._pos_embed(x)
         num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        table = resample_positions(self.pos_embed, self.grid, x.shape[1:3], num_prefix, self.resample)
+        table = resample_positions(self.pos_embed, self.grid, x.shape[1:3], num_prefix, mode)
         tokens = [token for token in (self.cls_token, self.reg_token) if token is not None]
         prefix = [token.expand(x.shape[0], -1, -1) for token in tokens]
         x = x.flatten(1, 2)  # (B, N, D)
