@@ -1,4 +1,4 @@
-"""The last column of the index's table of papers: which runs of a row's notebooks are stored under results/."""
+"""The last column of the index's table of papers: which runs of a row's notebooks are stored."""
 
 import json
 import re

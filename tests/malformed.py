@@ -5,7 +5,7 @@ each public function, class and method gets there is kept with its arguments. `m
 argument at a time: its type, rank, dtype, channels, rows, range, name, emptiness or device, as far as the
 annotation and the docment say what is accepted. `outcome` says what came of it."""
 
-import contextlib, copy, dis, enum, importlib, inspect, io, linecache, math, numbers, os, pkgutil, re, typing, warnings
+import contextlib, dis, enum, importlib, inspect, io, math, os, pkgutil, re, typing, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -274,7 +274,9 @@ COUNTS = set(
     num_classes num_features rows cols count workers every accumulate queue pred_dim tries levels per_epoch
     capacity sample fan_in""".split()
 )
-FREE_TEXT = set('title suptitle alt note hint name what who where message caption text claim unit source'.split())
+FREE_TEXT = set(
+    'title suptitle alt note hint name what who where message caption text claim unit source'.split()
+)
 
 
 def range_faults(p: inspect.Parameter, value: Any, doc: str) -> Iterator[tuple[Any, bool]]:
@@ -297,11 +299,15 @@ def range_faults(p: inspect.Parameter, value: Any, doc: str) -> Iterator[tuple[A
         if share:
             yield 1.5, True
             yield -0.5, True
-        elif re.search(r'temperature|weight|\bstd\b|deviation|rate|eps|larger|scale|width|size|ratio', low + p.name):
+        elif re.search(
+            r'temperature|weight|\bstd\b|deviation|rate|eps|larger|scale|width|size|ratio', low + p.name
+        ):
             yield -1.0, True
 
 
-def tensor_faults(p: inspect.Parameter, value: Tensor, doc: str, others: list) -> Iterator[tuple[str, Any, bool]]:
+def tensor_faults(
+    p: inspect.Parameter, value: Tensor, doc: str, others: list
+) -> Iterator[tuple[str, Any, bool]]:
     "A tensor of another rank, length, channel count or dtype."
     shape = SHAPE.match(doc)
     fixed = shape is not None and not ALTERNATIVE.search(doc)
@@ -357,11 +363,19 @@ def faults(p: inspect.Parameter, value: Any, doc: str, others: list) -> Iterator
         yield 'type', 3, not accepted & {int, float} and not is_open
         if p.name not in FREE_TEXT:
             choices = re.findall(r"""["']\w+["']""", doc)
-            yield 'name', 'no-such-name', bool(choices) or p.name in ('kind', 'mode', 'split', 'layout', 'preset')
+            yield (
+                'name',
+                'no-such-name',
+                bool(choices) or p.name in ('kind', 'mode', 'split', 'layout', 'preset'),
+            )
             yield 'empty', '', bool(choices)
     elif type(value) in (list, tuple):
         yield 'type', 5, not accepted & {int} and not is_open
-        yield 'type', type(value)(['abc'] * max(len(value), 1)), not is_open and str(p.annotation).count('str') == 0
+        yield (
+            'type',
+            type(value)(['abc'] * max(len(value), 1)),
+            not is_open and str(p.annotation).count('str') == 0,
+        )
         yield 'empty', type(value)(), False
         if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int) for v in value):
             yield 'rank', (*value, 3), not re.search(r'\.\.\.|any number', str(p.annotation) + doc)

@@ -25,7 +25,20 @@ from vit_ssl_lab.studies import critical_factors
 from vit_ssl_lab.training import checkpoints, cli, history, loop, optim
 
 # modules whose package exports a function of the same name
-build, load, views, correspondence, features, finetune, health, invariance, knn, linear_probe, table, zero_shot = (
+(
+    build,
+    load,
+    views,
+    correspondence,
+    features,
+    finetune,
+    health,
+    invariance,
+    knn,
+    linear_probe,
+    table,
+    zero_shot,
+) = (
     importlib.import_module(f'vit_ssl_lab.{name}')
     for name in (
         'training.build data.load data.views evaluation.correspondence evaluation.features evaluation.finetune '
@@ -458,7 +471,9 @@ def all_encoders() -> None:
     plain(images, keep)
     plain.tokens(images, keep)
     vit.ViT(32, 8, embed_dim=24, depth=1, num_heads=2)
-    vit.ViT.from_timm('vit_tiny_patch16_224', img_size=32, embed_dim=24, depth=1, num_heads=2, pretrained=False)
+    vit.ViT.from_timm(
+        'vit_tiny_patch16_224', img_size=32, embed_dim=24, depth=1, num_heads=2, pretrained=False
+    )
     vit.trained_size(plain)
     resnet.ResNet.from_timm('resnet18', img_size=32, pretrained=False)
     convnextv2.ConvNeXtV2.from_timm('convnextv2_atto', img_size=32, pretrained=False)
@@ -639,6 +654,7 @@ def texts() -> None:
 def explorer_makers() -> dict[str, Callable[[], base.Explorer]]:
     "Each explorer, small."
     images = pictures()
+
     def target_method() -> nn.Module:
         torch.manual_seed(0)
         return maskfeat.MaskFeat(small_vit(), targets.HOGTarget(8, cell=4))

@@ -483,7 +483,9 @@ def test_shards_that_webdataset_wrote(tmp_path):
         assert member.name.startswith(key)
     # a member travels to a worker process
     back = next(
-        load(f'webdataset:{tmp_path}', crop='centre', size=20, margin=1.0, workers=2).batches(6, shuffle=False)
+        load(f'webdataset:{tmp_path}', crop='centre', size=20, margin=1.0, workers=2).batches(
+            6, shuffle=False
+        )
     )
     assert torch.equal(back[0], images)
     assert captions_of(data.at(torch.tensor([4, 1]))) == [

@@ -549,7 +549,9 @@ def test_disk_full(tmp_path, monkeypatch, full):
 
 def test_another_run_s_folder(tmp_path):
     whole(tmp_path, steps=3)
-    message = "belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give resume='extend' .*resume=False"
+    message = (
+        "belongs to another run .base_lr 0.00[0-9]* there, 0.5 here.: give resume='extend' .*resume=False"
+    )
     with pytest.raises(ValueError, match=message):
         whole(tmp_path, steps=3, base_lr=0.5)
     whole(tmp_path, steps=3, log_every=2, keep=1)  # what changes no weight may change

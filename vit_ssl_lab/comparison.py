@@ -27,7 +27,7 @@ def half_width(
     seed_error: float,  # standard error of the mean difference over the seeds
     test_error: float = 0.0,  # standard error of the difference from the choice of test pictures
 ) -> float:  # in the unit of the errors
-    "Half the width of the interval around a mean difference: Student's t for the seeds, normal for the pictures."
+    "Half the width of a mean difference's interval: Student's t for the seeds, normal for the pictures."
     of_seeds = student_t.isf(level / 2, n - 1) * seed_error
     of_pictures = NormalDist().inv_cdf(1 - level / 2) * test_error
     return math.hypot(of_seeds, of_pictures)

@@ -135,7 +135,7 @@ class FolderDataset:
         self,
         batch_size: int,  # pictures in a batch
         generator: torch.Generator | None = None,  # on the CPU; None: torch's global one
-        shuffle: bool = True,  # a new order each time, else 0, 1, 2, ... and always the middle of each picture
+        shuffle: bool = True,  # a new order each time, else 0, 1, 2, ... and the middle of each picture
         drop_last: bool = True,  # leave out the last, smaller batch (never the only one)
         device: str | torch.device | None = None,  # where the batch goes; None: the CPU
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # (B, C, *size) uint8, (B,) labels, (B,) index
@@ -449,7 +449,7 @@ def find_ranges(
 
 
 def _sample_of(files: list[Path], channels: int) -> list[np.ndarray]:
-    "The values of some pictures, evenly spread; damaged ones are passed over, and where all are, it is black."
+    "Values of some pictures, evenly spread; damaged ones are passed over, and where all are, it is black."
     sample = []
     for file in spread(files, SAMPLE):
         with contextlib.suppress(*UNREADABLE):
@@ -468,7 +468,7 @@ def measure(
 
 # %% ../../nbs/data/03_folders.ipynb #300d8a26
 def _train_of(top: Path, name: str, **options: Any) -> FolderDataset | None:
-    "The training split beside another one: its ranges of values, mean and std hold for all; None without one."
+    "The training split beside another one: its ranges, mean and std hold for all; None without one."
     with contextlib.suppress(DataError):
         return folder(top, 'train', name, **options)
     return None

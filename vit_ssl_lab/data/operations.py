@@ -47,7 +47,7 @@ def check_numbers(
 def check_unit_range(
     images: Tensor,  # (B, C, H, W) float
 ) -> None:
-    "Raise ValueError with one sentence for float pixels outside 0..1: normalised already, 0..255, not finite."
+    "Raise ValueError for float pixels outside 0..1: normalised already, 0..255, not finite."
     low, high = (float(value) for value in images.aminmax()) if images.numel() else (0.0, 1.0)
     if -OVERSHOOT <= low and high <= 1 + OVERSHOOT:
         return

@@ -65,7 +65,7 @@ def black_and_white(
     low: float,  # the smallest value
     high: float,  # the largest value
 ) -> tuple[float, float]:  # the values that become 0 and 255
-    """The range of pixels of a kind. Raises ValueError for negative values, whose range only the caller knows,
+    """The range of pixels of a kind. Raises ValueError for negative values, whose range the caller knows,
     and for values above 2,147,483,647."""
     if kind == 'uint8':
         return 0.0, 255.0
@@ -85,7 +85,7 @@ def to_8_bits(
     value_range: tuple[float, float]
     | None = None,  # (black, white), not for 8 bits; None: by their own depth
 ) -> np.ndarray:  # uint8, the same shape
-    "Scale pixels to 0..255 and round them; what is no number (a hole in a satellite's picture) becomes black."
+    "Scale pixels to 0..255, rounded; what is no number (a hole in a satellite's picture) becomes black."
     kind = kind_of_values(values.dtype)
     if values.dtype == bool:
         return values.astype(np.uint8) * 255

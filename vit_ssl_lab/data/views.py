@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE_FLOATS', 'PRESETS', 'GEOMETRY', 'KEEPS_COLOURS', 'Policy', 'ViewParams', 'sample_params', 'view_size',
            'share_of_size', 'blur_taps', 'Views', 'augment', 'MAEViews', 'ShiftedViews', 'views', 'default_statistics',
-           'default_views', 'random_resized_crop_params']
+           'default_views', 'statistics_of', 'plain_views', 'random_resized_crop_params']
 
 # %% ../../nbs/data/09_views.ipynb #110bd8e9
 import math
@@ -208,7 +208,7 @@ class Views(Rebuildable, nn.Module):
         has_colours = len(mean) in (1, 3)  # grey is its own grey: nothing is left out
         if not has_colours and any(p.grey or any(p.jitter[2:]) for p in self.policies):
             say_once(
-                f"Pictures of {len(mean)} bands have no hue, no saturation and no grey: these views leave them out, "
+                f"Pictures of {len(mean)} bands have no hue, saturation or grey: these views leave them out, "
                 f"and change brightness and contrast of all bands alike"
             )
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32), persistent=False)
@@ -551,6 +551,42 @@ def default_views(
     mean, std = default_statistics(encoder.in_chans)
     options = dict(patch_size=getattr(encoder, 'patch_size', None)) | options
     return views(preset, encoder.img_size, mean, std, **options)
+
+# %% ../../nbs/data/09_views.ipynb #bd34ffac
+def statistics_of(
+    views: Any,  # any module or function that makes views
+) -> tuple[list[float], list[float]] | None:  # mean and standard deviation; None where they aren't said
+    "How views normalise: their own mean and std, or those of a step inside (a Normalize of torchvision or kornia)."
+    steps = [views, *(views.modules() if isinstance(views, nn.Module) else ())]
+    for step in steps:
+        steps.extend(getattr(step, 'transforms', ()))
+        mean = getattr(step, 'mean', None)
+        std = getattr(step, 'std', None)
+        if mean is not None and std is not None and not callable(mean):
+            return [torch.as_tensor(values).flatten().tolist() for values in (mean, std)]
+    return None
+
+
+def plain_views(
+    views: Any,  # of a method: this workbook's, or its user's own
+    encoder: Any,  # has img_size and in_chans
+) -> Any:  # has prepare(images) and restore(x)
+    """What shows pictures as a method sees them, not augmented: the views themselves where they can,
+    else `Views` that only resize and normalise, as these do.
+
+    Raises ValueError for views that don't say how they normalise."""
+    if hasattr(views, 'prepare') and hasattr(views, 'restore'):
+        return views
+    found = statistics_of(views)
+    if found is None or len(found[0]) not in (1, encoder.in_chans):
+        raise ValueError(
+            f"Pictures are shown as the method sees them, and {type(views).__name__} doesn't say how it "
+            f"normalises {encoder.in_chans} channel(s): give it mean and std, of pixels in 0..1, one a channel, "
+            "or the methods prepare(images) and restore(x), as data.views.Views has them."
+        )
+    mean, std = (values * (encoder.in_chans // len(values)) for values in found)
+    device = next(encoder.parameters()).device
+    return Views(encoder.img_size, mean, std, PRESETS['none']).to(device)
 
 # %% ../../nbs/data/09_views.ipynb #d207a5ee
 __getattr__ = renamed(

@@ -194,7 +194,7 @@ def why_every_place(
 
 # %% ../../nbs/encoders/06_backbone.ipynb #180030d6
 class TokenEncoder(TimmEncoder):
-    "A timm network whose patches are a set of tokens: it encodes those that are kept, as `encoder(images, keep)`."
+    "A timm network whose patches are a set of tokens: it encodes those that are kept."
 
     patch_size: tuple[int, int]  # (ph, pw) pixels
     needs_every_place = ''  # pyright: ignore[reportAssignmentType]: it doesn't, so there is no reason

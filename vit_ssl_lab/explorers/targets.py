@@ -202,12 +202,16 @@ def target_picture(
     grid = method.grid
     if target.name == 'pixels':
         pixels = unpatchify(values, target.patch_size, grid, target.channels)
-        return (pixels / 4 + 0.5)[0] if target.normalise else method.views.restore(pixels)[0]
+        return (
+            (pixels / 4 + 0.5)[0]
+            if target.normalise
+            else plain_views(method.views, method.encoder).restore(pixels)[0]
+        )
     if target.name == 'hog':
         return _stroke_picture(target, values, truth, grid)
     if target.name == 'codes':
         codes = values.argmax(-1) if predicted else values
-        return method.views.restore(target.tokenizer.decode(codes, grid))[0]
+        return plain_views(method.views, method.encoder).restore(target.tokenizer.decode(codes, grid))[0]
     if target.name == 'labels':
         probabilities = values.softmax(-1) if predicted else target.probabilities(values)
         palette = LABEL_COLORS.to(probabilities)[torch.arange(target.width) % len(LABEL_COLORS)]
@@ -279,7 +283,7 @@ class TargetExplorer(MaskExplorer):
         "The values of a target for pictures."
         method = method or self._first
         with eval_mode(method) as device, eval_mode(target):
-            return target(method.views.prepare(pictures.to(device))).cpu()
+            return target(plain_views(method.views, method.encoder).prepare(pictures.to(device))).cpu()
 
     def _after_mask(self, mask: Mask) -> None:
         self._set_traits(self._answer_traits(self.picture))
@@ -357,7 +361,9 @@ def _target_answer(
         return F.interpolate(small, explorer.size).expand(1, 3, -1, -1)[0].clamp(0, 1)
 
     with eval_mode(method) as device, eval_mode(target):
-        x = method.views.prepare(explorer.pictures[picture : picture + 1].to(device))
+        x = plain_views(method.views, method.encoder).prepare(
+            explorer.pictures[picture : picture + 1].to(device)
+        )
         truth = target(x)
         if own_method is None:
             return colors(truth, False), None, torch.zeros(mask.mask.shape[1])

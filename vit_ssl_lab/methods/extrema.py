@@ -18,7 +18,7 @@ from ..components.losses import cosine_similarity, feature_std, info_nce, regres
 from ..components.masking import disjoint_masking
 from ..components.patches import mask_to_pixels
 from ..core import Mask, choose, eval_mode, needs
-from ..data.views import default_views
+from ..data.views import default_views, plain_views
 from .base.distillation import disable_dropout
 from .base.recipes import gpu_vit, laptop_masked, paper_vit_base
 from .base.siamese import MomentumSiamese
@@ -137,7 +137,7 @@ class ExtreMA(MomentumSiamese):
         """For each mask, the rank of the picture itself among those of the batch, in eval mode.
         Every part keeps its mode."""
         with eval_mode(self):
-            x = self.views.prepare(images)
+            x = plain_views(self.views, self.encoder).prepare(images)
             masks = self.draw_masks(x, generator=generator)
             p = self.predictor(self.embed_masked(x, masks))
             k = self.momentum_embed(x)
@@ -156,7 +156,8 @@ def show_guess(
 ) -> None:
     "The whole picture, and what each of its masks leaves, with the rank of its own target."
     guess = method.guess(images, generator)
-    whole = method.views.restore(method.views.prepare(images[:rows])).cpu()
+    plain = plain_views(method.views, method.encoder)
+    whole = plain.restore(plain.prepare(images[:rows])).cpu()
     grid = method.encoder.grid
     patch_size = tuple(side // n for side, n in zip(whole.shape[-2:], grid))
     columns = 1 + method.masks

@@ -8,14 +8,12 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'FCMAE']
 # %% ../../nbs/methods/16_fcmae.ipynb #6f383d5e
 from functools import partial
 from typing import Any
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from ..components.decoders import ConvDecoder
 from ..components.initialisation import init_convnext
 from ..core import Mask
-from ..data.views import MAEViews
+from ..data.views import default_views
 from .base.masked import MaskedAutoencoder
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
@@ -37,14 +35,15 @@ class FCMAE(MaskedAutoencoder):
         norm_pix: bool = True,  # regress each cell's pixels normalised by its own mean and deviation
         masking: str = 'random',  # "random", "block", "grid" or "group", on the grid of the last map
         decoder_grn: bool = True,  # Global Response Normalization in the decoder; False beside V1
-        views: nn.Module | None = None,  # makes the augmented view; None: `MAEViews`, ImageNet's mean and std
+        views: nn.Module
+        | None = None,  # makes the augmented view; None: the preset 'mae', ImageNet's mean and std
     ):
         decoder = partial(ConvDecoder, decoder_width=decoder_width, depth=decoder_depth, use_grn=decoder_grn)
         super().__init__(
             encoder, views, mask_ratio=mask_ratio, norm_pix=norm_pix, masking=masking, decoder=decoder
         )
         if views is None:
-            self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
+            self.views = default_views(encoder, 'mae')
         if isinstance(encoder, ConvNeXt):
             # this norm stands behind the mean over places, which no prediction reads
             encoder.head.norm.requires_grad_(False)

@@ -9,8 +9,6 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'FLIP']
 import math, warnings
 from typing import Any, ClassVar, Sequence
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from .. import check
 from ..blueprint import Rebuildable
@@ -19,7 +17,7 @@ from ..components.initialisation import init_flip, init_flip_text, init_xavier
 from ..components.losses import feature_std
 from ..components.masking import num_visible, random_masking
 from ..core import Mask, needs
-from ..data.views import MAEViews
+from ..data.views import default_views
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
@@ -73,7 +71,7 @@ class FLIP(Rebuildable, nn.Module):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
         self.scale = LogitScale(temperature, largest_scale, clamp)
         if views is None:
-            views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+            views = default_views(encoder, 'mae', scale=(0.5, 1.0))
         self.views = views
 
     @property

@@ -7,12 +7,10 @@ __all__ = ['METHOD', 'LAPTOP', 'FASHION_MNIST', 'SLOW', 'GPU', 'PAPER', 'RECIPES
 
 # %% ../../nbs/methods/01_mae.ipynb #fe7a3a8d
 from typing import Any
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from ..components.patches import flat_fraction
 from ..core import Mask
-from ..data.views import MAEViews
+from ..data.views import default_views
 from .base.masked import MaskedAutoencoder
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
@@ -32,7 +30,8 @@ class MAE(MaskedAutoencoder):
         norm_pix: bool = True,  # regress each patch's pixels normalised by its own mean and deviation
         masking: str = 'random',  # "random", "block" or "grid"
         decoder_positions: str | None = 'sincos',  # None: leave them out, to see what breaks
-        views: nn.Module | None = None,  # makes the augmented view; None: `MAEViews`, ImageNet's mean and std
+        views: nn.Module
+        | None = None,  # makes the augmented view; None: the preset 'mae', ImageNet's mean and std
     ):
         super().__init__(
             encoder,
@@ -46,7 +45,7 @@ class MAE(MaskedAutoencoder):
             decoder_positions=decoder_positions,
         )
         if views is None:
-            self.views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD)
+            self.views = default_views(encoder, 'mae')
 
     def forward(
         self,

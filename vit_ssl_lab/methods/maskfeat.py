@@ -9,8 +9,6 @@ __all__ = ['METHOD', 'LAPTOP', 'SLOW', 'GPU', 'PAPER', 'RECIPES', 'MaskFeat']
 import math
 from typing import Any
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Generator, Tensor, nn
 from ..components.heads import LinearHead
 from ..components.initialisation import init_maskfeat
@@ -19,7 +17,7 @@ from ..components.patches import choose_statistics
 from ..components.reconstruction import Reconstruction, reconstruction_panels
 from ..components.targets import Target, make_target
 from ..core import Mask, eval_mode, needs
-from ..data.views import MAEViews
+from ..data.views import default_views, plain_views
 from .base.masked import MaskedMethod
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
@@ -42,7 +40,7 @@ class MaskFeat(MaskedMethod):
         target_options: dict | None = None,
         mask_ratio: float = 0.4,  # share of hidden patches, 0 <= ratio < 1
         masking: str = 'block',  # "block", "random", "grid" or "group"
-        # makes the augmented view; None: `MAEViews` with ImageNet's mean and std, half of the area or more
+        # makes the augmented view; None: MAE's with ImageNet's mean and std, half of the area or more
         views: nn.Module | None = None,
     ):
         needs(
@@ -60,7 +58,7 @@ class MaskFeat(MaskedMethod):
         self.head = LinearHead(encoder.width, self.target.width, norm=norm, std=0.02)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         if views is None:
-            views = MAEViews(encoder.img_size, IMAGENET_MEAN, IMAGENET_STD, scale=(0.5, 1.0))
+            views = default_views(encoder, 'mae', scale=(0.5, 1.0))
         self.views: Any = views
 
     def draw_mask(
@@ -132,12 +130,13 @@ class MaskFeat(MaskedMethod):
         if not self.target.has_picture:
             raise self.target.no_picture()
         with eval_mode(self):
-            x = self.views.prepare(images)
+            plain = plain_views(self.views, self.encoder)
+            x = plain.prepare(images)
             mask = self.draw_mask(x, mask=mask, generator=generator)
             pred = self.predict(x, mask).float()
             prediction = self.target.picture(pred, x, mask.mask, self.grid, pixels)
-            pictures = self.views.restore(x)
-            predicted = self.views.restore(prediction)
+            pictures = plain.restore(x)
+            predicted = plain.restore(prediction)
         return reconstruction_panels(pictures, predicted, mask, self.patch_size, self.grid)
 
 # %% ../../nbs/methods/09_maskfeat.ipynb #recmaskf1

@@ -17,7 +17,7 @@ from ..components.masking import num_visible, random_masking
 from ..components.patches import patchify
 from ..blueprint import Rebuildable
 from ..core import Mask, eval_mode, needs, renamed
-from ..data.views import default_views
+from ..data.views import default_views, plain_views
 from .base.recipes import gpu_vit, laptop_masked
 from ..recipe import Recipe
 
@@ -129,7 +129,7 @@ class MP3(Rebuildable, nn.Module):
         if ratio is None:
             ratio = self.mask_ratio
         with eval_mode(self):
-            x = self.views.prepare(images)
+            x = plain_views(self.views, self.encoder).prepare(images)
             if mask is None:
                 mask = random_masking(len(x), self.grid, ratio, generator=generator)
             logits = self.head(self.encoder.in_context(x, mask.keep.to(x.device)))
@@ -147,13 +147,14 @@ class MP3(Rebuildable, nn.Module):
     ) -> PlaceScores:
         "The scores of predicting the places of all patches of a data set."
         device = next(self.parameters()).device
+        plain = plain_views(self.views, self.encoder)
         generator = Generator().manual_seed(seed)
         rows = []
         total = torch.zeros(2 * [math.prod(self.grid)])
         for images, *_ in data.batches(batch_size, shuffle=False, drop_last=False):
             images = images.to(device)
             probabilities = self.locate(images, ratio=ratio, generator=generator)
-            pixels = self.views.restore(self.views.prepare(images))
+            pixels = plain.restore(plain.prepare(images))
             patches = patchify(pixels, self.encoder.patch_size).unflatten(-1, (-1, pixels.shape[1]))
             deviation = patches.std(2).mean(-1)  # (B, N)
             right, distance = self.head.evaluate(probabilities)

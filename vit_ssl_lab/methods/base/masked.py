@@ -33,6 +33,7 @@ from vit_ssl_lab.components.patches import (
 )
 from ...components.reconstruction import Reconstruction, reconstruction_panels
 from ...core import Features, Mask, choose, eval_mode, needs
+from ...data.views import plain_views
 
 # %% ../../../nbs/methods/base/01_masked.ipynb #44100293
 class MaskedMethod(Rebuildable, nn.Module):
@@ -214,12 +215,13 @@ def reconstruct(
     Raises ValueError for other statistics, and for a mask of another grid."""
     choose_statistics(pixels)
     with eval_mode(self):
-        x = self.views.prepare(images)
+        plain = plain_views(self.views, self.encoder)
+        x = plain.prepare(images)
         mask = self.draw_mask(x, mask=mask, generator=generator)
         pred = self.predict(x, mask).float()
         if self.norm_pix:
             pred = unnormalise(pred, patchify(x, self.patch_size), mask.mask, self.grid, pixels)
         prediction = unpatchify(pred, self.patch_size, self.grid, x.shape[1])
-        pictures = self.views.restore(x)
-        predicted = self.views.restore(prediction)
+        pictures = plain.restore(x)
+        predicted = plain.restore(prediction)
     return reconstruction_panels(pictures, predicted, mask, self.patch_size, self.grid)
