@@ -21,6 +21,7 @@ from ..components.hog import HISTOGRAM_NORMS, hog, hog_strokes
 from ..components.patches import mask_to_pixels, unpatchify
 from ..components.targets import Target
 from ..core import Mask, choose, eval_mode, renamed
+from ..data.views import plain_views
 from vit_ssl_lab.explorers.base import (
     Explorer,
     draw_frame,
