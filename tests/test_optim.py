@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import seeded
+from test_initialisation import small_paper
 from timm.optim import list_optimizers
 from torch import nn
 from vit_ssl_lab.data import load
@@ -325,16 +326,9 @@ def decaying(method, **how):
     return {name for name, p in method.named_parameters() if decay.get(id(p))}
 
 
-def small(method, **changes):
-    "The paper's recipe of a method, with a small network."
-    from test_initialisation import small_paper
-
-    return small_paper(method, **changes)
-
-
 def test_cmae_decays_by_name():
     "paramwise_cfg of the official configuration: ln, bias, pos_embed, mask_token and cls_token don't decay."
-    r, data = small('cmae')
+    r, data = small_paper('cmae')
     assert recipe('cmae', 'gpu').no_decay == r.no_decay
     method = build(r, data)
     ours = decaying(method, no_decay=r.no_decay, also_decay=r.also_decay)
@@ -351,7 +345,7 @@ def test_cmae_decays_by_name():
 
 def test_fcmae_decays_grn_and_the_mask_token():
     "timm 0.3.2's add_weight_decay over the official sparse model, where GRN has two dimensions or more."
-    r, data = small('fcmae')
+    r, data = small_paper('fcmae')
     method = build(r, data)
     ours = decaying(method, no_decay=r.no_decay, also_decay=r.also_decay)
     learned = {n: p for n, p in method.named_parameters() if p.requires_grad}
@@ -362,7 +356,7 @@ def test_fcmae_decays_grn_and_the_mask_token():
 
 def test_flip_spares_positions_and_decays_the_temperature():
     "opt_util.py: filter_bias_and_norm and filter_posembed; cls and logit_scale decay."
-    r, data = small('flip')
+    r, data = small_paper('flip')
     method = build(r, data)
     ours = decaying(method, no_decay=r.no_decay, also_decay=r.also_decay)
     assert {'encoder.cls_token', 'scale.log_scale', 'text_encoder.token_embedding.weight'} <= ours

@@ -206,7 +206,6 @@ LAPTOP = Recipe(
         decoder_depth=1,
         decoder_heads=2,
     ),
-    init='paper',
     views='macrl',
     views_options=dict(blur=0.0),
     batch_size=64,
