@@ -120,3 +120,9 @@ def test_a_claim_is_judged_over_the_seeds_that_both_arms_have():
     both = comparison.judge_claim('a beats b', [3.0, 4.1, 9.0], [1.0, 2.0], unit='%', threshold=1.0)
     assert both == comparison.verdict('a beats b', comparison.compare([3.0, 4.1], [1.0, 2.0], 1.0), '%')
     assert comparison.judge_claim('a beats b', [3.0], []) == 'a beats b: not judged, 0 seed(s) stored.'
+
+
+def test_arms_that_agree_up_to_rounding_have_a_p_of_one():
+    outcome = comparison.compare([3.0, 4.0, 5.0], [3.1, 4.0, 4.9])
+    assert 0 < abs(outcome['difference']) < 1e-12
+    assert (outcome['p'], outcome['word']) == (1.0, 'undecided')

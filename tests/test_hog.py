@@ -190,7 +190,7 @@ def test_every_target_keeps_the_interface(name):
         assert target.picture(pred.detach(), x, torch.zeros(2, 24), (4, 6)).shape == x.shape
     else:
         with pytest.raises(ValueError, match='says nothing about pixels'):
-            target.picture(pred, x, None, (4, 6))
+            target.picture(pred, x, torch.zeros(2, 24), (4, 6))
 
 
 def test_costs_by_hand():
@@ -296,7 +296,7 @@ class Nothing(Target):
         (lambda: make_target('hogg', 8), ValueError, "Did you mean 'hog'"),
         (lambda: make_target(PixelTarget(8), 8, bins=3), ValueError, 'with a name only'),
         (lambda: make_target(PixelTarget(8), 4), ValueError, 'both must be alike'),
-        (lambda: Nothing()(None), NotImplementedError, 'does not say what the truth is'),
+        (lambda: Nothing()(torch.zeros(1, 3, 8, 8)), NotImplementedError, 'does not say what the truth is'),
         (lambda: Tokenizer(8, size=1), ValueError, 'two codes or more'),
         (lambda: Tokenizer(8).encode(torch.rand(1, 1, 32, 32)), ValueError, 'number of channels'),
         (lambda: Tokenizer(8).encode(torch.rand(1, 3, 30, 32)), ValueError, 'does not divide'),

@@ -175,7 +175,7 @@ def _noting(init: Callable) -> Callable:
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kw: Any) -> None:
         note = None
-        if type(self).__init__ is __init__:  # not where a subclass calls this one
+        if inspect.unwrap(type(self).__init__) is inspect.unwrap(init):  # not where a subclass calls this one
             note = _note_of(type(self), signature, self, args, kw)
         init(self, *args, **kw)
         if note is not None:

@@ -112,6 +112,8 @@ def _p_value(distance: float, n: int, seed_error: float, test_error: float) -> f
     if seed_error == 0 and test_error == 0:
         return 0.0
     tiny = 1e-12
+    if half_width(1 - tiny, n, seed_error, test_error) > distance:  # arms that agree up to rounding
+        return 1.0
     if half_width(tiny, n, seed_error, test_error) < distance:
         return tiny
     return float(

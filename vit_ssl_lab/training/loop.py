@@ -8,8 +8,8 @@ __all__ = ['ORDER', 'PLACE', 'VIEWS', 'NOISE', 'FORWARD', 'PARTS', 'seed_of', 's
            'make_accelerator', 'Run', 'forward_backward', 'is_scalar', 'update', 'record_nonfinite',
            'raise_if_nonfinite', 'nonfinite_error', 'on_first_process', 'settings_of', 'with_new_settings', 'save_run',
            'restore_run', 'log_row', 'is_due', 'train', 'run_probe', 'identity', 'versions', 'log_settings',
-           'close_trackers', 'pretrain', 'RunFolder', 'method_found', 'refuse_other_method', 'rebuild_method',
-           'from_notes', 'from_recipe', 'load_run']
+           'check_trackers', 'close_trackers', 'pretrain', 'RunFolder', 'method_found', 'refuse_other_method',
+           'rebuild_method', 'from_notes', 'from_recipe', 'load_run']
 
 # %% ../../nbs/training/05_pretrain.ipynb #43b41f74
 import contextlib, copy, json, math, time, warnings, zlib
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from .. import blueprint
@@ -521,7 +522,7 @@ def raise_if_nonfinite(
 def nonfinite_error(
     run: Run,  # of this process
     step: int,  # that went wrong, from 0
-    loss: float,  # of that step
+    loss: float,  # nan or inf, of that step
 ) -> FloatingPointError:
     "What went wrong, what is saved, and what to try."
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
@@ -742,6 +743,33 @@ def log_settings(
     return settings
 
 
+def check_trackers(
+    trackers: Any,  # as in `pretrain`
+    has_folder: bool,  # whether the run writes into one
+) -> list[str | GeneralTracker]:
+    """The trackers as accelerate takes them. Raises ValueError for a name that it doesn't know, for one whose
+    package isn't installed and for files without a folder, TypeError for what is no tracker."""
+    given = [trackers] if isinstance(trackers, (str, GeneralTracker)) else list(trackers)
+    installed = [str(tracker.value) for tracker in get_available_trackers()]
+    known = [str(tracker.value) for tracker in LoggerType if tracker is not LoggerType.ALL]
+    for tracker in given:
+        if isinstance(tracker, GeneralTracker):
+            continue
+        if not isinstance(tracker, str):
+            raise TypeError(
+                "A tracker is a name, such as 'tensorboard', or an accelerate.tracking.GeneralTracker: "
+                f"got {type(tracker).__name__}."
+            )
+        if choose(tracker, known, 'tracker') not in installed:
+            raise ValueError(
+                f"The tracker {tracker!r} is known, but its package isn't installed: pip install {tracker}; "
+                f"installed here: {', '.join(installed) or 'none'}."
+            )
+        if not has_folder:
+            raise ValueError(f"The tracker {tracker!r} writes files: give out= a folder.")
+    return given
+
+
 def close_trackers(
     accelerator: Accelerator,  # of the run
 ) -> None:
@@ -763,7 +791,8 @@ def pretrain(
     # notebook: True keeps a picture of the run, None shows it only while it runs, False shows a line
     live: bool | None = None,
     quiet: bool = False,  # show nothing
-    trackers: Iterable[str] = (),  # more of accelerate's: 'tensorboard', ...; they need `out`
+    # accelerate's, by name ('tensorboard', 'wandb', ...; they need `out`), or made: a GeneralTracker
+    trackers: str | GeneralTracker | Iterable[str | GeneralTracker] = (),
     device: str | None = None,  # None: the best there is; 'cpu' forces the CPU
 ) -> History:  # the log; `method` is trained and in eval mode
     """Pre-train a method. The same call runs on a CPU, on a GPU, and under `accelerate launch` or
@@ -772,15 +801,12 @@ def pretrain(
     check_method(method)
     if resume not in ckpt.RESUME:
         raise ValueError(f"resume is True, False or 'extend': got {resume!r}.")
-    for name in trackers:
-        choose(name, [str(t.value) for t in get_available_trackers()], 'tracker')
-    if trackers and not out:
-        raise ValueError(f"The tracker {next(iter(trackers))!r} writes files: give out= a folder.")
+    trackers = check_trackers(trackers, bool(out))
     out = Path(out) if out else None
     chosen_device = torch.device(device) if device else best_device()
     history = History(recipe, make_schedule(recipe, len(data)), out, getattr(data, 'name', None))
     precision, _ = device_settings(recipe, chosen_device, history.schedule.total)
-    log_with = [FileTracker(history), *trackers] if out else None
+    log_with = [FileTracker(history), *trackers] if out else trackers or None
     accelerator = make_accelerator(precision, chosen_device, log_with=log_with, project_dir=out)
     seeded_devices = [accelerator.device] if accelerator.device.type == 'cuda' else []
     with (
@@ -800,7 +826,9 @@ def pretrain(
             restore_run(run)
             history.rows = read_log(out, run.start, say=accelerator.is_main_process)
             accelerator.wait_for_everyone()
-            accelerator.init_trackers('tensorboard', config=log_settings(recipe))
+        if log_with:  # tensorboard makes a folder of this name, the others' servers show it
+            project = 'tensorboard' if 'tensorboard' in trackers else 'vit_ssl_lab'
+            accelerator.init_trackers(project, config=log_settings(recipe))
         run.open_data()
         reporter = ProgressReporter(history, run.start, live, quiet or not accelerator.is_main_process)
         at_end.callback(reporter.close)
