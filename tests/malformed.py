@@ -48,7 +48,7 @@ def modules() -> list[ModuleType]:
 
 
 def is_record(cls: type) -> bool:
-    "A named tuple, a protocol, an exception or an autograd function: a contract or a container, not a callable."
+    "A named tuple, a protocol, an exception or an autograd function: it takes what it gets."
     kinds = (BaseException, torch.autograd.Function)
     return hasattr(cls, '_fields') or getattr(cls, '_is_protocol', False) or issubclass(cls, kinds)
 
@@ -268,7 +268,8 @@ def kinds(annotation: Any) -> set:
 SHAPE = re.compile(r'^\(([^()]*)\)')
 ALTERNATIVE = re.compile(r'\bor\b|\.\.\.|any shape|any number')
 COUNTS = set(
-    """width heads depth dim hidden dims layers size batch batch_size steps n channels classes cell bins side k
+    """width heads depth dim hidden dims layers size batch batch_size steps n channels classes cell bins
+    side k
     in_chans embed_dim num_heads decoder_width decoder_depth decoder_heads out_features patch_size img_size
     bottleneck groups masks blocks feature_depth total epochs limit iterations chunk kernel frames objects
     num_classes num_features rows cols count workers every accumulate queue pred_dim tries levels per_epoch
@@ -392,7 +393,7 @@ def faults(p: inspect.Parameter, value: Any, doc: str, others: list) -> Iterator
         yield 'type', 'abc', not accepted & {str}
     elif isinstance(value, Path):
         yield 'type', 5, True
-        yield 'name', Path('/no/such/place'), False
+        yield 'name', Path('no') / 'such' / 'place', False
 
 
 def malformed_calls(call: Call) -> Iterator[Malformed]:

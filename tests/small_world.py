@@ -4,7 +4,7 @@ Names are looked up in their modules at the moment of the call, so that a record
 
 import contextlib, importlib
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,41 +12,40 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vit_ssl_lab import check, core, data, encoders, explorers, notebook, recipe, results, show, weights
+from vit_ssl_lab import (
+    blueprint, check, comparison, core, data, encoders, explorers, notebook, recipe, results, show,
+    weight_files, weight_layouts, weights,
+)  # fmt: skip
 from vit_ssl_lab.components import (
-    attention, clip, decoders, distillation, heads, hog, lean, losses, masking, momentum, norms, patches, positions,
-    processes, queue, reconstruction, stems, targets, tokenizer,
+    attention, clip, decoders, distillation, heads, hog, initialisation, lean, losses, masking, momentum,
+    norms, patches, positions, processes, queue, reconstruction, stems, targets, tokenizer,
 )  # fmt: skip
 from vit_ssl_lab.data import builtin, dataset, download, folders, image_text, operations, photographs, scenes
-from vit_ssl_lab.encoders import convnextv2, resnet, swin, text, vit
+from vit_ssl_lab.data import pictures as pixels
+from vit_ssl_lab.encoders import backbone, convnextv2, resnet, swin, text, vit
 from vit_ssl_lab.explorers import base, collapse
-from vit_ssl_lab.methods import extrema, flip, mae, maskfeat, mocov3, mp3, sdssl, simsiam
+from vit_ssl_lab.methods import extrema, flip, mae, maskfeat, mp3, sdssl, simsiam
 from vit_ssl_lab.studies import critical_factors
 from vit_ssl_lab.training import checkpoints, cli, history, loop, optim
 
-# modules whose package exports a function of the same name
-(
-    build,
-    load,
-    views,
-    correspondence,
-    features,
-    finetune,
-    health,
-    invariance,
-    knn,
-    linear_probe,
-    table,
-    zero_shot,
-) = (
-    importlib.import_module(f'vit_ssl_lab.{name}')
-    for name in (
-        'training.build data.load data.views evaluation.correspondence evaluation.features evaluation.finetune '
-        'evaluation.health evaluation.invariance evaluation.knn evaluation.linear_probe evaluation.table '
-        'evaluation.zero_shot'
-    ).split()
+
+def module(name: str) -> Any:
+    "A module whose package exports a function of the same name."
+    return importlib.import_module(f'vit_ssl_lab.{name}')
+
+
+build, load, views = map(module, ('training.build', 'data.load', 'data.views'))
+attributes, few_labels, zero_shot = map(
+    module, ('evaluation.attributes', 'evaluation.few_labels', 'evaluation.zero_shot')
 )
-painting, maps = (importlib.import_module(f'vit_ssl_lab.explorers.{name}') for name in ('mask', 'features'))
+correspondence, features, invariance = map(
+    module, ('evaluation.correspondence', 'evaluation.features', 'evaluation.invariance')
+)
+finetune, knn, linear_probe = map(
+    module, ('evaluation.finetune', 'evaluation.knn', 'evaluation.linear_probe')
+)
+health, table = map(module, ('evaluation.health', 'evaluation.table'))
+painting, maps = map(module, ('explorers.mask', 'explorers.features'))
 
 CAPTIONS = ['a red bag', 'a blue coat on brick', 'two cats', 'an orange shirt']
 
@@ -411,9 +410,18 @@ def data_sets(folder: Path) -> None:
         for i in range(3):
             Image.fromarray(pictures(1)[0].permute(1, 2, 0).numpy()).save(top / 'train' / kind / f'{i}.png')
     folders.split_folder(top, 'train')
+    folders.spread(list(range(10)), 3)
+    rows = pictures(1)[0].permute(1, 2, 0).numpy()
+    pixels.bands_last(rows)
+    pixels.black_and_white('uint16', 0.0, 60000.0)
+    pixels.check_value_range((0.0, 1.0))
+    pixels.kind_of_values(rows.dtype)
+    pixels.to_8_bits(rows)
+    pixels.values_of(top / 'train' / 'cat' / '0.png')
+    pixels.with_channels(rows, 3)
     some = folders.folder(top, size=16, workers=0)
-    folders.decode(top / 'train' / 'cat' / '0.png', 16)
-    folders.readable(top / 'train' / 'cat' / '0.png')
+    pixels.decode(top / 'train' / 'cat' / '0.png', 16)
+    pixels.readable(top / 'train' / 'cat' / '0.png')
     some.subset(2)
     some.at(torch.tensor([0, 1]))
     next(iter(some.batches(2)))
@@ -475,6 +483,15 @@ def all_encoders() -> None:
         'vit_tiny_patch16_224', img_size=32, embed_dim=24, depth=1, num_heads=2, pretrained=False
     )
     vit.trained_size(plain)
+    regnet = backbone.timm_encoder('regnetx_002', 32, pretrained=False)
+    regnet(images)
+    regnet.set_img_size(32)
+    eva = backbone.timm_encoder(
+        'eva02_tiny_patch14_224', 28, pretrained=False, embed_dim=48, depth=1, num_heads=2
+    )
+    eva(normal(2, 3, 28, 28), keep)
+    eva.tokens(normal(2, 3, 28, 28), keep)
+    backbone.try_size(regnet, (32, 32))
     resnet.ResNet.from_timm('resnet18', img_size=32, pretrained=False)
     convnextv2.ConvNeXtV2.from_timm('convnextv2_atto', img_size=32, pretrained=False)
     swin.is_official(['a'])
@@ -543,10 +560,16 @@ def methods_by_hand() -> None:
     guesser = extrema.ExtreMA(small_vit(), 2, 0.5, 16, 8)
     guesser.guess(pictures(4), g())
     extrema.show_guess(guesser, pictures(4))
+    initialisation.init_uniform(nn.Linear(4, 4), 4, 4.0)
+    initialisation.init_truncated(nn.Linear(4, 4))
+    initialisation.init_normal_001(nn.Linear(4, 4))
+    initialisation.init_mae(small_vit())
+    initialisation.init_mocov3(small_vit())
+    initialisation.init_deit(small_vit())
+    initialisation.init_torchvision(resnet.resnet_nano(32))
+    initialisation.init_as_published(build.build(build.recipe('mae', 'laptop'), toy_set(4, 48)))
     sdssl.exit_after(small_vit(), 1)
     sdssl.block_outputs(small_vit(), x)
-    mocov3.init_mocov3(small_vit())
-    mocov3.init_uniform(nn.Linear(4, 4), 4, 4.0)
     simsiam.make_predictor(8, 4, 'batch')
     simsiam.cross_entropy_similarity(normal(4, 8), normal(4, 8))
     mp3.position_leak(small_vit())
@@ -610,6 +633,13 @@ def scores() -> None:
     table.score_table(encoder, toy, toy, k=3)
     painter = scenes.Scenes('train', 32)
     warp = correspondence.warped(painter, 4)
+    painted = painter.dataset(40)
+    attributes.attribute(painted, 'tint')
+    attributes.attributes({'small': encoder}, painted, painted, ('tint',), grid=(0.1,))
+    attributes.neighbour_shares(encoder, painted, ('tint',))
+    few = few_labels.few_labels(encoder, toy, toy, (1, 2), ('probe', 'from scratch'), (0,), steps=1)
+    few_labels.show_few_labels(few, 'accuracy over labels')
+    few_labels.labels_saved(few, 'probe')
     correspondence.recolour(pictures(2))
     correspondence.mirrored(pictures(2))
     points = correspondence.true_points(warp.flow, (4, 4))
@@ -756,11 +786,16 @@ def weights_on_disk(folder: Path) -> None:
     weights.load_method(folder / 'mae.safetensors', decoder_heads=2)
     weights.state_dict_as(encoder, 'timm')
     weights.save_atomic(folder / 'x.bin', b'x')
-    weights.possible_keys(list(encoder.state_dict()))
+    weight_layouts.possible_keys(list(encoder.state_dict()))
     weights.config_of(encoder, 'timm')
-    weights.find_state_dict(encoder.state_dict(), 'vit')
-    weights.key_on_disk('a.b')
-    weights.detect_layout(list(encoder.state_dict()))
+    weight_files.find_state_dict(encoder.state_dict(), 'vit')
+    weight_layouts.key_on_disk('a.b')
+    weight_layouts.rename_key('blocks.0.attn.qkv.weight', 'timm')
+    weight_layouts.to_timm_keys(encoder.state_dict(), 'timm')
+    weight_files.weight_file(path.parent, strict=False)
+    blueprint.rebuild(blueprint.describe(encoder))
+    blueprint.fingerprint(encoder)
+    weight_layouts.detect_layout(list(encoder.state_dict()))
 
 
 def results_and_pictures(folder: Path) -> None:
@@ -773,10 +808,16 @@ def results_and_pictures(folder: Path) -> None:
     arms = results.load_arms('arms')
     results.over_seeds(arms['base'], 'score')
     results.make_arms(lambda seed: dict(a=1.0), {'base': {}})
-    with contextlib.suppress(Exception):
-        outcome = results.compare([3.0, 4.0, 5.0], [1.0, 2.0, 2.5])
-        results.verdict('a is better', outcome)
-        results.judge_claim('a is better', [3.0, 4.0, 5.0], [1.0, 2.0, 2.5])
+    comparison.half_width(0.05, 3, 1.0)
+    comparison.paired_test_error([True, False, True], [True, True, False])
+    comparison.unpaired_test_error(50.0, 60.0, 100)
+    outcome = comparison.compare([3.0, 4.0, 5.0], [1.0, 2.0, 2.5])
+    comparison.compare_equal([3.0, 4.0, 5.0], [3.1, 4.0, 4.9], 1.0)
+    comparison.verdict('a is better', outcome)
+    comparison.judge_claim('a is better', [3.0, 4.0, 5.0], [1.0, 2.0, 2.5])
+    comparison.holm({'a': outcome, 'b': outcome})
+    comparison.verdict_table({'a': outcome})
+    comparison.show_verdicts({'a': outcome}, 'verdicts')
     figure, ax = plt.subplots()
     show.png_bytes(figure)
     show.show(figure, 'an empty figure')

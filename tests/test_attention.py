@@ -16,7 +16,9 @@ from vit_ssl_lab.components.attention import (
     rollout,
 )
 from vit_ssl_lab.components.masking import random_masking
+from vit_ssl_lab.encoders import timm_encoder
 from vit_ssl_lab.encoders.vit import vit_nano
+from vit_ssl_lab.explorers.attention import AttentionExplorer
 
 
 @pytest.fixture(
@@ -151,3 +153,82 @@ def test_bad_input():
         rollout(torch.rand(3, 4))
     with pytest.raises(ValueError, match='at most 8 components, not 9'):
         filter_pca(torch.rand(8, 3, 4, 4), 9)
+
+
+WITH_MAPS = [
+    ('vit_small_patch16_dinov3', 5),  # rotary positions
+    ('eva02_tiny_patch14_224', 1),
+    ('vit_small_patch16_rope_mixed_ape_224', 1),
+    ('beit_base_patch16_224', 1),  # biases
+    ('deit_tiny_distilled_patch16_224', 2),
+    ('vit_relpos_small_patch16_224', 0),
+]
+
+
+@pytest.mark.parametrize('name, num_prefix', WITH_MAPS)
+def test_maps_of_any_transformer_are_what_it_attends_with(name, num_prefix):
+    "The first block's output, made from its map and its own values, is the block's own."
+    torch.manual_seed(0)
+    size = 56 if 'eva02' in name else 64
+    e = timm_encoder(name, img_size=size, embed_dim=48, depth=2, num_heads=3).eval()
+    x = torch.randn(2, 3, size, size)
+    before = e(x).patches
+    maps = attention_maps(e, x)
+    assert maps.shape == (2, 2, 3, num_prefix + 16, num_prefix + 16)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+    attn = e.blocks[1].attn
+    seen = {}
+    hooks = [
+        attn.register_forward_pre_hook(lambda m, inputs, kw: seen.update(x=inputs[0]), with_kwargs=True),
+        attn.register_forward_hook(lambda m, inputs, output: seen.update(y=output)),
+    ]
+    e(x)
+    for hook in hooks:
+        hook.remove()
+    y = seen['x']
+    qkv = attn.qkv(y) if hasattr(attn, 'qkv') and attn.qkv is not None else None
+    bias = getattr(attn, 'v_bias', None)
+    if qkv is None:
+        v = attn.v_proj(y)
+    else:
+        v = qkv.chunk(3, -1)[2]
+        if bias is not None:
+            v = v + bias
+    v = v.unflatten(-1, (3, -1)).transpose(1, 2)
+    attended = (maps[1] @ v).transpose(1, 2).flatten(2)
+    norm = getattr(attn, 'norm', None)
+    attended = attended if norm is None else norm(attended)
+    torch.testing.assert_close(attn.proj(attended), seen['y'], rtol=1e-4, atol=1e-5)
+    assert e(x).patches.equal(before)  # fused kernels are on again
+
+
+@pytest.mark.parametrize(
+    'name, options, why',
+    [
+        (
+            'test_efficientnet',
+            dict(img_size=64),
+            'EfficientNet has blocks with no attention|no row of blocks',
+        ),
+        ('xcit_nano_12_p16_224', dict(img_size=64, depth=2), 'Xcit has blocks with XCA'),
+        ('pvt_v2_b0', dict(img_size=64), 'PyramidVisionTransformerV2 has no row of blocks'),
+        (
+            'hiera_tiny_224',
+            dict(img_size=64, embed_dim=16, stages=(1, 1, 1, 1)),
+            'Hiera has blocks with MaskUnitAttention',
+        ),
+        ('test_resnet', dict(img_size=64), 'ResNet has no row of blocks'),
+    ],
+)
+def test_networks_without_attention_maps_say_why(name, options, why):
+    e = timm_encoder(name, **options)
+    with pytest.raises(ValueError, match=why):
+        attention_maps(e, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=why):
+        AttentionExplorer(e, torch.zeros(1, 3, 64, 64))
+
+
+def test_the_explorer_shows_rotary_attention():
+    e = timm_encoder('vit_small_patch16_dinov3', img_size=64, embed_dim=48, depth=2, num_heads=3)
+    explorer = AttentionExplorer(e, torch.rand(2, 3, 64, 64))
+    assert (explorer.grid, explorer.prefix, explorer.layers) == ([4, 4], 5, 2)

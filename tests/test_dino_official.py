@@ -1,5 +1,5 @@
-"""DINO and EsViT step by step beside an independent training loop in the form of the official code: one call of
-the head for crops of all sizes, positions resampled without antialiasing, all schedules counted alike."""
+"""DINO and EsViT step by step beside an independent training loop in the form of the official code: one call
+of the head for crops of all sizes, positions resampled without antialiasing, all schedules counted alike."""
 
 import copy, math
 from helpers import gradients, seeded
@@ -8,9 +8,12 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from vit_ssl_lab.components.positions import resample_positions
+from vit_ssl_lab.core import transfer_encoder
 from vit_ssl_lab.data import load
 from vit_ssl_lab.encoders.swin import swin_nano
 from vit_ssl_lab.encoders.vit import ViT
+from vit_ssl_lab.evaluation import random_encoder_like
+from vit_ssl_lab.evaluation.finetune import Classifier
 from vit_ssl_lab.methods.dino import DINO
 from vit_ssl_lab.methods.esvit import EsViT
 from vit_ssl_lab.recipe import Recipe, make_schedule
@@ -25,6 +28,7 @@ from vit_ssl_lab.training.optim import (
     set_weight_decay,
     weight_decay_at,
 )
+from vit_ssl_lab.weights import load_encoder, save
 
 exact = dict(rtol=1e-9, atol=1e-12)
 HEAD = dict(dim=24, hidden=16, bottleneck=8, norm='batch')
@@ -236,7 +240,7 @@ def test_one_call_a_size_is_another_loss():
 
 @pytest.mark.parametrize('case', ['dino', 'esvit', 'esvit, ViT'])
 def test_a_run_of_four_epochs_equals_the_official_loop(case):
-    """All weights of student and teacher after every update: rates, decay, clipping tensor by tensor, the last
+    """All weights of student and teacher after every update: rates, decay, clipping by tensor, the last
     layer that waits, momentum, temperature and centres."""
     method, sizes = make(case)
     offset = 0.1 if 'dino' in case else 0.0
@@ -521,4 +525,45 @@ def test_a_run_is_scored_by_its_teacher(method, monkeypatch):
     (made, _) = trained[0]
     assert any(encoder is made.momentum_encoder for encoder in scored)
     assert not any(encoder is made.encoder for encoder in scored)
+    others = {id(e) for e in scored if isinstance(e, type(made.encoder)) and e is not made.momentum_encoder}
+    assert others, "a random encoder is scored beside it"
     assert {'encoder, pooled, kNN', 'random encoder, pooled, kNN', 'raw pixels, kNN'} <= set(figures)
+
+
+@pytest.mark.parametrize('positions', ['learn', 'sincos'])
+def test_a_teacher_is_a_network_like_any_other(positions, tmp_path):
+    """Frozen as a momentum copy is: drawn anew it is another network, fine-tuned it learns, saved it keeps
+    its kind of positions."""
+    torch.manual_seed(0)
+    method = DINO(vit(positions=positions), dim=24, hidden=16, bottleneck=8)
+    teacher = transfer_encoder(method)
+    fresh = random_encoder_like(teacher, seed=3)
+    by_student = random_encoder_like(method.encoder, seed=3)
+    for (name, p), q, old in zip(fresh.named_parameters(), by_student.parameters(), teacher.parameters()):
+        assert p.equal(q) and p.requires_grad == q.requires_grad, name
+        if p.ndim > 1 and not (name == 'pos_embed' and positions == 'sincos'):
+            assert not p.equal(old), name
+    assert fresh.pos_embed.equal(teacher.pos_embed) == (positions == 'sincos')
+
+    classifier = Classifier(teacher, 3)
+    learns = {name: p.requires_grad for name, p in classifier.encoder.named_parameters()}
+    assert all(learns[name] for name in learns if name != 'pos_embed')
+    assert learns['pos_embed'] == (positions == 'learn')
+    assert not any(p.requires_grad for p in teacher.parameters()), "it is copied"
+
+    save(method, tmp_path / 'teacher.safetensors')
+    loaded, _ = load_encoder(tmp_path / 'teacher.safetensors')
+    assert loaded.pos_embed.requires_grad == (positions == 'learn')
+    assert loaded.blocks[0].attn.qkv.weight.equal(teacher.blocks[0].attn.qkv.weight)
+
+
+def test_a_run_that_begins_with_a_teacher_trains_it():
+    data = load('digits')
+    plan = small_run(epochs=1)
+    first = build(plan, data)
+    second = build(plan, data, encoder=transfer_encoder(first))
+    pretrain(second, data, plan, device='cpu')
+    assert not second.encoder.blocks[0].attn.qkv.weight.equal(
+        first.momentum_encoder.blocks[0].attn.qkv.weight
+    )
+    assert first.momentum_encoder.blocks[0].attn.qkv.weight.requires_grad is False

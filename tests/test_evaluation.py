@@ -359,7 +359,7 @@ def test_supervised_starts_from_other_weights():
         (dict(labels_per_class=0), ValueError, 'must lie in 1..50'),
         (dict(blocks=4), ValueError, 'up to 3'),
         (dict(blocks=-1), ValueError, 'up to 3'),
-        (dict(optimizer='adam'), ValueError, "Did you mean 'adamw'"),
+        (dict(optimizer='adamww'), ValueError, "Near it are 'adamw'"),
         (dict(lr=1e20, optimizer='sgd', steps=30), NotFinite, 'lower the rate'),
     ],
 )

@@ -284,7 +284,7 @@ def build_with_stem(size):
 @pytest.mark.parametrize(
     'do, message',
     [
-        (lambda: FCMAE(resnet_nano()), 'needs an encoder with patch_size'),
+        (lambda: FCMAE(resnet_nano()), 'its convolutions need every place'),
         (lambda: FCMAE(nn.Identity()), 'vit and convnextv2'),
         (lambda: resnet_nano()(X, torch.zeros(2, 1, dtype=torch.int64)), '`keep` must be None'),
         (lambda: tiny(mask_ratio=1.0), '0 <= ratio < 1'),
@@ -300,7 +300,7 @@ def build_with_stem(size):
         (lambda: tiny()(X[..., :16]), 'counts the 3 x 3 cells'),
         (lambda: tiny()(X[:, :1]), r'\(B, 3, H, W\)'),
         (lambda: FCMAE(convnextv2_yocto(50)), 'does not divide'),
-        (lambda: ConvDecoder(8, (2, 3, 4), 12), 'rows and columns'),
+        (lambda: ConvDecoder(8, (2, 3, 4), 12), 'rows.*columns'),
         (lambda: tiny()(X, mask=mask_from(torch.ones(2, 9))), 'leave at least one visible'),
         (lambda: build_with_stem(3), 'not 8: change patch_size or stem_size'),
     ],

@@ -418,7 +418,7 @@ def test_every_preset_works_on_bands(bands, preset):
 
 def test_brightness_of_bands_changes_and_hue_is_left_out_and_told():
     policy = Policy(crop='center', flip=0.0, jitter=(0.0, 0.0, 0.9, 0.5), jitter_p=1.0, grey=1.0)
-    with pytest.warns(UserWarning, match='7 bands have no hue, no saturation and no grey'):
+    with pytest.warns(UserWarning, match='7 bands have no hue, saturation or grey'):
         made = Views(8, (0.0,) * 7, (1.0,) * 7, [policy], generator=seeded(0))
     x = torch.rand(2, 7, 8, 8)
     assert torch.allclose(made(x)[0], x, atol=1e-6)

@@ -155,7 +155,7 @@ def test_explorers_that_need_attention_refuse_it():
     from vit_ssl_lab.explorers.attention import AttentionExplorer
     from vit_ssl_lab.explorers.positions import PositionExplorer
 
-    with pytest.raises(ValueError, match="ResNet has no tokens that attend"):
+    with pytest.raises(ValueError, match="ResNet has no row of blocks, each of which attends"):
         AttentionExplorer(resnet_nano(), torch.rand(2, 3, 48, 48))
     with pytest.raises(ValueError, match="ResNet has no table of positions"):
         PositionExplorer(resnet_nano())

@@ -76,7 +76,9 @@ def set_later():
 
 
 def own_resnet():
-    encoder = ResNet(layers=(1, 1), channels=(8, 8), img_size=8, in_chans=1, stem='small', drop_path_rate=0.1)
+    encoder = ResNet(
+        layers=(1, 1, 1, 1), channels=(8, 8, 8, 8), img_size=8, in_chans=1, stem="small", drop_path_rate=0.1
+    )
     policies = [Policy(crop='center'), Policy(flip=0.3)]
     return SimCLR(encoder, hidden=8, dim=4, temperature=0.3, views=Views(8, *GREY.values(), policies))
 

@@ -75,7 +75,7 @@ def describe(
 
 # %% ../nbs/blueprint.ipynb #r94351e2
 # attributes that change time and memory and no number, or only remember what was seen
-SKIPPED = ('training', 'grad_checkpointing', 'recompute', 'fused_attn', 'known_sizes')
+SKIPPED = ('training', 'grad_checkpointing', 'recompute', 'fused_attn', 'known_sizes', 'drawn_by')
 NOT_SEEN = object()  # stands for a value that a fingerprint leaves out
 LONGEST = 64  # entries of a list, a dictionary or a buffer that a fingerprint spells out
 
@@ -101,6 +101,8 @@ def seen(
         return NOT_SEEN
     if isinstance(value, (np.ndarray, np.generic)):
         value = torch.as_tensor(value)
+    if isinstance(value, Tensor) and value.is_meta:  # a shape without numbers
+        return [list(value.shape), None]
     if isinstance(value, Tensor):
         numbers = [float(f'{x:.6g}') for x in value.detach().flatten().tolist()[:LONGEST]]
         return [list(value.shape), numbers if value.numel() <= LONGEST else None]
@@ -441,6 +443,8 @@ def put_back(
     for path, values in changed.items():
         part = parts.get(path)
         for name, value in values.items():
-            if name.startswith('_') or part is None or name not in vars(part):
+            of_class = getattr(type(part), name, None)
+            is_code = callable(of_class) or isinstance(of_class, property)
+            if name.startswith('_') or part is None or is_code:
                 raise ValueError(f"There is no option {path}.{name} to set: build the object yourself.")
             setattr(part, name, rebuild(value, trust))

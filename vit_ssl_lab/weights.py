@@ -23,9 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from .components.patches import grid_of, to_pair
+from .components.momentum import fixed_parameters
 from .components.positions import resample_positions, sincos_2d
 from .core import choose, renamed, transfer_encoder, write_whole
 from .encoders import swin
+from .encoders.backbone import timm_encoder
 from .encoders.convnextv2 import ConvNeXtV2
 from .encoders.resnet import ResNet
 from .encoders.swin import Swin, count_numbered
@@ -715,12 +717,9 @@ def from_timm_name(
     **kw,  # of timm.create_model
 ) -> tuple[Encoder, Report]:  # in eval mode
     "An encoder by its timm name. Raises ConnectionError if its weights can't be fetched."
-    if img_size is not None:
-        kw['img_size'] = img_size
     encoder: Any  # timm's pretrained_cfg has no declared type
-    cls = encoder_class(name) or ViT  # which says what it takes
     try:
-        encoder = cls.from_timm(name, pretrained=pretrained, **kw)
+        encoder = timm_encoder(name, img_size, pretrained=pretrained, **kw)
     except ValueError:
         raise
     except Exception as e:
@@ -892,7 +891,7 @@ def metadata_of(
         eps=block.norm1.eps,
         global_pool=encoder.global_pool,
         no_embed_class=encoder.no_embed_class,
-        sincos=encoder.pos_embed is not None and not encoder.pos_embed.requires_grad,
+        sincos=encoder.pos_embed is not None and 'pos_embed' in fixed_parameters(encoder),
     )
     if not has_mae_decoder(model):
         return metadata

@@ -6,12 +6,12 @@
 __all__ = ['FEATURES', 'Score', 'region_means', 'BatchedData', 'extract', 'RawPixels', 'Projected', 'random_encoder_like']
 
 # %% ../../nbs/evaluation/01_features.ipynb #fa2fd8aa
-import copy
 from dataclasses import dataclass, field
 from typing import Any, Iterator, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..components.momentum import trainable_copy
 from ..core import Data, Features, choose, eval_mode
 from ..data.operations import normalize
 
@@ -152,8 +152,9 @@ def random_encoder_like(
     seed: int = 0,  # of the new weights
 ) -> nn.Module:  # the same architecture, re-initialised, in eval mode, on the CPU
     """A copy of an encoder with fresh random weights.
-    Frozen parameters (a sin-cos table) and buffers that have no initialiser stay as they are."""
-    new = copy.deepcopy(encoder).cpu()
+    Frozen parameters (a sin-cos table) and buffers that have no initialiser stay as they are; of a momentum
+    copy, in which all are frozen, those that its source holds fixed."""
+    new = trainable_copy(encoder).cpu()
     old = {name: p.detach().clone() for name, p in new.named_parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

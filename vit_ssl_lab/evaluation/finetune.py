@@ -6,11 +6,12 @@
 __all__ = ['Classifier', 'unfreeze_last', 'train_unfrozen', 'NotFinite', 'train_classifier', 'accuracy', 'finetune', 'supervised']
 
 # %% ../../nbs/evaluation/04_finetune.ipynb #af788cce
-import copy, math, time
+import math, time
 from typing import Any, Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..components.momentum import trainable_copy
 from ..components.heads import LinearHead
 from ..data.operations import normalize
 from .features import BatchedData, Score, random_encoder_like
@@ -27,7 +28,7 @@ class Classifier(nn.Module):
         classes: int,  # how many
     ):
         super().__init__()
-        self.encoder = copy.deepcopy(encoder)
+        self.encoder: Any = trainable_copy(encoder)  # also of a frozen teacher
         for name, p in self.encoder.named_parameters():
             # parameters that pre-training froze are trained here, but not a fixed table of positions
             p.requires_grad_(p.requires_grad or not name.endswith('pos_embed'))

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from .. import check
-from ..components.attention import attention_distance, attention_entropy, attention_maps, rollout
+from ..components.attention import attention_distance, attention_entropy, attention_maps
+from ..components.attention import blocks_with_attention, rollout
 from ..core import eval_mode
 from vit_ssl_lab.explorers.base import (
     Explorer,
@@ -87,11 +88,7 @@ class AttentionExplorer(Explorer):
         mean: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
         std: tuple | None = None,  # of 0..1 pixels; None: the data set's, or 0.5
     ):
-        if not hasattr(encoder, 'tokens'):
-            raise ValueError(
-                f"{type(encoder).__name__} has no tokens that attend to each other: "
-                "this explorer takes a Vision Transformer."
-            )
+        blocks_with_attention(encoder)  # refuses an encoder whose tokens don't all attend to each other
         self.encoder = encoder
         self.pictures = pictures_of(images)
         self.normalize = normalizer(images, mean, std)

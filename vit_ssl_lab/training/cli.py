@@ -49,6 +49,7 @@ def parse(
     add('method', help="mae, ...")
     add('scale', nargs='?', default='laptop', help="laptop, slow, gpu or paper")
     add('--data', help="data set, if not the recipe's: scenes, fashion-mnist, folder:<path>, ...")
+    add('--weights', help="what the encoder starts from: a file, a folder, hf:<id> or timm:<name>")
     add('--out', required=True, help="folder of the run: log and checkpoints")
     change = "change a field of the recipe; NAME.ENTRY for an entry of a dictionary"
     add('--set', action='append', default=[], metavar='NAME=VALUE', help=change)
@@ -78,7 +79,7 @@ def run(
     with state.local_main_process_first():  # one process a machine downloads
         data = load(r.data, split='train', **r.data_options)
     pretrain(
-        build(r, data),
+        build(r, data, weights=args.weights),
         data,
         r,
         out=args.out,
