@@ -245,8 +245,8 @@ def test_every_method_has_formulas():
 
 
 def test_who_asks():
-    """Every recipe for a GPU and of a paper; on a laptop all but the masked methods, which learn less from it in
-    a minute. The same draws from the same seed."""
+    """Every recipe for a GPU and of a paper; on a laptop all but the masked methods, which learn less from
+    it in a minute. The same draws from the same seed."""
     for method in method_names():
         starts = {scale: recipe(method, scale).init for scale in SCALES}
         assert starts['gpu'] == starts['paper'] == 'paper', method

@@ -1,5 +1,5 @@
-"""Every field of a recipe has a range: what lies outside is refused in one sentence that names the field, when
-the recipe is made, when it is changed and when it is read."""
+"""Every field of a recipe has a range: what lies outside is refused in one sentence that names the field,
+when the recipe is made, when it is changed and when it is read."""
 
 import dataclasses, json
 from functools import partial

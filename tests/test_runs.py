@@ -1,5 +1,5 @@
-"""What a run's folder promises: what was trained comes back as it was, or is refused; nobody else's checkpoint is
-continued; one process at a time writes; and no bit may change unnoticed."""
+"""What a run's folder promises: what was trained comes back as it was, or is refused; nobody else's
+checkpoint is continued; one process at a time writes; and no bit may change unnoticed."""
 
 import errno, functools, json, os, random, shutil, signal, sys
 from pathlib import Path

@@ -86,7 +86,7 @@ def test_weights_of_another_network_are_refused(changes, sentence, digits, train
     file, _ = trained
     changes = dict(changes)
     r = small(changes.pop('method', 'mae'), **changes)
-    with pytest.raises(ValueError, match="holds another network than the recipe's encoder .*" + sentence):
+    with pytest.raises(ValueError, match="isn't the network of the recipe's encoder .*" + sentence):
         build(r, digits, weights=file)
 
 

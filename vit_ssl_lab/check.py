@@ -203,7 +203,7 @@ def can_leave_out(
         who = for_ if isinstance(for_, str) else type(for_).__name__
         name = getattr(type(encoder), 'timm_class', type(encoder)).__name__
         raise ValueError(
-            f"{who} leaves patches out, and {name} can't: {reason}; use a Vision Transformer (vit_nano, ...), "
+            f"{who} leaves patches out, and {name} can't: {reason}; use a ViT, such as vit_nano, "
             "a ConvNeXt V2, or by timm_encoder a network with prefix tokens and absolute or rotary positions "
             "(DeiT, EVA-02, DINOv3, CaiT, NaFlex)."
         )

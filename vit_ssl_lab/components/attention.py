@@ -54,7 +54,7 @@ def attention_maps(
 
 
 def blocks_with_attention(
-    encoder: Any,
+    encoder: Any,  # a Vision Transformer of timm
 ) -> list[Any]:  # timm's blocks, each with an `attn` whose weights can be seen
     "The blocks of a Vision Transformer. Raises ValueError for an encoder that attends in another way."
     blocks: Any = getattr(encoder, 'blocks', ())
@@ -71,7 +71,7 @@ def blocks_with_attention(
 
 
 def no_attention(
-    encoder: Any,
+    encoder: Any,  # an encoder whose attention can't be read
     why: str,  # half a sentence, of the encoder
 ) -> ValueError:
     "The sentence for an encoder without attention maps."

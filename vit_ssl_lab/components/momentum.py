@@ -38,7 +38,7 @@ def trainable_copy(
 def fixed_parameters(
     module: nn.Module,  # a network, or a momentum copy of one
 ) -> tuple[str, ...]:  # names
-    "The parameters that no training moves: the frozen ones; of a momentum copy those that its source holds fixed."
+    "Parameters that no training moves: the frozen ones; of a momentum copy those that its source holds."
     noted = module.__dict__.get('_fixed')
     if noted is not None:
         return noted

@@ -556,7 +556,7 @@ def default_views(
 def statistics_of(
     views: Any,  # any module or function that makes views
 ) -> tuple[list[float], list[float]] | None:  # mean and standard deviation; None where they aren't said
-    "How views normalise: their own mean and std, or those of a step inside (a Normalize of torchvision or kornia)."
+    "How views normalise: by their own mean and std, or a step inside (torchvision's or kornia's Normalize)."
     steps = [views, *(views.modules() if isinstance(views, nn.Module) else ())]
     for step in steps:
         steps.extend(getattr(step, 'transforms', ()))
@@ -581,7 +581,7 @@ def plain_views(
     if found is None or len(found[0]) not in (1, encoder.in_chans):
         raise ValueError(
             f"Pictures are shown as the method sees them, and {type(views).__name__} doesn't say how it "
-            f"normalises {encoder.in_chans} channel(s): give it mean and std, of pixels in 0..1, one a channel, "
+            f"normalises {encoder.in_chans} channel(s): give it mean and std of pixels in 0..1, "
             "or the methods prepare(images) and restore(x), as data.views.Views has them."
         )
     mean, std = (values * (encoder.in_chans // len(values)) for values in found)

@@ -146,7 +146,7 @@ def needs_every_place(
 
 
 def try_size(
-    encoder: TimmEncoder,
+    encoder: TimmEncoder,  # left as it is
     size: tuple[int, int],  # (H, W) pixels
 ) -> None:
     "Encode a picture of zeros, in eval mode. Raises ValueError with the reason if that is impossible."
@@ -176,7 +176,7 @@ def name_of(
 
 
 def why_every_place(
-    encoder: TimmEncoder,
+    encoder: TimmEncoder,  # whose tokens are asked about
 ) -> str:  # half a sentence
     "Why this network's patches can't be left out."
     if encoder.ends_in != 'tokens':

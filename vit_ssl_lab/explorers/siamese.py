@@ -37,7 +37,8 @@ def embeddings(
     x: Tensor,  # (n, C, H, W) views, normalised
 ) -> dict[str, Tensor]:  # 'z' (n, D), where the method makes them 'p' and 'k': rows of length 1, on the CPU
     """The normalised vectors of a Siamese method for pictures, in eval mode and without gradients.
-    z is the online network's, the student's in DINO and EsViT, because the loss compares it; k the teacher's."""
+    z is the online network's, the student's in DINO and EsViT, because the loss compares it;
+    k the teacher's."""
     predictor = getattr(method, 'predictor', None)
     momentum_embed = getattr(method, 'momentum_embed', None)
     with eval_mode(method) as device:

@@ -106,7 +106,7 @@ def start_from(
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""
         raise ValueError(
-            f"{report.source} holds another network than the recipe's encoder ({'; '.join(found[:3])}{more}): "
+            f"{report.source} isn't the network of the recipe's encoder ({'; '.join(found[:3])}{more}): "
             "change encoder, patch_size, img_size or encoder_options, or give the encoder itself, "
             "build(recipe, data, encoder=load_encoder(source)[0])."
         )
