@@ -11,7 +11,7 @@ __all__ = ['NOTE', 'MADE', 'LARGEST_TENSOR', 'SKIPPED', 'NOT_SEEN', 'LONGEST', '
 import dataclasses, functools, hashlib, importlib, inspect, json
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,10 @@ def fingerprint(
 # %% ../nbs/blueprint.ipynb #rdc9cedd
 class Rebuildable:
     "A base class that notes the arguments its constructor, or its `from_timm`, was given."
+
+    if TYPE_CHECKING:  # the arguments are those of the class it is mixed into
+
+        def __init__(self, *args: Any, **kw: Any): ...
 
     def __init_subclass__(cls, **kw: Any):
         super().__init_subclass__(**kw)

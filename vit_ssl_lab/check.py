@@ -171,7 +171,8 @@ def visible(
             f"got {keep.dtype} {tuple(keep.shape)}{_because(hint)}."
         )
     # reading values would stop a GPU's queue and break torch.compile's graph; there the lookup itself fails
-    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    is_recorded = torch.compiler.is_compiling() or is_traced
     can_read = keep.device.type == 'cpu' and not is_recorded
     if can_read and not (0 <= keep.min() and keep.max() < n):
         raise ValueError(

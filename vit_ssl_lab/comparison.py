@@ -9,7 +9,7 @@ __all__ = ['LEVEL', 'half_width', 'paired_test_error', 'unpaired_test_error', 'c
 # %% ../nbs/comparison.ipynb #cmp6fcae40
 import math
 from statistics import NormalDist, fmean, stdev
-from typing import Sequence
+from typing import Any, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from scipy.optimize import brentq
@@ -116,9 +116,12 @@ def _p_value(distance: float, n: int, seed_error: float, test_error: float) -> f
         return 1.0
     if half_width(tiny, n, seed_error, test_error) < distance:
         return tiny
-    return float(
-        brentq(lambda level: half_width(level, n, seed_error, test_error) - distance, tiny, 1 - tiny)
-    )
+
+    def beyond(level: float) -> float:
+        return half_width(level, n, seed_error, test_error) - distance
+
+    level: Any = brentq(beyond, tiny, 1 - tiny)
+    return float(level)
 
 # %% ../nbs/comparison.ipynb #cmp56cae70
 def compare_equal(

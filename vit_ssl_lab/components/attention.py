@@ -14,7 +14,7 @@ from typing import Any, Iterator
 import torch
 import torch.nn.functional as F
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Attention
+from timm.layers.attention import Attention
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 from .masking import gather_tokens
@@ -103,7 +103,7 @@ def watched(
     finally:
         hook.remove()
         if is_fused:
-            attn.fused_attn = True
+            attn.fused_attn = True  # pyright: ignore[reportAttributeAccessIssue] (typed as final)
 
 
 def attention_weights(

@@ -43,10 +43,11 @@ def grid_of(
 
 
 def recorded_grid(
-    grid: tuple[int, int],  # (rows, columns)
+    grid: tuple[int, ...],  # (rows, columns)
 ) -> tuple:  # the same; under `torch.jit.trace` and for ONNX, which record no numbers, two scalar tensors
     "A grid as an encoder returns it, also while its forward pass is recorded."
-    if not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
+    is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if not (is_traced or torch.onnx.is_in_onnx_export()):
         return tuple(grid)
     return tuple(torch.as_tensor(n) for n in grid)
 

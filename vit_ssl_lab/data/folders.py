@@ -535,7 +535,9 @@ def folder(
         train = _train_of(top, name, **how)
     else:
         train = None
-    ranges, note = find_ranges(files, kinds, value_range, train and train.value_range, channels)
+    assert channels is not None
+    known = train.value_range if train else None
+    ranges, note = find_ranges(files, kinds, value_range, known, channels)
     notes.append(note)
     if is_measured:
         mean, std = (train.mean, train.std) if train else measure(files, channels, ranges)

@@ -192,7 +192,7 @@ def crop_box(
 def _resize(pixels: np.ndarray, size: tuple[int, int], box: tuple) -> np.ndarray:
     "Cut and resize an array (H, W, C) uint8, one band after the other where PIL has no such picture."
     rows, columns = size
-    how = dict(size=(columns, rows), resample=Image.Resampling.BICUBIC, box=box)
+    how: dict[str, Any] = dict(size=(columns, rows), resample=Image.Resampling.BICUBIC, box=box)
     if pixels.shape[2] == 3:
         return np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize(**how))
     bands = [
@@ -204,8 +204,10 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], box: tuple) -> np.ndarray
 
 def _opened(source: Any) -> Any:
     "What is behind a source: a path, a file object, a PIL picture or an array."
-    has_own_way = hasattr(source, 'open') and not isinstance(source, (Path, Image.Image))
-    return source.open() if has_own_way else source
+    if isinstance(source, (Path, Image.Image)):
+        return source
+    open_it = getattr(source, 'open', None)
+    return source if open_it is None else open_it()
 
 
 def read_bands(

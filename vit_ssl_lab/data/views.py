@@ -563,7 +563,7 @@ def statistics_of(
         mean = getattr(step, 'mean', None)
         std = getattr(step, 'std', None)
         if mean is not None and std is not None and not callable(mean):
-            return [torch.as_tensor(values).flatten().tolist() for values in (mean, std)]
+            return torch.as_tensor(mean).flatten().tolist(), torch.as_tensor(std).flatten().tolist()
     return None
 
 

@@ -63,7 +63,7 @@ class TimmEncoder(nn.Module):
         keep: Tensor | None = None,  # (B, K) int64, where tokens can be dropped; None: all
     ) -> Features:  # pooled (B, D), patches (B, N or K, D), grid
         "Encode pictures. Raises ValueError for what `check_input` refuses."
-        self.check_input(images, keep)
+        self.check_input(images, keep)  # pyright: ignore[reportCallIssue] (added by @patch)
         return self.encode(images, keep)
 
     def encode(
@@ -79,7 +79,8 @@ class TimmEncoder(nn.Module):
         x = self.forward_features(images)
         if self.ends_in == 'tokens':
             patches = x[:, self.num_prefix :]
-            grid = self.grid_at(tuple(images.shape[-2:]), patches.shape[1])
+            height, width = images.shape[-2:]
+            grid = self.grid_at((height, width), patches.shape[1])
         else:
             places = x.permute(0, 3, 1, 2) if self.ends_in == 'map_last' else x
             patches = places.flatten(2).transpose(1, 2)
@@ -100,13 +101,15 @@ class TimmEncoder(nn.Module):
         n: int,  # N, how many patches came out
     ) -> tuple[int, int]:  # (rows, columns)
         "How the tokens of a picture of any size lie. Raises ValueError where that can't be known."
-        if size == self.img_size or torch.jit.is_tracing():
+        is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if size == self.img_size or is_traced:
             return self.grid
-        patch_embed = getattr(self, 'patch_embed', None)
+        patch_embed: Any = getattr(self, 'patch_embed', None)
         if hasattr(patch_embed, 'dynamic_feat_size'):
             rows, columns = patch_embed.dynamic_feat_size(size)
         else:
-            stride = to_pair(self.feature_info[-1]['reduction'])
+            stages: Any = self.feature_info
+            stride = to_pair(stages[-1]['reduction'])
             rows, columns = (-(-side // step) for side, step in zip(size, stride))
         if rows * columns != n:
             raise ValueError(
@@ -131,13 +134,14 @@ def check_input(
     )
     if keep is not None:
         check.can_leave_out(self, for_="A mask")
-    size = tuple(images.shape[-2:])
-    can_try = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-    if can_try and size not in self.known_sizes:
-        try_size(self, size)
+    height, width = images.shape[-2:]
+    is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    can_try = not (torch.compiler.is_compiling() or is_traced)
+    if can_try and (height, width) not in self.known_sizes:
+        try_size(self, (height, width))
 
 
-@patch(as_prop=True)
+@patch(as_prop=True)  # pyright: ignore[reportOptionalCall] (fastcore has no types)
 def needs_every_place(
     self: TimmEncoder,
 ) -> str:  # why no patch can be left out; '' if patches can
@@ -218,7 +222,9 @@ class TokenEncoder(TimmEncoder):
         "All blocks, and the norms before and behind them."
         x = self.norm_pre(x)
         for i, block in enumerate(self.blocks):
-            options = {} if rope is None else dict(rope=rope[i] if rope_differs(self) else rope)
+            options: dict[str, Any] = {}
+            if rope is not None:
+                options['rope'] = rope[i] if rope_differs(self) else rope
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, **options)
             else:
@@ -258,7 +264,7 @@ class TokenEncoder(TimmEncoder):
         keep: Tensor | None = None,  # what should be (B, K) int64
     ) -> None:
         "Refuse pictures or indices that this encoder can't take. Raises ValueError."
-        super().check_input(images)
+        super().check_input(images)  # pyright: ignore[reportAttributeAccessIssue] (of TimmEncoder)
         if keep is None:
             return
         height, width = images.shape[-2:]
@@ -427,7 +433,7 @@ def _reduce(self: Any) -> tuple:
 
 def _restore(timm_class: type) -> Any:
     cls = adapted_class(timm_class)
-    return cls.__new__(cls)
+    return cls.__new__(cls)  # pyright: ignore[reportCallIssue] (the class is made at run time)
 
 
 @notes_timm
@@ -485,20 +491,20 @@ def create_network(
             f"timm_encoder takes no {refused[0]}: build the network, "
             "and start from weights by vit_ssl_lab.weights.load_encoder or pretrained=True."
         )
-    kw = {'num_classes': 0} | kw
+    options: Any = dict(num_classes=0) | kw
     if img_size is None:
-        return _create(name, **kw)
+        return _create(name, **options)
     try:
-        return timm.create_model(name, img_size=to_pair(img_size), **kw)
+        return timm.create_model(name, img_size=to_pair(img_size), **options)
     except TypeError as e:  # most convolutional networks take every size and no such argument
         if "'img_size'" not in str(e):
             raise _wrong_option(name, e) from e
-    return _create(name, **kw)
+    return _create(name, **options)
 
 
-def _create(name: str, **kw: Any) -> nn.Module:
+def _create(name: str, **options: Any) -> nn.Module:
     try:
-        return timm.create_model(name, **kw)
+        return timm.create_model(name, **options)
     except TypeError as e:
         raise _wrong_option(name, e) from e
 
@@ -530,7 +536,7 @@ def set_img_size(
     self.in_chans = int(getattr(network, 'in_chans', 3))
     self.img_size = size
     self.known_sizes = set()
-    self._look()
+    self._look()  # pyright: ignore[reportCallIssue] (added by @patch)
     return self
 
 
@@ -557,7 +563,8 @@ def _look(self: TimmEncoder) -> None:
             f"{self.img_size[1]} pixels ({said}): give the img_size it is made for, or one that fits it."
         ) from e
     _, self.width, *grid = places.shape
-    self.grid = tuple(grid)
+    rows, columns = grid
+    self.grid = (rows, columns)
     self.num_prefix = x.shape[1] - self.grid[0] * self.grid[1] if self.ends_in == 'tokens' else 0
     is_vector = isinstance(head, Tensor) and head.shape == (1, self.width)
     self.pools_by = 'head' if is_vector else 'mean'

@@ -65,7 +65,7 @@ def _accuracy(
     "One point of the curve."
     if way == 'probe':
         return _probe(encoder, few, test, features)
-    options = dict(steps=steps, batch_size=min(64, len(few)), seed=seed) | tuning
+    options: dict[str, Any] = dict(steps=steps, batch_size=min(64, len(few)), seed=seed) | tuning
     run = finetune if way == 'fine-tune' else supervised
     return float(run(encoder, few, test, **options))
 

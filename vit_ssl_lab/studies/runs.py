@@ -81,7 +81,7 @@ def score_recipe(
 
 
 @cache
-def _parts(name: str, options: tuple) -> tuple[BatchedData, BatchedData]:
+def _parts(name: str, options: tuple) -> tuple[Any, Any]:
     "Labelled pictures to learn from, and unseen ones."
     labelled = load(name, 'train', **dict(options)).subset(4000, 0)
     unseen = load(name, 'test', **dict(options)).subset(2000)

@@ -397,7 +397,8 @@ class Run:
         "Average over processes what accelerate doesn't: gradients that came later than in the first step."
         for p in self.unread:
             if p.grad is not None:
-                p.grad = self.accelerator.reduce(p.grad, 'mean')
+                averaged: Any = self.accelerator.reduce(p.grad, 'mean')
+                p.grad = averaged
 
     def close(self) -> None:
         "Give the method back as it was: no compiled or autocast forward."
@@ -432,6 +433,7 @@ def forward_backward(
         if run.model is None:
             with torch.random.fork_rng(devices=run.seeded_devices), idle_rank(not weight):
                 run.prepare(inputs, needed)
+        assert run.model is not None
         is_last = i == len(batches) - 1  # processes meet once, at the last micro-batch
         sync = contextlib.nullcontext() if is_last else accelerator.no_sync(run.model)
         with idle_rank(not weight), sync:
