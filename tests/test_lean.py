@@ -129,7 +129,7 @@ def test_shared_layer_and_two_passes():
 
 def test_an_error_leaves_no_hook_behind():
     b = LeanBlock(32, 2)
-    with pytest.raises(ValueError, match='can.t work with x = float32'):
+    with pytest.raises(RuntimeError):
         b(torch.randn(1, 3, 31))
     assert not any(m._forward_hooks for m in b.modules())
     assert torch.equal(copy.deepcopy(b)(torch.ones(1, 2, 32)), b(torch.ones(1, 2, 32)))

@@ -31,7 +31,6 @@ STATIC = sorted((ROOT / 'vit_ssl_lab' / 'explorers' / 'static').glob('*.*'))
 
 # A module imports from its own folder and from floors above it in this list.
 FLOORS = [
-    {'arguments'},
     {'check'},
     {'core', 'blueprint'},
     {'show', 'results'},

@@ -15,7 +15,6 @@ import numpy as np
 # public in timm's documentation, but not in its __all__
 from timm.optim import get_optimizer_info, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from . import check
-from .arguments import checks_itself
 from .core import choose
 
 # %% ../nbs/recipe.ipynb #c1rec002
@@ -122,7 +121,6 @@ class Recipe:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    @checks_itself
     def from_json(
         cls,
         text: str,  # of `to_json`
@@ -428,7 +426,6 @@ class Schedule(NamedTuple):
         return epochs * min(self.n, self.per_epoch * self.batch) + min(self.n, i * self.batch)
 
 
-@checks_itself
 def make_schedule(
     recipe: Recipe,  # the run
     n: int,  # images in the data set

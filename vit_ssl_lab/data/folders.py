@@ -20,7 +20,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN, IMAGENET_DEFAULT_S
 from torch import Tensor
 from torch.utils.data import DataLoader
 from .. import check
-from ..arguments import checks_itself
 from ..core import choose, say_once
 from vit_ssl_lab.data.dataset import (
     Dataset,
@@ -475,7 +474,6 @@ def _train_of(top: Path, name: str, **options: Any) -> FolderDataset | None:
     return None
 
 
-@checks_itself
 def folder(
     path: str | Path,  # holds pictures, <class>/<pictures>, or train/ and val/ (or test/) with these inside
     split: str = 'train',  # "train", "test" or the name of any folder beside these

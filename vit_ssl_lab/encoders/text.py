@@ -10,7 +10,6 @@ from functools import lru_cache, partial
 from typing import Any, Sequence
 import torch
 from torch import Tensor, nn
-from ..arguments import checks_itself
 from ..blueprint import Rebuildable
 from ..core import choose, import_extra, renamed
 
@@ -84,7 +83,6 @@ class TextEncoder(Rebuildable, TextTransformer):
         self.truncate = truncate
         self.register_buffer('vocabulary', words)
 
-    @checks_itself
     def tokenize(
         self,
         captions: Sequence[str],  # n texts

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Sequence
 import torch
 from torch import Generator, Tensor, nn
 from .. import check
-from ..arguments import checks_itself
 from ..blueprint import Rebuildable
 from ..components.clip import LogitScale, clip_loss
 from ..components.initialisation import init_flip, init_flip_text, init_xavier
@@ -80,7 +79,6 @@ class FLIP(Rebuildable, nn.Module):
         "The shape of one picture's noise: a sort key a patch."
         return (math.prod(self.encoder.grid),)
 
-    @checks_itself
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         "Texts as (n, L) int64."
         return self.text_encoder.tokenize(captions)
