@@ -181,7 +181,7 @@ def test_other_looks_at_a_method_take_them_too():
     'own, sentence',
     [
         (nn.Identity(), "Identity doesn't say how it normalises 3"),
-        (Own([0.5] * 2, [0.5] * 2), 'one a channel'),
+        (Own([0.5] * 2, [0.5] * 2), 'give it mean and std of pixels'),
     ],
 )
 def test_views_that_do_not_say_how_they_normalise_are_refused(own, sentence):

@@ -452,7 +452,7 @@ def test_attention_errors():
     explorer = attention()
     explorer.layer = 99
     assert explorer.error == f'There is no layer 99; there are 0 to {explorer.layers - 1}.'
-    with pytest.raises(ValueError, match='takes a Vision Transformer'):
+    with pytest.raises(ValueError, match='take a Vision Transformer'):
         AttentionExplorer(Encoder(), PICTURES)
 
 

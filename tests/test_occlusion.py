@@ -284,13 +284,16 @@ def tiny(similarity, **changes):
     )
 
 
+def forward_doubled(method, views, noise=None, mask=None):
+    return type(method).__mro__[1].forward(method, views.double(), noise, mask)
+
+
 def train(similarity):
     torch.set_num_threads(1)
     data = load('digits')
     r = tiny(similarity)
     method = build(r, data).double()
-    forward = method.forward
-    method.forward = lambda views, noise=None, mask=None: forward(views.double(), noise, mask)
+    method.__class__ = type('Doubled', (type(method),), {'forward': forward_doubled})
     history = pretrain(method, data, r, quiet=True, device='cpu')
     return [(row['loss'], row['grad_norm']) for row in history.rows], method.state_dict()
 

@@ -380,13 +380,19 @@ class Run:
         needed: dict[str, Any],  # noise, labels, captions
     ) -> None:
         """Let accelerate wrap the method. Among many processes a copy of it shows first which parameters the
-        loss doesn't read: their gradient never comes, and nobody may wait for it."""
+        loss doesn't read: their gradient never comes, and nobody may wait for it. Raises ValueError where the
+        loss reads none."""
         if self.accelerator.num_processes > 1:
-            trial = copy.deepcopy(self.method)  # a forward pass changes buffers
+            trial = copy.deepcopy(self.method)  # a forward pass changes buffers and queues
             with self.accelerator.autocast():
                 loss = trial(inputs, **needed)['loss']
-            parameters = dict(self.method.named_parameters())
+            parameters = {name: p for name, p in self.method.named_parameters() if p.requires_grad}
             self.unread = [parameters[name] for name in unread_parameters(trial, loss)]
+            if len(self.unread) == len(parameters):
+                raise ValueError(
+                    "The loss of a copy of the method reads none of the copy's parameters: a forward that "
+                    "was replaced on the object stays bound to the original; override it in a subclass."
+                )
         for p in self.unread:
             p.requires_grad_(False)
         self.model = self.accelerator.prepare(self.method)
